@@ -1,0 +1,1 @@
+"""Pictures from one ONNX file. Imports NumPy, Pillow and onnxruntime, nothing else of this project."""

@@ -1,0 +1,45 @@
+"""The manners every command of this project shares.
+
+Progress and messages for people go to stderr, one JSON object goes to stdout when the work is done,
+and a user's mistake is one clear line with exit status 2 (a traceback only under ``--debug``).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class UserError(Exception):
+    """A mistake of the user's: the message says what was given, what is allowed and what to do."""
+
+
+def say(message: str) -> None:
+    """Print one line for people (stderr)."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> None:
+    """Run ``main(argv)`` as the command ``name`` and leave the process.
+
+    ``main`` returns the JSON object for stdout. Exit status: 0 done, 2 a ``UserError``, 130 interrupted.
+    ``--debug`` may stand anywhere in ``argv``; it is removed before ``main`` sees the rest.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    try:
+        result = main(args)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
+    print(json.dumps(result), flush=True)
