@@ -1,0 +1,32 @@
+"""Generators and discriminators.
+
+A generator maps ``z [n, z_dim]`` to pictures ``[n, 3, size, size]``, nominally in [-1, 1], and carries ``z_dim`` and
+``size``. A discriminator maps one or more batches of pictures to one critic value per picture: see
+``Discriminator``. Neither knows about devices, ranks or losses.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from trainer.config import ModelConfig
+from trainer.models.common import Discriminator, Generator
+from trainer.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from trainer.models.r3gan import R3GANDiscriminator, R3GANGenerator
+
+__all__ = ["Discriminator", "Generator", "build_discriminator", "build_generator", "num_parameters"]
+
+_GENERATORS: dict[str, type[Generator]] = {"dcgan": DCGANGenerator, "r3gan": R3GANGenerator}
+_DISCRIMINATORS: dict[str, type[Discriminator]] = {"dcgan": DCGANDiscriminator, "r3gan": R3GANDiscriminator}
+
+
+def build_generator(config: ModelConfig) -> Generator:
+    return _GENERATORS[config.arch](config)
+
+
+def build_discriminator(config: ModelConfig) -> Discriminator:
+    return _DISCRIMINATORS[config.arch](config)
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

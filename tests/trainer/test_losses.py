@@ -1,0 +1,72 @@
+"""Each loss and penalty against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from trainer.losses import LOSSES, zero_centred_penalty
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def test_bce_is_binary_cross_entropy():
+    real, fake = torch.tensor([0.3, -2.0]), torch.tensor([1.0, 0.5])
+    ones, zeros = torch.ones(2), torch.zeros(2)
+    expected = binary_cross_entropy_with_logits(real, ones, reduction="none") + binary_cross_entropy_with_logits(
+        fake, zeros, reduction="none"
+    )
+    torch.testing.assert_close(LOSSES["bce"].discriminator(real, fake), expected)
+    torch.testing.assert_close(
+        LOSSES["bce"].generator(torch.empty(0), fake), binary_cross_entropy_with_logits(fake, ones, reduction="none")
+    )
+
+
+def test_rpgan_sees_differences_of_pairs_only():
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 3.0])
+    loss = LOSSES["rpgan"]
+    torch.testing.assert_close(loss.discriminator(real, fake), torch.tensor([softplus(-1.5), softplus(4.0)]))
+    torch.testing.assert_close(loss.generator(real, fake), torch.tensor([softplus(1.5), softplus(-4.0)]))
+    torch.testing.assert_close(loss.discriminator(real + 7, fake + 7), loss.discriminator(real, fake))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_pull_the_right_way(name: str):
+    loss = LOSSES[name]
+    real = torch.zeros(3, requires_grad=True)
+    fake = torch.zeros(3, requires_grad=True)
+    d_real, d_fake = torch.autograd.grad(loss.discriminator(real, fake).sum(), [real, fake])
+    (g_fake,) = torch.autograd.grad(loss.generator(real, fake).sum(), [fake])
+    assert (d_real < 0).all(), "the discriminator raises the critic on reals"
+    assert (d_fake > 0).all(), "and lowers it on fakes"
+    assert (g_fake < 0).all(), "the generator raises it on fakes"
+
+
+def test_penalty_of_a_linear_critic_is_the_squared_norm_of_its_weights():
+    weights = torch.randn(3, 4, 4)
+    images = torch.randn(5, 3, 4, 4, requires_grad=True)
+    penalty = zero_centred_penalty([images], (images * weights).sum(dim=(1, 2, 3)))
+    torch.testing.assert_close(penalty, weights.square().sum().expand(5))
+
+
+def test_penalty_of_a_quadratic_critic_and_its_gradient():
+    """D(x) = a |x|^2: |dD/dx|^2 = 4 a^2 |x|^2, whose derivative by a is 8 a |x|^2."""
+    a = torch.tensor(0.7, requires_grad=True)
+    images = torch.randn(4, 3, 2, 2, requires_grad=True)
+    norms = images.detach().square().sum(dim=(1, 2, 3))
+    penalty = zero_centred_penalty([images], a * images.square().sum(dim=(1, 2, 3)))
+    torch.testing.assert_close(penalty, 4 * 0.49 * norms)
+    penalty.sum().backward()
+    torch.testing.assert_close(a.grad, 8 * 0.7 * norms.sum())
+
+
+def test_penalty_adds_over_batches():
+    weights = torch.randn(3, 2, 2)
+    reals, fakes = (torch.randn(2, 3, 2, 2, requires_grad=True) for _ in range(2))
+    critic = torch.cat([(reals * weights).sum(dim=(1, 2, 3)), (fakes * 3 * weights).sum(dim=(1, 2, 3))])
+    torch.testing.assert_close(
+        zero_centred_penalty([reals, fakes], critic), (10 * weights.square().sum()).expand(2)
+    )

@@ -1,0 +1,75 @@
+"""Differentiable augmentation of what the discriminator sees (DiffAugment, Zhao et al. 2020).
+
+Each transform is applied to a picture with probability ``p``, so a ramp of ``p`` from 0 fades augmentation in
+(R3GAN ramps its augmentation the same way). Reals and fakes go through the same pipeline; gradients flow through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def random_flip(images: Tensor) -> Tensor:
+    """Mirror each picture of ``[n, c, h, w]`` left to right with probability one half."""
+    flip = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(flip, images.flip(3), images)
+
+
+def _factor(images: Tensor, low: float, high: float) -> Tensor:
+    return torch.empty(len(images), 1, 1, 1, device=images.device).uniform_(low, high)
+
+
+def colour(images: Tensor) -> Tensor:
+    """Brightness +-0.5, saturation x0..2 and contrast x0.5..1.5, in the units of ``[-1, 1]`` pictures."""
+    images = images + _factor(images, -0.5, 0.5)
+    grey = images.mean(dim=1, keepdim=True)
+    images = (images - grey) * _factor(images, 0.0, 2.0) + grey
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return (images - mean) * _factor(images, 0.5, 1.5) + mean
+
+
+def translation(images: Tensor, ratio: float = 0.125) -> Tensor:
+    """Shift by up to ``ratio`` of the side in whole pixels; what moves in is black (zero)."""
+    n, _, height, width = images.shape
+    pad_y, pad_x = round(height * ratio), round(width * ratio)
+    shift_y = torch.randint(2 * pad_y + 1, (n, 1), device=images.device)
+    shift_x = torch.randint(2 * pad_x + 1, (n, 1), device=images.device)
+    rows = (torch.arange(height, device=images.device) + shift_y)[:, None, :, None]
+    columns = (torch.arange(width, device=images.device) + shift_x)[:, None, None, :]
+    padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
+    samples = torch.arange(n, device=images.device)[:, None, None, None]
+    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+    return padded[samples, channels, rows, columns]
+
+
+def cutout(images: Tensor, ratio: float = 0.5) -> Tensor:
+    """Blank a square of ``ratio`` of the side around a random centre."""
+    n, _, height, width = images.shape
+    half_y, half_x = height * ratio / 2, width * ratio / 2
+    centre_y = torch.rand(n, 1, 1, 1, device=images.device) * height
+    centre_x = torch.rand(n, 1, 1, 1, device=images.device) * width
+    y = torch.arange(height, device=images.device)[None, None, :, None] + 0.5
+    x = torch.arange(width, device=images.device)[None, None, None, :] + 0.5
+    inside = ((y - centre_y).abs() < half_y) & ((x - centre_x).abs() < half_x)
+    return images.masked_fill(inside, 0.0)
+
+
+TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "colour": colour,
+    "translation": translation,
+    "cutout": cutout,
+}
+
+
+def augment(images: Tensor, policy: tuple[str, ...], p: float) -> Tensor:
+    """Apply each transform of ``policy`` to each picture of ``[n, c, h, w]`` with probability ``p`` in 0..1."""
+    if p <= 0.0:
+        return images
+    for name in policy:
+        chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < p
+        images = torch.where(chosen, TRANSFORMS[name](images), images)
+    return images

@@ -1,0 +1,177 @@
+"""The training loop: the same in one process and in the workers of Ray Train.
+
+A *tick* reports losses and speed; a *snapshot* draws samples, evaluates, keeps the best generator and saves a
+checkpoint. Between ticks nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from infer.command import UserError, say
+from trainer import checkpoint
+from trainer.config import Config
+from trainer.context import Context, gather_objects, mean_over_ranks
+from trainer.data.shards import Manifest
+from trainer.data.stream import share, train_batches
+from trainer.metrics.evaluate import Evaluator
+from trainer.metrics.extractors import choose_extractor
+from trainer.recorder import Position, Recorder, generate
+from trainer.step import GAN
+
+
+class Diverged(RuntimeError):
+    """A loss is no longer finite."""
+
+
+class Meter:
+    """Sums of per-step statistics since ``nimg`` images, kept on the device until ``read``."""
+
+    def __init__(self, nimg: int) -> None:
+        self.nimg = nimg
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.waited = 0.0
+        self.started = time.perf_counter()
+
+    def add(self, stats: dict[str, Tensor]) -> None:
+        for name, value in stats.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def read(self, nimg: int) -> dict[str, float]:
+        """Means over steps and ranks, and speed; one collective and one wait for the device."""
+        names = sorted(self.sums)
+        means = mean_over_ranks(torch.stack([self.sums[n] / self.counts[n] for n in names])).tolist()
+        seconds = time.perf_counter() - self.started
+        return dict(zip(names, means, strict=True)) | {
+            "speed/images_per_second": (nimg - self.nimg) / seconds,
+            "speed/data_wait": self.waited / seconds,
+        }
+
+
+def train(
+    config: Config,
+    manifest: Manifest,
+    context: Context,
+    recorder: Recorder | None,
+) -> None:
+    """Train until ``config.kimg``, from the context's latest checkpoint if it has one.
+
+    Args:
+        recorder: on rank 0 only: who keeps samples, metrics and the best generator.
+
+    Raises:
+        Diverged: a loss was not finite at the end of a tick.
+        UserError: the checkpoint does not fit the configuration.
+    """
+    rank, world_size, device = context.rank, context.world_size, context.device
+    torch.manual_seed(config.seed)  # every rank builds the same networks
+    gan = GAN(config, device, world_size)
+    torch.manual_seed(_rank_seed(config.seed, rank, 0))
+    position = _resume(config, context, gan)
+    start, stop = share(config.batch, rank, world_size)
+    draws = 1 if config.loss.share_batch else 2
+    tick, snapshot, total = plan(config)
+    batches = train_batches(
+        manifest,
+        rank=rank,
+        seed=config.seed,
+        nimg=position.nimg,
+        batch=stop - start,
+        batches_per_segment=snapshot * draws,
+        images_per_segment=snapshot * config.batch,
+        readers=config.loader.workers,
+        buffer=config.loader.shuffle_buffer,
+        pin_memory=device.type == "cuda",
+    )
+    evaluator = Evaluator(choose_extractor(config.eval.extractor, config.eval.weights), manifest, config.eval.num)
+    evaluator.prepare()
+    if recorder:
+        recorder.start(gan, position.nimg)
+
+    meter = Meter(position.nimg)
+    for step in range(1, total - position.nimg // config.batch + 1):
+        waiting = time.perf_counter()
+        reals = next(batches)
+        more_reals = None if config.loss.share_batch else next(batches)
+        meter.waited += time.perf_counter() - waiting
+        meter.add(gan.step(reals, position.nimg, more_reals))
+        position.nimg += config.batch
+        gan.ema.update(gan.generator, config.batch, position.nimg)
+
+        at_snapshot = step % snapshot == 0 or position.nimg >= total * config.batch
+        if step % tick == 0 or at_snapshot:
+            values = meter.read(position.nimg)
+            _check_finite(values, position.nimg)
+            if recorder:
+                recorder.tick(values | _hyperparameters(config, position.nimg), position.nimg)
+            if at_snapshot:
+                _snapshot(context, gan, position, evaluator, recorder)
+            meter = Meter(position.nimg)
+
+
+def plan(config: Config) -> tuple[int, int, int]:
+    """Steps per tick, per snapshot (a whole number of ticks) and in all."""
+    tick = max(round(config.track.tick_kimg * 1000 / config.batch), 1)
+    snapshot = max(round(config.track.snapshot_kimg * 1000 / config.batch / tick), 1) * tick
+    return tick, snapshot, math.ceil(config.kimg * 1000 / config.batch)
+
+
+def _rank_seed(seed: int, rank: int, nimg: int) -> int:
+    """A seed for latents and augmentation that no other rank or position shares."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{rank}/{nimg}".encode()).digest()[:7], "big")
+
+
+def _resume(config: Config, context: Context, gan: GAN) -> Position:
+    with context.latest_checkpoint() as folder:
+        if folder is None:
+            return Position()
+        state = checkpoint.load(folder)
+    if state["config"]["model"] != config.to_dict()["model"]:
+        raise UserError(
+            f"checkpoint {folder} has another model than this configuration; give the same --model options,"
+            " or another --name to start afresh"
+        )
+    checkpoint.restore(gan, state)
+    if len(state["rng"]) == context.world_size:
+        checkpoint.set_rng_state(state["rng"][context.rank], context.device)
+    else:
+        torch.manual_seed(_rank_seed(config.seed, context.rank, state["nimg"]))
+    if context.rank == 0:
+        say(f"continuing from {folder} at {state['nimg'] / 1000:g} kimg")
+    return Position(state["nimg"], state["best"], state["last_metric"])
+
+
+def _check_finite(values: dict[str, float], nimg: int) -> None:
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise Diverged(f"{', '.join(bad)} not finite at {nimg / 1000:g} kimg; try a lower learning rate")
+
+
+def _hyperparameters(config: Config, nimg: int) -> dict[str, float]:
+    return {
+        "lr/generator": config.optim.g_lr(nimg),
+        "lr/discriminator": config.optim.d_lr(nimg),
+        "augment/p": config.augment.p(nimg),
+    }
+
+
+def _snapshot(
+    context: Context, gan: GAN, position: Position, evaluator: Evaluator, recorder: Recorder | None
+) -> None:
+    """Samples, metric, best generator, checkpoint. Every rank takes part in the metric and in the report."""
+    result = evaluator(lambda seeds: generate(gan, seeds))
+    kimg = position.nimg / 1000
+    position.last_metric = result
+    is_best = position.best is None or result["value"] < position.best["value"]
+    if is_best:
+        position.best = {**result, "kimg": kimg}
+    rng = gather_objects(checkpoint.rng_state(context.device))
+    folder = recorder.snapshot(gan, position, is_best, rng) if recorder else None
+    context.report({"kimg": kimg, result["name"]: result["value"]}, folder, checkpoint.folder_name(position.nimg))

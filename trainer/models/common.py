@@ -1,0 +1,71 @@
+"""What the architectures share: the two interfaces and a batch norm that spans ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig
+
+
+class Generator(nn.Module):
+    """``z [n, z_dim]`` -> pictures ``[n, 3, size, size]``, nominally in [-1, 1]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.z_dim = config.z_dim
+        self.size = config.size
+
+
+class Discriminator(nn.Module):
+    """Critic values of pictures.
+
+    ``forward`` takes reals and fakes together and calls ``critic`` once per training step: one forward per backward
+    is what DistributedDataParallel expects (pytorch#175024), and one big batch is faster than two small ones. Where
+    batch norm must not mix reals and fakes, they go through one after the other inside the same call.
+    """
+
+    mixes_samples = False
+
+    def critic(self, images: Tensor) -> Tensor:
+        """Pictures ``[n, 3, size, size]`` -> critic values ``[n]``."""
+        raise NotImplementedError
+
+    def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
+        """Critic values of each batch, float32 ``[n]`` each."""
+        if self.mixes_samples:
+            return tuple(self.critic(batch).float() for batch in batches)
+        return self.critic(torch.cat(batches)).float().split([len(b) for b in batches])
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm over the global batch: with several ranks the statistics are summed over all of them.
+
+    So two ranks with batch B train like one process with batch 2B, and an elastic restart with another world size
+    does not change the recipe. PyTorch's SyncBatchNorm does the same on CUDA only; this one also runs on gloo and
+    can be differentiated twice, which the gradient penalties need.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        x = input.float()
+        channels = x.shape[1]
+        size = x.new_tensor([x.numel() // channels])  # ranks may hold shares of different size
+        sums = dist_nn.all_reduce(torch.cat([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3)), size]))
+        count = sums[-1].detach()
+        mean, square = (sums[:-1] / count).split(channels)
+        var = (square - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)

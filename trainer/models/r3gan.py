@@ -1,0 +1,131 @@
+"""R3GAN's residual networks (Huang et al. 2024, section 4): grouped convolutions, no normalisation anywhere.
+
+A stage is a resampling step and a few inverted-bottleneck blocks. There is nothing in them that mixes samples and no
+buffer that training changes, which is what makes penalties and DistributedDataParallel unexciting.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig
+from trainer.models.common import Discriminator, Generator
+
+_SLOPE = 0.2
+_GAIN = math.sqrt(2 / (1 + _SLOPE**2))  # keeps the variance through a leaky ReLU
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, groups: int = 1, gain: float = 1.0) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
+    nn.init.normal_(conv.weight, 0.0, gain / math.sqrt(in_channels // groups * kernel * kernel))
+    return conv
+
+
+class _BiasedLeakyReLU(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x + self.bias, _SLOPE)
+
+
+class _Block(nn.Module):
+    """x + 1x1(act(grouped 3x3(act(1x1(x))))). The last 1x1 starts at zero and the others are scaled by
+    ``L^(-1/4)`` for ``L`` blocks in the network (Fix-up initialisation, Zhang et al. 2019)."""
+
+    def __init__(self, channels: int, config: ModelConfig, num_blocks: int) -> None:
+        super().__init__()
+        inner = channels * config.expansion
+        gain = _GAIN * num_blocks**-0.25
+        self.layers = nn.Sequential(
+            _conv(channels, inner, 1, gain=gain),
+            _BiasedLeakyReLU(inner),
+            _conv(inner, inner, 3, groups=max(inner // config.group_width, 1), gain=gain),
+            _BiasedLeakyReLU(inner),
+            _conv(inner, channels, 1, gain=0.0),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def _filter(channels: int, like: Tensor) -> Tensor:
+    """The separable [1, 2, 1] low-pass filter as a depthwise kernel that sums to one."""
+    taps = torch.tensor([1.0, 2.0, 1.0], device=like.device, dtype=like.dtype) / 4
+    return torch.outer(taps, taps).expand(channels, 1, 3, 3)
+
+
+class _Upsample(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.project = _conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.project(x)
+        channels = x.shape[1]
+        return F.conv_transpose2d(x, 4 * _filter(channels, x), stride=2, padding=1, output_padding=1, groups=channels)
+
+
+class _Downsample(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.project = _conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        return self.project(F.conv2d(x, _filter(channels, x), stride=2, padding=1, groups=channels))
+
+
+def _widths(width: int, max_width: int, size: int) -> list[int]:
+    """Channels from full resolution down to the 4x4 map."""
+    num_stages = size.bit_length() - 2
+    return [min(width << i, max_width) for i in range(num_stages)]
+
+
+class R3GANGenerator(Generator):
+    """A learned 4x4 map modulated by a linear function of z, then stages up to the full size. No tanh."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        widths = _widths(config.g_width, config.max_width, config.size)[::-1]
+        num_blocks = len(widths) * config.blocks
+        self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
+        self.linear = nn.Linear(config.z_dim, widths[0], bias=False)
+        nn.init.normal_(self.linear.weight, 0.0, 1 / math.sqrt(config.z_dim))
+        layers: list[nn.Module] = []
+        for stage, width in enumerate(widths):
+            if stage:
+                layers.append(_Upsample(widths[stage - 1], width))
+            layers += [_Block(width, config, num_blocks) for _ in range(config.blocks)]
+        layers.append(_conv(widths[-1], 3, 1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(self.basis * self.linear(z)[:, :, None, None])
+
+
+class R3GANDiscriminator(Discriminator):
+    """The generator's mirror image; a depthwise 4x4 convolution and a linear layer give the critic value."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths = _widths(config.d_width, config.max_width, config.size)
+        num_blocks = len(widths) * config.blocks
+        layers: list[nn.Module] = [_conv(3, widths[0], 1)]
+        for stage, width in enumerate(widths):
+            if stage:
+                layers.append(_Downsample(widths[stage - 1], width))
+            layers += [_Block(width, config, num_blocks) for _ in range(config.blocks)]
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Conv2d(widths[-1], widths[-1], 4, groups=widths[-1], bias=False)
+        nn.init.normal_(self.head.weight, 0.0, 1 / 4)
+        self.linear = nn.Linear(widths[-1], 1, bias=False)
+        nn.init.normal_(self.linear.weight, 0.0, 1 / math.sqrt(widths[-1]))
+
+    def critic(self, images: Tensor) -> Tensor:
+        return self.linear(self.head(self.layers(images)).flatten(1)).flatten()

@@ -1,0 +1,144 @@
+"""What rank 0 leaves behind for people: progress lines, metrics, sample grids, the best generator, checkpoints."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from infer.command import say
+from infer.grid import grid
+from infer.latents import latents
+from trainer import checkpoint
+from trainer.data.shards import Manifest
+from trainer.data.stream import eval_images
+from trainer.step import GAN
+from trainer.tracking import Tracker
+
+
+@dataclass
+class Position:
+    """Where a training stands; part of every checkpoint."""
+
+    nimg: int = 0
+    best: dict[str, Any] | None = None
+    """The lowest metric so far: the evaluation's result and ``kimg``."""
+    last_metric: dict[str, Any] | None = None
+
+
+def generate(gan: GAN, seeds: Sequence[int]) -> Tensor:
+    """The average generator's pictures of ``seeds``, rounded like a saved file: uint8 ``[n, 3, size, size]``."""
+    z = torch.from_numpy(latents(seeds, gan.generator.z_dim)).to(gan.device)
+    with torch.no_grad():
+        return ((gan.ema.module(z).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class Recorder:
+    """Rank 0's records of one training in ``run_dir`` and in MLflow."""
+
+    def __init__(self, manifest: Manifest, run_dir: Path, tracker: Tracker, run_id: str | None) -> None:
+        self.manifest, self.run_dir, self.tracker, self.run_id = manifest, run_dir, tracker, run_id
+
+    def start(self, gan: GAN, nimg: int) -> None:
+        """Before the first step: forget what lies beyond ``nimg``, picture the reals and the initial fakes."""
+        self.total = gan.config.kimg * 1000
+        self.began, self.began_at = time.perf_counter(), nimg
+        self.tracker.rewind(nimg)
+        (self.run_dir / "samples").mkdir(parents=True, exist_ok=True)
+        if nimg == 0:
+            reals = torch.cat(list(itertools.islice(eval_images(self.manifest, "train", batch_size=64), 4)))
+            picture = _grid(reals[: gan.config.track.grid])
+            picture.save(self.run_dir / "reals.png")
+            self.tracker.log_artifact(self.run_dir / "reals.png", "samples")
+            self._log_samples(gan, nimg)
+
+    def tick(self, values: dict[str, float], nimg: int) -> None:
+        """Log means since the last tick and print a line of progress."""
+        self.tracker.log_scalars(values, nimg)
+        rate = (nimg - self.began_at) / (time.perf_counter() - self.began)
+        left = max(self.total - nimg, 0) / rate
+        say(
+            f"kimg {nimg / 1000:8.2f}/{self.total / 1000:g}"
+            f"  {values['speed/images_per_second']:6.0f} images/s"
+            f"  loss D {values['loss/discriminator']:7.4f} G {values['loss/generator']:7.4f}"
+            f"  D(real) {values['d/real']:+6.2f} D(fake) {values['d/fake']:+6.2f}"
+            f"  left {_duration(left)}"
+        )
+
+    def snapshot(self, gan: GAN, position: Position, is_best: bool, rng: list[dict[str, Any]]) -> Path:
+        """Log the metric and a sample grid, keep the generator if it is the best so far.
+
+        Returns:
+            A new folder with the checkpoint, to be handed to ``Context.report``.
+        """
+        result, best = position.last_metric, position.best
+        assert result is not None
+        assert best is not None
+        name, value = result["name"], result["value"]
+        self.tracker.log_scalars({name: value, "speed/evaluation_seconds": result["seconds"]}, position.nimg)
+        self._log_samples(gan, position.nimg)
+        if is_best:
+            checkpoint.save_generator(self.run_dir / "best" / "gen.safetensors", gan.ema.module, self._info(gan, best))
+        say(f"{name} {value:.2f}" + (" (best so far)" if is_best else f" (best {best['value']:.2f})"))
+        extra = {
+            "best": best,
+            "last_metric": result,
+            "run_id": self.run_id,
+            "dataset_digest": self.manifest.digest,
+        }
+        folder = Path(tempfile.mkdtemp(prefix=".saving-", dir=self.run_dir))
+        checkpoint.save(folder, gan, position.nimg, rng, extra)
+        return folder
+
+    def _info(self, gan: GAN, best: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "recipe": gan.config.recipe,
+            "kimg": best["kimg"],
+            "metric": best,
+            "run_id": self.run_id,
+            "dataset_digest": self.manifest.digest,
+            "config": gan.config.to_dict(),
+        }
+
+    def _log_samples(self, gan: GAN, nimg: int) -> None:
+        """One grid of the same seeds each time, so that a series of grids shows the training."""
+        path = self.run_dir / "samples" / f"fakes_{nimg // 1000:06d}kimg.png"
+        picture = _grid(generate(gan, range(gan.config.track.grid)))
+        picture.save(path)
+        self.tracker.log_grid("fakes", picture, nimg, path)
+
+
+def _grid(pictures: Tensor) -> Image.Image:
+    return grid(np.ascontiguousarray(pictures.cpu().permute(0, 2, 3, 1).numpy()))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def progress_gif(run_dir: Path, longest: int = 640) -> None:
+    """``progress.gif`` from the sample grids of a run, in order, the last one shown longer."""
+    frames = []
+    for path in sorted((run_dir / "samples").glob("fakes_*kimg.png")):
+        with Image.open(path) as image:
+            frame = image.convert("RGB")
+        frame.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+        frames.append(frame)
+    if frames:
+        durations = [400] * (len(frames) - 1) + [2500]
+        temporary = run_dir / ".progress.gif"
+        frames[0].save(
+            temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
+        )
+        temporary.replace(run_dir / "progress.gif")
