@@ -1,0 +1,57 @@
+# Everything starts here: `make demo` on a fresh machine needs only Python 3.11 or newer, make and a compiler.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# onnxruntime and onnxruntime-gpu overwrite each other: exactly one of them, the one that can use a GPU where there may be one.
+RUNTIME := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),infer-gpu,infer)
+
+# The first interpreter that is new enough; 3.11 comes first since constraints.txt was tested with it.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint quick bench clean
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Make .venv with everything in it (about 7 GB with CUDA); does nothing when up to date
+
+# Without build isolation the editable build, too, uses the setuptools of constraints.txt.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer with venv and pip found; install one, or name it: make PYTHON=/path/to/python" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
+	$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[train,$(RUNTIME),dev]'
+	@touch $@
+
+# The name outlives an interrupted demo, so that the next one continues it, and goes when it is done.
+demo: setup  ## Train on drawn cats with 2 workers, export the best generator, write out/cats.png; continues a cut-off demo
+	@mkdir -p out
+	@test -s out/demo.name || date -u +demo-%Y%m%d-%H%M%S > out/demo.name
+	$(BIN)/python trainer/run.py --workers 2 --out out/runs --name "$$(cat out/demo.name)" > out/demo.json
+	@onnx=$$($(BIN)/python -c 'import json, sys; print(json.loads(sys.stdin.readlines()[-1])["onnx"])' < out/demo.json) && \
+	$(BIN)/catinfer --onnx "$$onnx" --n 16 --out out/cats.png && \
+	printf '\n%s\n' "generator  $$onnx" "pictures   out/cats.png" \
+		"training   $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/out/runs/mlflow.db"
+	@rm out/demo.name
+
+test: lint  ## Lint, then every test
+	$(BIN)/pytest
+
+lint: setup  ## Style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+quick: setup  ## The tests that take seconds
+	$(BIN)/pytest -m 'not slow and not ray'
+
+bench: setup  ## The measurements of benchmarks/
+	@for script in benchmarks/*.py; do echo "== $$script" >&2; $(BIN)/python $$script || exit 1; done
+
+clean:  ## Remove .venv and caches; out/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
