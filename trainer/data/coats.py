@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from trainer.data.shapes import Frame, Plane, ellipse, join, mix, step, stroke
+from trainer.data.shapes import Canvas, Colour, Frame, Plane, ellipse, join, mix, step, stroke
 
 # (markings, ground, pale parts) of each colour, sRGB.
 TONES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]] = {
@@ -53,7 +52,15 @@ COATS: dict[str, float] = {
 }
 COLOURS: dict[str, dict[str, float]] = {
     "tabby": {"orange": 0.32, "brown": 0.30, "silver": 0.18, "grey": 0.08, "cream": 0.08, "cinnamon": 0.04},
-    "solid": {"black": 0.24, "grey": 0.24, "white": 0.2, "cream": 0.1, "chocolate": 0.1, "lilac": 0.06, "cinnamon": 0.06},
+    "solid": {
+        "black": 0.24,
+        "grey": 0.24,
+        "white": 0.2,
+        "cream": 0.1,
+        "chocolate": 0.1,
+        "lilac": 0.06,
+        "cinnamon": 0.06,
+    },
     "bicolour": {"orange": 0.25, "grey": 0.2, "brown": 0.2, "black": 0.15, "cream": 0.1, "silver": 0.1},
     "tuxedo": {"black": 0.85, "grey": 0.15},
     "calico": {"black": 0.8, "grey": 0.2},
@@ -92,6 +99,7 @@ class Cat:
     ear_length: float
     ear_width: float
     ear_tilt: float  # outwards from upright
+    ear_round: float  # tips: 0 pointed .. 1 round
     ear_tufts: float  # 0..1
     tilt_degrees: float  # head leaning to the picture's right where positive
     yaw: float  # -1 looks to the picture's left .. 1 right
@@ -100,7 +108,7 @@ class Cat:
     offset_x: float
     offset_y: float
     light_degrees: float  # where the light comes from: 0 above, 90 the picture's right
-    light_height: float  # 0.4 from the side .. 1 from the front
+    light_height: float  # 0 from the side .. 1 from the front
     warmth: float  # -1 bluish .. 1 golden
     exposure: float
     rim: float  # light from behind along the head's outline
@@ -109,9 +117,9 @@ class Cat:
     background_value: float  # 0 dark .. 1 bright
 
 
-def linear(colour: tuple[int, int, int]) -> NDArray[np.float32]:
+def linear(colour: Sequence[float]) -> Colour:
     """sRGB 0..255 as light; the gamma 2 that stands for sRGB's curve here has an exact inverse, the square root."""
-    scaled = np.array(colour, np.float32) / np.float32(255)
+    scaled = np.array(colour, np.float32) / 255
     return scaled * scaled
 
 
@@ -145,7 +153,7 @@ def _nose(chance: Chance, coat: str, colour: str, white: float) -> str:
     if white > 0.45 or colour in ("white", "cream", "orange"):
         return "pink" if chance.true(0.85) else "brick"
     if colour in ("black", "silver") or coat == "smoke":
-        return "black" if chance.true(0.75) else "brick"
+        return "black" if chance.true(0.8) else "brick"
     if colour in ("grey", "lilac"):
         return "slate"
     return "brick" if chance.true(0.6) else "brown"
@@ -201,16 +209,17 @@ def random_cat(rng: np.random.Generator) -> Cat:
         muzzle=chance.about(1, 0.18),
         ear_length=chance.about(0.84 + large, 0.13),
         ear_width=chance.about(0.37 + large / 3, 0.05),
-        ear_tilt=chance.about(24, 12),
+        ear_tilt=chance.about(25, 14),
+        ear_round=chance.within(0.1, 0.6) if head == "wedge" else chance.within(0.2, 1),
         ear_tufts=chance.within(0.2, 1),
         tilt_degrees=chance.about(0, 24),
         yaw=chance.about(0, 1),
         pitch=chance.about(0, 1),
-        scale=chance.about(0.82, 0.07),
+        scale=chance.about(0.845, 0.08),
         offset_x=chance.about(0, 0.09),
         offset_y=chance.about(0.15, 0.07),
         light_degrees=chance.about(0, 110),
-        light_height=chance.within(0.45, 1),
+        light_height=chance.within(0.2, 1),
         warmth=chance.about(0.15, 0.95),
         exposure=chance.about(1, 0.22),
         rim=chance.within(0, 1),
@@ -238,78 +247,78 @@ STRIPES: tuple[tuple[tuple[float, float], tuple[float, float], float, float], ..
 
 def _stripes(frame: Frame) -> Plane:
     """Where the dark of a tabby lies, 0..1: the M, the cheek stripes and, below the chin, the necklaces."""
-    u = np.abs(frame.u + frame.warp_x * np.float32(0.035))
-    v = frame.v + frame.warp_y * np.float32(0.045)
+    u = np.abs(frame.u + frame.warp_x * 0.035)
+    v = frame.v + frame.warp_y * 0.045
     distance = stroke(u, v, *STRIPES[0])
     for one in STRIPES[1:]:
         distance = np.minimum(distance, stroke(u, v, *one))
-    ring = np.abs(np.abs(v - np.float32(1.26) + u * u * np.float32(0.25)) - np.float32(0.13)) - np.float32(0.04)
-    distance = np.minimum(distance, np.maximum(ring, np.float32(0.95) - v))
-    return step(0.03, -0.025, distance + frame.hair * np.float32(0.012))
+    ring = np.abs(np.abs(v - 1.26 + u * u * 0.25) - 0.13) - 0.04
+    distance = np.minimum(distance, np.maximum(ring, 0.95 - v))
+    return step(0.03, -0.025, distance + frame.hair * 0.012)
 
 
 def _white(frame: Frame, cat: Cat) -> Plane:
     """Where a coat is white, 0..1: muzzle, chin and bib, and with more of it an inverted V up the forehead."""
     amount = cat.white
-    u = frame.u + frame.warp_x * np.float32(0.10) - np.float32(0.09 * cat.skew)
-    v = frame.v + frame.warp_y * np.float32(0.06)
-    distance = ellipse(u, v - np.float32(0.48), 0.24 + 0.22 * amount, 0.22 + 0.10 * amount)
+    u = frame.u + frame.warp_x * 0.10 - 0.09 * cat.skew
+    v = frame.v + frame.warp_y * 0.06
+    distance = ellipse(u, v - 0.48, 0.24 + 0.22 * amount, 0.22 + 0.10 * amount)
     if amount > 0.3:
         top = (0.06 * cat.skew, 0.05 - 0.95 * amount)
         distance = join(distance, stroke(u, v, (0.0, 0.42), top, 0.10 + 0.42 * amount, 0.015 + 0.05 * amount), 0.1)
-    bib = ellipse(u, v - np.float32(1.15), 0.26 + 0.5 * amount, 0.5)
-    return step(0.035, -0.035, join(distance, bib, 0.12) + frame.hair * np.float32(0.02))
+    bib = ellipse(u, v - 1.15, 0.26 + 0.5 * amount, 0.5)
+    return step(0.035, -0.035, join(distance, bib, 0.12) + frame.hair * 0.02)
 
 
 def _patches(frame: Frame, cat: Cat) -> Plane:
     """Where a tortoiseshell is orange, 0..1: large patches on a calico, fine brindle on a tortoiseshell."""
     if cat.coat == "calico":
-        return step(-0.08, 0.08, frame.blotch + np.float32(0.3 * cat.skew) * np.sign(frame.u) + frame.hair * np.float32(0.04))
-    return step(-0.3, 0.35, frame.blotch * np.float32(0.7) + frame.warp_x * np.float32(0.8) + frame.hair * np.float32(0.07))
+        return step(-0.08, 0.08, frame.blotch + 0.3 * cat.skew * np.clip(frame.u * 8, -1, 1) + frame.hair * 0.04)
+    return step(-0.3, 0.35, frame.blotch * 0.7 + frame.warp_x * 0.8 + frame.hair * 0.07)
 
 
 def _pale_parts(frame: Frame) -> Plane:
     """Where a tabby is pale, 0..1: around the eyes, the muzzle, the chin and the chest."""
     u = np.abs(frame.u)
-    eyes = np.abs(ellipse(u - np.float32(0.345), frame.v + np.float32(0.06), 0.27, 0.20)) - np.float32(0.05)
-    muzzle = ellipse(u, frame.v - np.float32(0.47), 0.29, 0.19)
-    chest = ellipse(u, frame.v - np.float32(1.1), 0.4, 0.35)
-    return step(0.09, -0.07, np.minimum(eyes, np.minimum(muzzle, chest)) + frame.hair * np.float32(0.02))
+    eyes = np.abs(ellipse(u - 0.345, frame.v + 0.06, 0.27, 0.20)) - 0.05
+    muzzle = ellipse(u, frame.v - 0.47, 0.29, 0.19)
+    chest = ellipse(u, frame.v - 1.1, 0.4, 0.35)
+    return step(0.09, -0.07, np.minimum(eyes, np.minimum(muzzle, chest)) + frame.hair * 0.02)
 
 
-def albedo(frame: Frame, cat: Cat) -> NDArray[np.float32]:
+def albedo(frame: Frame, cat: Cat) -> Canvas:
     """Colour of the fur [3, n, n] in linear light, for the whole frame; face, ears and chest each show a part of it."""
-    dark, ground, pale = (linear(tone) * np.float32(cat.shade) for tone in TONES[cat.colour])
+    dark, ground, pale = (linear(tone) * cat.shade for tone in TONES[cat.colour])
     white = linear(TONES["white"][1])
     n = len(frame.u)
     coat = np.broadcast_to(ground[:, None, None], (3, n, n)).copy()
-    centre = np.sqrt(frame.u * frame.u + (frame.v - np.float32(0.15)) ** 2)
+    centre = np.sqrt(frame.u * frame.u + (frame.v - 0.15) ** 2)
     if cat.coat == "colourpoint":
-        cream = linear((236, 220, 198)) * np.float32(cat.shade)
+        cream = linear((236, 220, 198)) * cat.shade
         mix(coat, cream, np.ones((n, n), np.float32))
-        mask = step(0.80 + 0.15 * cat.skew, 0.16, centre + frame.warp_x * np.float32(0.08) + frame.hair * np.float32(0.03))
-        ears = step(-0.55, -0.80, frame.v + frame.hair * np.float32(0.03))
-        mix(coat, dark if cat.colour == "chocolate" else ground, np.maximum(mask * np.float32(0.92), ears))
+        mask = step(0.80 + 0.15 * cat.skew, 0.16, centre + frame.warp_x * 0.08 + frame.hair * 0.03)
+        ears = step(-0.55, -0.80, frame.v + frame.hair * 0.03)
+        mix(coat, dark if cat.colour == "chocolate" else ground, np.maximum(mask * 0.92, ears))
     elif cat.coat == "smoke":
         mix(coat, dark, step(0.9, 0.2, centre))
-        mix(coat, pale, step(0.75, 1.25, centre + frame.hair * np.float32(0.10)) * np.float32(0.8))
+        mix(coat, pale, step(0.75, 1.25, centre + frame.hair * 0.10) * 0.8)
     elif cat.coat in ("calico", "tortoiseshell"):
         patches = _patches(frame, cat)
         orange = [linear(tone) for tone in (TONES["orange"] if cat.colour == "black" else TONES["cream"])]
         mix(coat, dark, np.ones((n, n), np.float32))
         mix(coat, orange[1], patches)
-        mix(coat, orange[0], patches * _stripes(frame) * np.float32(0.5))
+        mix(coat, orange[0], patches * _stripes(frame) * 0.5)
     else:
         if cat.stripes:
-            mix(coat, pale, _pale_parts(frame) * np.float32(0.75))
+            mix(coat, pale, _pale_parts(frame) * 0.75)
             marks = _stripes(frame)
             if cat.coat == "spotted":
                 spots = step(0.10, 0.32, frame.spots) * step(0.45, 0.62, centre)
                 marks = np.maximum(marks * step(0.75, 0.45, centre), spots)
-            mix(coat, dark, marks * np.float32(0.88 * cat.stripes))
+            mix(coat, dark, marks * 0.88 * cat.stripes)
         else:
-            mix(coat, pale, step(0.35, 0.9, frame.v) * np.float32(0.25))
+            mix(coat, pale, step(0.35, 0.9, frame.v) * 0.25)
     if cat.white:
         mix(coat, white, _white(frame, cat))
-    coat *= 1 + np.clip(frame.hair, -1.6, 1.6) * np.float32(0.11)
+    coat *= 1 + np.clip(frame.hair, -1.6, 1.6) * 0.11
     return coat

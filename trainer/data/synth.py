@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from infer.command import UserError
 from trainer.data.coats import random_cat
-from trainer.data.portrait import paint, random_noise
+from trainer.data.portrait import paint
+from trainer.data.scene import random_noise
 
 MIN_SIZE, MAX_SIZE = 16, 1024
 CHUNK = 64  # pictures a process draws at a time: a tenth of a second or more, so that handing over costs little
