@@ -18,7 +18,7 @@ from PIL import Image
 MAX_PIXELS = 89_478_485
 """The most pixels a picture may have: a quarter GiB as RGB, the size at which Pillow warns of decompression bombs."""
 
-# Only formats that people keep pictures in. Pillow knows more, and some of those start other programs (EPS: Ghostscript).
+# What people keep pictures in. Pillow knows more formats, and some of those start other programs (EPS: Ghostscript).
 # Image.open raises KeyError for a format that this Pillow lacks (AVIF before 11.3), so ask it first.
 Image.init()
 _FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000") if f in Image.OPEN)

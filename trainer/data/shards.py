@@ -16,13 +16,15 @@ import json
 import os
 import re
 import shutil
+import sys
 import tarfile
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -31,6 +33,8 @@ from tqdm import tqdm
 from infer.command import UserError
 from infer.grid import grid
 from trainer.data.images import encode, pixel_digest
+
+T = TypeVar("T")
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -69,7 +73,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data set holds. ``root`` is its folder; pictures are RGB, ``size`` x ``size``."""
+    """What a data set holds. ``root`` is its folder, absolute; pictures are RGB, ``size`` x ``size``."""
 
     root: str
     size: int
@@ -112,9 +116,9 @@ class Manifest:
         Raises:
             UserError: no such folder or manifest, not a manifest of this format, or a shard is missing or cut off.
         """
-        root = local_path(location)
+        root = local_path(location).absolute()  # the manifest travels to processes that work elsewhere
         if not root.is_dir():
-            raise UserError(f"no data set at {root}: make one with `catdata synth {root}` or `catdata build SRC {root}`")
+            raise UserError(f"no data set at {root}: make one with `catdata synth` or `catdata build`")
         try:
             record = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -144,8 +148,8 @@ class Manifest:
 
 
 def local_path(location: str | Path) -> Path:
-    """``location`` as a path; a URL is refused (UserError)."""
-    if re.match(r"[A-Za-z][\w+.-]+:", str(location)):
+    """``location`` as a path. Raises UserError for a URL."""
+    if re.match(r"[A-Za-z][\w+.-]*://|pipe:", str(location)):
         raise UserError(f"{location} is a URL: only paths on this machine can be read, so copy it here first")
     return Path(location)
 
@@ -191,8 +195,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size = folder, size
-        self._spool_path = folder / "spool"
-        self._spool = self._spool_path.open("w+b")
+        self._spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as the writer)
         self._entries: list[tuple[bytes, int, int, int]] = []  # digest, offset, bytes of picture and of record
         self._end = 0
 
@@ -217,26 +220,28 @@ class ShardWriter:
         total = len(self._entries)
         num_val = min(max(round(total * val_fraction), 1), total - 1) if val_fraction > 0 else 0
         num_train = total - num_val
-        splits = {
-            "train": Split(tuple(self._write_split("train", 0, num_train, _MIN_SHARDS))),
-            "val": Split(tuple(self._write_split("val", num_train, total, 1))),
-        }
+        plan = [
+            *(("train", i, *part) for i, part in enumerate(self._parts(0, num_train, _MIN_SHARDS))),
+            *(("val", i, *part) for i, part in enumerate(self._parts(num_train, total, 1))),
+        ]
+        shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+        for split, i, first, last in progress(plan, "write", "shard", len(plan)):
+            shards[split].append(self._write_shard(f"{split}-{i:06d}.tar", first, last))
+        splits = {split: Split(tuple(written)) for split, written in shards.items()}
         self._write_contact()
         self._spool.close()
-        self._spool_path.unlink()
         tool = f"catgan {version('catgan')}"
         manifest = Manifest(str(self.folder), self.size, splits, seed, tuple(source), dict(options), tool)
         manifest.save()
         return manifest
 
-    def _write_split(self, split: str, start: int, stop: int, min_shards: int) -> Iterator[Shard]:
-        """The entries ``start`` to ``stop`` as shards of nearly equal numbers of pictures."""
+    def _parts(self, start: int, stop: int, min_shards: int) -> Iterator[tuple[int, int]]:
+        """Entries ``start`` to ``stop`` in parts for one shard each, which differ by at most one picture."""
         images = stop - start
         size = sum(entry[2] for entry in self._entries[start:stop])
-        shards = min(max(min_shards, -(-images // _MAX_IMAGES), -(-size // _MAX_BYTES)), images)
-        for i in range(shards):
-            first, last = start + images * i // shards, start + images * (i + 1) // shards
-            yield self._write_shard(f"{split}-{i:06d}.tar", first, last)
+        parts = min(max(min_shards, -(-images // _MAX_IMAGES), -(-size // _MAX_BYTES)), images)
+        for i in range(parts):
+            yield start + images * i // parts, start + images * (i + 1) // parts
 
     def _write_shard(self, name: str, first: int, last: int) -> Shard:
         path = self.folder / name
@@ -280,13 +285,14 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     folder = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
-            raise UserError(f"{out} exists already: give another OUT, or remove it first")
+            raise UserError(f"{out} exists and is not an empty folder: give another OUT, or remove it first")
         out.parent.mkdir(parents=True, exist_ok=True)
         for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
             _remove_if_abandoned(leftover)
         folder.mkdir()
         with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # not every network file system has locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
             (folder / ".lock").unlink()
             folder.replace(out)
@@ -294,6 +300,11 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def progress(items: Iterable[T], what: str, unit: str, total: int | None) -> Iterator[T]:
+    """``items`` with a bar on stderr; where that is a log file, a line in ten seconds instead of ten in a second."""
+    yield from tqdm(items, what, total, unit=f" {unit}s", mininterval=0.1 if sys.stderr.isatty() else 10.0)
 
 
 def _remove_if_abandoned(folder: Path) -> None:
@@ -339,7 +350,7 @@ def verify(location: str | Path) -> Manifest:
     if strangers := sorted({path.name for path in Path(manifest.root).glob("*.tar")} - set(shards)):
         raise UserError(f"{Path(manifest.root, strangers[0])} is not in {MANIFEST}: remove it, or build again")
     keys: set[str] = set()
-    for shard in tqdm(shards.values(), desc="verify", unit="shard", disable=None):
+    for shard in progress(shards.values(), "verify", "shard", len(shards)):
         path = Path(manifest.root, shard.name)
         try:
             found = _shard_keys(path, shard, manifest.size)
@@ -370,7 +381,7 @@ def _shard_keys(path: Path, shard: Shard, size: int) -> list[str]:
             with Image.open(content, formats=("PNG", "WEBP")) as image:
                 image.load()
                 if image.mode != "RGB" or image.size != (size, size):
-                    raise ValueError(f"{member.name} is {image.mode} {image.width}x{image.height}, not RGB {size}x{size}")
+                    raise ValueError(f"{member.name} is {image.mode} {image.size}, not RGB of size {size}")
     for key, suffixes in samples.items():
         if suffixes not in ({"webp", "json"}, {"png", "json"}):
             raise ValueError(f"sample {key} has {', '.join(sorted(suffixes))} instead of a picture and its json")

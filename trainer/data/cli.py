@@ -1,0 +1,220 @@
+"""``catdata``: make data sets of pictures, and check them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from infer.command import UserError, run_command, say
+from trainer.data.build import build
+from trainer.data.shards import Manifest, progress, verify, write_shards
+from trainer.data.synth import draw_many
+
+NAME = "catdata"
+
+_OVERVIEW = """\
+Make a data set for training from pictures, and check it. A data set is a folder of WebDataset shards with a manifest.
+
+commands:
+  synth   draw cats: a data set from nothing
+  build   from folders, zips and tars of pictures
+  verify  read a whole data set and compare it with its manifest
+
+`catdata COMMAND --help` shows the options. Examples:
+  catdata synth out/drawn --num 4096 --size 64
+  catdata build ~/Downloads/cats.zip out/cats --size 64
+  catdata verify out/cats
+"""
+
+_SYNTH = """\
+Draw cats: OUT gets --num procedural cat faces, each different, with its attributes in the sample's JSON. The same
+--num, --size and --seed give the same bytes.
+
+example:
+  catdata synth out/drawn --num 4096 --size 64 --seed 0
+"""
+
+_BUILD = """\
+Make the data set OUT from pictures. SRC is a folder (with all folders inside), a zip, a tar (.gz, .bz2, .xz too), a
+data set made before, or a picture; several are put together. All formats and colour modes become RGB: the EXIF
+orientation is applied, transparency laid on white, 16 bits brought to 8, of an animation the first frame taken.
+
+Every file looked at is kept, or listed in OUT/rejected.csv with the reason: not readable, not a picture, too small,
+too large (more than 89 million pixels), or a duplicate of an earlier one, pixel by pixel. Not looked at are hidden
+files and notes beside pictures (.json, .txt, .csv, .tsv, .md, .xml, .yaml, .yml, .cls).
+
+Which pictures are for validation, and the order of all, follows from --seed and the pixels: the same pictures give
+the same split, however they are packed. While it works, encoded pictures take their room on disk twice.
+
+examples:
+  catdata build ~/Downloads/cats.zip out/cats --size 64
+  catdata build photos/ more.tar.gz out/cats --size 128 --min-size 128 --val-fraction 0.05
+  catdata build faces/ out/faces --size 64 --crop none
+"""
+
+_VERIFY = """\
+Read the whole data set DIR: SHA-256 of each shard, the number of pictures, and that each sample is an RGB picture of
+the right size with its JSON. The first thing that is wrong is named, with exit status 2.
+
+example:
+  catdata verify out/cats
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line and exit status 2, like every mistake of the user's."""
+
+    def __init__(self, command: str, description: str) -> None:
+        prog = f"{NAME} {command}".strip()
+        super().__init__(
+            prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        self.help_command = f"{prog} --help"
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (`{self.help_command}` shows what is allowed)")
+
+
+def _number(kind: Callable[[str], float], low: float, high: float) -> Callable[[str], Any]:
+    """An argument type: ``kind`` is int or float, low <= value <= high."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            word = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a {word} from {low:,} to {high:,}")
+        return value
+
+    return parse
+
+
+def _add_common(parser: _Parser) -> None:
+    parser.add_argument(
+        "--size",
+        type=_number(int, 8, 1024),
+        default=64,
+        metavar="PX",
+        help="pictures in OUT are PX x PX pixels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=_number(int, 0, 2**63),
+        default=0,
+        metavar="N",
+        help="chance: what is drawn, the order, which pictures are for validation (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=_number(float, 0, 0.5),
+        default=0.1,
+        metavar="X",
+        help="share of the pictures kept for validation, 0 to 0.5; at least one unless 0 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--processes",
+        type=_number(int, 1, 1024),
+        metavar="N",
+        help="processes to work with (default: one for each core)",
+    )
+
+
+def _synth(argv: list[str]) -> dict[str, Any]:
+    parser = _Parser("synth", _SYNTH)
+    parser.usage = f"{parser.prog} OUT [options]"
+    parser.add_argument("out", metavar="OUT", help="folder to make; must not exist, or be empty")
+    parser.add_argument(
+        "--num", type=_number(int, 1, 10**8), default=4096, metavar="N", help="pictures (default: %(default)s)"
+    )
+    _add_common(parser)
+    a = parser.parse_args(argv)
+    manifest = write_shards(
+        a.out,
+        progress(draw_many(a.seed, a.num, a.size, a.processes), "draw", "picture", a.num),
+        size=a.size,
+        seed=a.seed,
+        val_fraction=a.val_fraction,
+        source=["drawn cats"],
+        options={"num": a.num, "val_fraction": a.val_fraction},
+    )
+    return _summary(a.out, manifest, 0)
+
+
+def _build(argv: list[str]) -> dict[str, Any]:
+    parser = _Parser("build", _BUILD)
+    parser.usage = f"{parser.prog} SRC... OUT [options]"
+    parser.add_argument("paths", nargs="+", metavar="SRC... OUT", help="sources, then the folder to make")
+    _add_common(parser)
+    parser.add_argument(
+        "--crop",
+        choices=("center", "none"),
+        default="center",
+        help="center: cut out the largest square in the middle; none: reject what is not square (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--min-size",
+        type=_number(int, 1, 65535),
+        metavar="PX",
+        help="reject pictures with a shorter side below this (default: half of --size; enlarged pictures are blurred)",
+    )
+    # parse_args would take OUT from the first run of paths and refuse those after an option.
+    a = parser.parse_intermixed_args(argv)
+    if len(a.paths) < 2:
+        parser.error(f"only one path is given, {a.paths[0]}: name the pictures and then the folder to make")
+    manifest, report = build(
+        a.paths[:-1],
+        a.paths[-1],
+        size=a.size,
+        crop=a.crop,
+        val_fraction=a.val_fraction,
+        seed=a.seed,
+        min_size=a.min_size,
+        processes=a.processes,
+    )
+    if report.rejected:
+        say(f"rejected: {report}; one by one in {Path(a.paths[-1], 'rejected.csv')}")
+    if report.enlarged:
+        say(f"enlarged: {report.enlarged} pictures smaller than {a.size} pixels; --min-size {a.size} rejects them")
+    return _summary(a.paths[-1], manifest, report.rejected.total())
+
+
+def _summary(out: str, manifest: Manifest, rejected: int) -> dict[str, Any]:
+    kept, shards = _totals(manifest)
+    return {"out": out, "read": kept + rejected, "kept": kept, "rejected": rejected, "shards": shards}
+
+
+def _totals(manifest: Manifest) -> tuple[int, int]:
+    splits = manifest.splits.values()
+    return sum(split.images for split in splits), sum(len(split.shards) for split in splits)
+
+
+def _verify(argv: list[str]) -> dict[str, Any]:
+    parser = _Parser("verify", _VERIFY)
+    parser.add_argument("location", metavar="DIR", help="folder of the data set")
+    manifest = verify(parser.parse_args(argv).location)
+    images, shards = _totals(manifest)
+    return {"ok": True, "images": images, "shards": shards, "digest": manifest.digest}
+
+
+_COMMANDS = {"synth": _synth, "build": _build, "verify": _verify}
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run ``catdata`` with these arguments. Returns the JSON object of the command."""
+    parser = _Parser("", _OVERVIEW)
+    parser.add_argument("command", choices=_COMMANDS, help=argparse.SUPPRESS)
+    parser.usage = f"{NAME} {{{','.join(_COMMANDS)}}} ..."
+    command = parser.parse_args(argv[:1]).command
+    return _COMMANDS[command](argv[1:])
+
+
+def entry() -> None:
+    run_command(NAME, main)
+
+
+if __name__ == "__main__":
+    entry()
