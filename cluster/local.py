@@ -130,7 +130,9 @@ def alive(cluster: Cluster) -> int:
     """Nodes that Ray's own state calls alive; 0 as long as the dashboard does not answer."""
     command = [RAY, "list", "nodes", f"--address={cluster.dashboard}", "--format=json", "--filter=state=ALIVE"]
     answer = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-    return len(json.loads(answer.stdout)) if answer.returncode == 0 else 0
+    if answer.returncode or not answer.stdout.startswith(b"["):
+        return 0  # Before the first node is there, Ray succeeds and answers in prose.
+    return len(json.loads(answer.stdout))
 
 
 def _spawn(folder: Path, index: int, cpus: int, arguments: list[str]) -> Node:
