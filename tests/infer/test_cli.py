@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infer.cli import NAME, main
+from infer.command import UserError, run_command
+
+ROOT = Path(__file__).parents[2]
+
+BLOCKER = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise AssertionError("imported " + name)
+
+sys.meta_path.insert(0, Blocker())
+from infer.cli import entry
+entry()
+"""
+
+
+def blocked(names: set[str], *args: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run catinfer in a fresh interpreter in which importing ``names`` fails."""
+    command = [sys.executable, "-c", BLOCKER.replace("{blocked!r}", repr(names)), *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_needs_nothing_of_the_training_side(onnx_file: Path, tmp_path: Path) -> None:
+    others = {"torch", "torchvision", "ray", "mlflow", "onnx", "webdataset", "scipy", "tqdm", "tyro"}
+    others |= {"trainer", "export", "cluster"}
+    out = tmp_path / "cats.png"
+    done = blocked(others, "--onnx", onnx_file, "--n", 4, "--out", out, "--interpolate", tmp_path / "w.gif")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["seconds"] > 0
+    assert {k: result[k] for k in ("out", "n")} == {"out": str(out), "n": 4}
+    assert out.exists()
+
+
+def test_help_is_instant_and_shows_examples() -> None:
+    done = blocked({"numpy", "PIL", "onnxruntime"}, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for option in ("--onnx", "--n", "--seed", "--psi", "--out", "--interpolate", "--device"):
+        assert option in done.stdout
+    assert "examples:" in done.stdout
+
+
+def test_default_is_a_sheet_of_sixteen(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_command(NAME, main, ["--onnx", str(onnx_file), "--device", "cpu"])
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (result["out"], result["n"], result["provider"]) == ("cats.png", 16, "CPUExecutionProvider")
+    assert out.count("\n") == 1
+    assert err == ""
+    assert {p.name for p in tmp_path.iterdir()} == {"cats.png", "gen.onnx"}
+
+
+def test_a_walk_alone_writes_no_sheet(onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["--onnx", str(onnx_file), "--n", "2", "--interpolate", "walk.gif", "--device", "cpu"])
+    assert {p.name for p in tmp_path.iterdir()} == {"walk.gif", "gen.onnx"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--n", "0"], "argument --n: '0' is not a whole number from 1 to 1000000"),
+        (["--n", "-3"], "argument --n: '-3' is not a whole number"),
+        (["--n", "1e3"], "argument --n: '1e3' is not a whole number"),
+        (["--n", "1" + "0" * 5000], "is not a whole number"),
+        (["--n", "four"], "argument --n: 'four' is not a whole number"),
+        (["--n"], "argument --n: expected one argument"),
+        (["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
+        (["--seed", "4294967296"], "argument --seed"),
+        (["--psi", "2.5"], "argument --psi: '2.5' is not a number from 0 to 2"),
+        (["--psi", "nan"], "argument --psi: 'nan' is not a number"),
+        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
+        (["--interp", "w.gif"], "unrecognized arguments: --interp w.gif"),
+        (["--out", "cats.tiff"], "--out cats.tiff: one sheet ends with"),
+        (["--onnx", "none.onnx"], "none.onnx: no such file"),
+    ],
+)
+def test_mistakes_are_one_line(
+    onnx_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        run_command(NAME, main, ["--onnx", str(onnx_file), *options])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("catinfer: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["gen.onnx"]
+
+
+def test_debug_shows_where_it_came_from(onnx_file: Path) -> None:
+    with pytest.raises(UserError, match="'0' is not a whole number"):
+        run_command(NAME, main, ["--debug", "--onnx", str(onnx_file), "--n", "0"])
+
+
+def test_the_file_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_command(NAME, main, [])
+    assert "the following arguments are required: --onnx (see catinfer --help)" in capsys.readouterr().err
+
+
+def test_a_mistake_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:
+    (tmp_path / "gen.onnx").write_bytes(b"junk")
+    done = blocked({"torch"}, "--onnx", tmp_path / "gen.onnx")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "not an ONNX model" in done.stderr

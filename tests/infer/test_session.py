@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from infer import session
+from infer.command import UserError
+from infer.grid import to_uint8
+from infer.latents import latents
+from infer.session import CPU, Generator
+
+MakeOnnx = Callable[..., Path]
+without_gpu = pytest.mark.skipif(session._has_nvidia_gpu(), reason="there is a GPU")
+
+
+def expected_images(path: Path, z: np.ndarray) -> np.ndarray:
+    """The tiny generator by hand, in float64."""
+    weights = {
+        i.name: onnx.numpy_helper.to_array(i).astype(np.float64) for i in onnx.load_model(path).graph.initializer
+    }
+    small = (z.astype(np.float64) @ weights["w"]).reshape(-1, 4, 4, 4)
+    large = np.zeros((len(z), 3, 10, 10))
+    for y in range(4):
+        for x in range(4):
+            patch = np.einsum("nc,cdij->ndij", small[:, :, y, x], weights["k"])
+            large[:, :, 2 * y : 2 * y + 4, 2 * x : 2 * x + 4] += patch
+    return np.tanh(large[:, :, 1:-1, 1:-1])
+
+
+def test_computes_the_network(onnx_file: Path) -> None:
+    generator = Generator(onnx_file, "cpu")
+    z = latents(range(5), generator.z_dim)
+    images = generator.images(z)
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images, expected_images(onnx_file, z), atol=1e-5)
+    np.testing.assert_array_equal(generator(z), to_uint8(images))
+
+
+def test_tells_what_it_is(onnx_file: Path) -> None:
+    generator = Generator(onnx_file, "cpu")
+    assert (generator.z_dim, generator.size, generator.provider) == (16, 8, CPU)
+    assert generator.metadata == {"z_dim": "16", "size": "8"}
+
+
+@pytest.mark.parametrize("batch", [1, 4, 32])
+def test_a_picture_depends_on_its_latent_alone(onnx_file: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    monkeypatch.setitem(session.BATCH, CPU, batch)
+    generator = Generator(onnx_file, "cpu")
+    z = latents(range(11), generator.z_dim)
+    together = generator.images(z)
+    for i in range(11):
+        np.testing.assert_array_equal(generator.images(z[i : i + 1])[0], together[i])
+    np.testing.assert_array_equal(generator.images(z[3:9]), together[3:9])
+
+
+def test_no_latents_give_no_pictures(onnx_file: Path) -> None:
+    assert Generator(onnx_file, "cpu")(np.zeros((0, 16), np.float32)).shape == (0, 8, 8, 3)
+
+
+def test_a_file_without_metadata_is_fine(make_onnx: MakeOnnx) -> None:
+    assert Generator(make_onnx(metadata={}), "cpu").z_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"z": "latent"}, r"not a generator: latent float \[batch, 16\] -> image"),
+        ({"image": "picture"}, r"not a generator: .* -> picture float \[batch, 3, 8, 8\]"),
+        ({"z_type": TensorProto.DOUBLE}, "not a generator: z double"),
+        ({"channels": 1}, r"image float \[batch, 1, 8, 8\], but needed"),
+        ({"batch": 1}, r"z float \[1, 16\].* any batch"),
+        ({"metadata": {"z_dim": "99"}}, "metadata says z_dim 99, its graph 16"),
+        ({"metadata": {"size": "64"}}, "metadata says size 64, its graph 8"),
+        ({"domain": "evil.ops"}, "cannot load it: .*evil.ops"),
+        ({"ir_version": 99}, "needs ONNX IR version 99, onnxruntime .* upgrade onnxruntime to its newest"),
+        ({"opset": 99}, "needs ONNX opset 99, onnxruntime .* upgrade onnxruntime to its newest"),
+    ],
+)
+def test_other_models_are_refused_in_one_line(make_onnx: MakeOnnx, changes: dict[str, object], message: str) -> None:
+    path = make_onnx(**changes)
+    with pytest.raises(UserError, match=message) as caught:
+        Generator(path, "cpu")
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < 400
+
+
+def test_a_model_from_the_future_names_the_release_that_reads_it() -> None:
+    class Old:
+        __version__ = "1.22.1"
+
+    error = RuntimeError(
+        "[ONNXRuntimeError] : 1 : FAIL : Unsupported model IR version: 11, max supported IR version: 10"
+    )
+    assert "upgrade onnxruntime >= 1.23" in session._load_problem(Old, error)
+
+
+def test_values_that_are_not_finite_are_refused(make_onnx: MakeOnnx) -> None:
+    generator = Generator(make_onnx(scale=np.nan), "cpu")
+    with pytest.raises(UserError, match="not finite"):
+        generator(latents([0], 16))
+
+
+def test_weights_beside_the_model_are_refused(onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where onnxruntime would find them: in the working directory."""
+    model = onnx.load_model(onnx_file)
+    onnx.save_model(model, onnx_file, save_as_external_data=True, location="gen.data", size_threshold=0)
+    assert (tmp_path / "gen.data").exists()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="keeps weights in other files"):
+        Generator("gen.onnx", "cpu")
+
+
+def test_missing_onnxruntime_is_named(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"pip install 'catgan\[infer\]'"):
+        Generator(onnx_file)
+
+
+@without_gpu
+def test_cuda_without_a_gpu_is_refused(onnx_file: Path) -> None:
+    with pytest.raises(UserError, match=r"device cuda: (no NVIDIA GPU|the installed onnxruntime .* has no CUDA)"):
+        Generator(onnx_file, "cuda")
+
+
+@without_gpu
+def test_auto_without_a_gpu_is_silent(onnx_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert Generator(onnx_file, "auto").provider == CPU
+    assert capfd.readouterr() == ("", "")
+
+
+@without_gpu
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cuda_that_does_not_load_is_noticed(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As on a machine with a GPU but without its libraries, where onnxruntime itself would go on without a word."""
+    monkeypatch.setattr(session, "_why_no_cuda", lambda ort: None)
+    with pytest.raises(UserError, match="device cuda: its CUDA or cuDNN libraries did not load"):
+        Generator(onnx_file, "cuda")
+    assert Generator(onnx_file, "auto").provider == CPU
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "using the CPU although there is an NVIDIA GPU" in err
