@@ -117,16 +117,16 @@ def stop(folder: Path) -> int:
     # The first node last: without it the others would wait for it to come back.
     for leader in reversed([process for process in found if process.pid in {node.pid for node in cluster.nodes}]):
         _signal(leader, signal.SIGTERM)
-    _, left = psutil.wait_procs(found, timeout=STOP_TIMEOUT_S)
+    left = _wait_until_gone(found)
     for process in left:
         _signal(process, signal.SIGKILL)
-    _, left = psutil.wait_procs(left, timeout=STOP_TIMEOUT_S)
+    left = _wait_until_gone(left)
     assert not left, f"still alive after SIGKILL: {left}"
     (folder / "cluster.json").unlink()
     return len(found)
 
 
-def alive(cluster: Cluster) -> int:
+def nodes_up(cluster: Cluster) -> int:
     """Nodes that Ray's own state calls alive; 0 as long as the dashboard does not answer."""
     command = [RAY, "list", "nodes", f"--address={cluster.dashboard}", "--format=json", "--filter=state=ALIVE"]
     answer = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
@@ -154,7 +154,7 @@ def _spawn(folder: Path, index: int, cpus: int, arguments: list[str]) -> Node:
 
 def _wait_for_nodes(folder: Path, cluster: Cluster) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while (up := alive(cluster)) < len(cluster.nodes):
+    while (up := nodes_up(cluster)) < len(cluster.nodes):
         log = folder / f"node{len(cluster.nodes) - 1}.log"
         if not all(_processes(node) for node in cluster.nodes):
             raise UserError(f"a node ended while starting; the last lines of {log}: {_tail(log)}")
@@ -189,9 +189,25 @@ def _processes(node: Node) -> list[psutil.Process]:
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getsid(process.pid) == node.pid and process.status() != psutil.STATUS_ZOMBIE:
+            if os.getsid(process.pid) == node.pid:
                 found |= {process, *process.children(recursive=True)}
-    return sorted(found, key=lambda process: process.pid)
+    return sorted(filter(_alive, found), key=lambda process: process.pid)
+
+
+def _alive(process: psutil.Process) -> bool:
+    """A zombie is not: in a container whose first process does not reap orphans it stays one for ever."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _wait_until_gone(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those of ``processes`` that are still alive after ``STOP_TIMEOUT_S``."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while (left := [process for process in processes if _alive(process)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
@@ -270,7 +286,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         cluster = Cluster.load(folder)
     if cluster is None:
         return {"running": False, "dir": str(folder)}
-    up = alive(cluster)
+    up = nodes_up(cluster)
     say(f"{up} of {len(cluster.nodes)} node(s) up with {cluster.cpus} CPU(s) each")
     if up:
         say("with .venv activated:")

@@ -37,10 +37,6 @@ def _family(process: subprocess.Popen[bytes], size: int) -> list[psutil.Process]
     return found
 
 
-def _alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     # Unlike Ray's, these children outlive their parent's SIGTERM, so stop waits for them in vain.
@@ -68,7 +64,7 @@ def test_stop_ends_the_recorded_nodes_with_their_descendants_and_nothing_else(
         family = _family(node, 3)
         _record(tmp_path, local.Node(node.pid, psutil.Process(node.pid).create_time()))
         assert local.stop(tmp_path) == 3
-        assert not any(_alive(member) for member in family)
+        assert not any(local._alive(member) for member in family)
         assert bystander.poll() is None
         assert local.stop(tmp_path) == 0
     finally:
@@ -82,13 +78,13 @@ def test_stop_finds_the_members_of_a_node_that_is_gone(tmp_path: Path, node: sub
     node.kill()
     node.wait(timeout=20)
     assert local.stop(tmp_path) == 2
-    assert not any(_alive(member) for member in family)
+    assert not any(local._alive(member) for member in family)
 
 
 def test_stop_spares_a_process_that_took_over_the_id(tmp_path: Path, node: subprocess.Popen[bytes]) -> None:
     _record(tmp_path, local.Node(node.pid, psutil.Process(node.pid).create_time() - 100))
     assert local.stop(tmp_path) == 0
-    assert all(_alive(member) for member in _family(node, 3))
+    assert all(local._alive(member) for member in _family(node, 3))
 
 
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
