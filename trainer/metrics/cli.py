@@ -1,0 +1,196 @@
+"""``catfid``: how far apart two sets of pictures are."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from infer.command import UserError, run_command, say
+from trainer.metrics.evaluate import MIN_FID, metric_name
+from trainer.metrics.extractors import CHOICES, Extractor, choose_extractor
+from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
+from trainer.metrics.kernel import kernel_distance
+from trainer.metrics.sides import Pictures, measures, open_side
+
+NAME = "catfid"
+METRICS = ("fid", "kid")
+
+_DESCRIPTION = """\
+Measure how far FAKE is from REAL; lower is better. Each side is a folder of pictures, a folder of shards (all splits,
+or --split), an .npz of statistics (fid only; also from pytorch-fid --save-stats), or gen.onnx, which makes --num
+pictures of the seeds from --seed on.
+
+  fid  Fréchet distance, from 2,048 fakes on. Called FID only with pytorch-fid's InceptionV3 weights, else fd
+  kid  kernel distance, for small sets too: mean over 100 random subsets of up to 1,000 pictures
+
+The name of a result says how it was measured: fid50k is a FID of 50,000 fakes, fd2k_efflite0 a Fréchet distance of
+2,048 in the features of EfficientNet-Lite0. Values under different names cannot be compared.
+"""
+
+_EXAMPLES = """\
+examples:
+  catfid out/cats out/runs/NAME/best/gen.onnx                # of all splits; --split train is what training shows
+  catfid out/cats gen.onnx --metrics fid --num 50000 --weights pt_inception-2015-12-05-6726825d.pth
+  catfid photos/ generated/ --metrics kid                    # two folders of pictures of one size
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line and exit status 2, like every mistake of the user's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (`{NAME} --help` shows what is allowed)")
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text) if text.lstrip("-").isascii() and text.lstrip("-").isdigit() else None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number from {low:,} to {high:,}")
+        return value
+
+    return parse
+
+
+def _metrics(text: str) -> list[str]:
+    names = list(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in METRICS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(map(repr, unknown))} is given, allowed are {', '.join(METRICS)}")
+    return names
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog=NAME,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("real", metavar="REAL", help="the pictures to compare with")
+    parser.add_argument("fake", metavar="FAKE", help="the pictures to judge")
+    parser.add_argument(
+        "--metrics",
+        type=_metrics,
+        default=list(METRICS),
+        metavar="LIST",
+        help=f"names of {', '.join(METRICS)}, separated by commas (default: all)",
+    )
+    parser.add_argument(
+        "--extractor",
+        choices=CHOICES,
+        default="auto",
+        help="network whose features are compared; auto (default): inception if its weights can be had, else efflite0",
+    )
+    parser.add_argument("--weights", metavar="PATH", help="pytorch-fid's InceptionV3 weights (a .pth file)")
+    parser.add_argument("--split", choices=("train", "val"), help="of a folder of shards (default: all pictures)")
+    parser.add_argument(
+        "--num", type=_integer(2, 10**7), metavar="N", help=f"pictures that gen.onnx makes (default: {MIN_FID})"
+    )
+    parser.add_argument(
+        "--seed",
+        type=_integer(0, 2**62),
+        default=0,
+        metavar="N",
+        help="first seed of gen.onnx's pictures, and seed of kid's subsets (default: %(default)s)",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run ``catfid`` with these arguments. Returns the JSON object of the command."""
+    began = time.perf_counter()
+    options = _parse(argv)
+    sides = {
+        what: open_side(location, split=options.split, num=options.num or MIN_FID, seed=options.seed)
+        for what, location in (("REAL", options.real), ("FAKE", options.fake))
+    }
+    n_real, n_fake = _check(sides, options)
+    assert n_fake is not None
+    extractor = choose_extractor(options.extractor, options.weights)
+    names = {metric: metric_name(metric, extractor.name, n_fake) for metric in options.metrics}
+    for what, side in sides.items():
+        if isinstance(side, Gaussian) and side.dim != extractor.dim:
+            raise UserError(
+                f"the statistics of {what} have {side.dim} dimensions, {extractor.name} has {extractor.dim}: "
+                "give the pictures, or the extractor that made them"
+            )
+    real, fake = (_measure(side, what, extractor, "kid" in options.metrics) for what, side in sides.items())
+
+    result: dict[str, Any] = {"metrics": {}}
+    if "fid" in options.metrics:
+        result["metrics"][names["fid"]] = frechet_distance(real[0], fake[0])
+    if "kid" in options.metrics:
+        result["metrics"][names["kid"]], result["kid_std"] = kernel_distance(real[1], fake[1], options.seed)
+    for name, value in result["metrics"].items():
+        say(f"{name} {value:.4g}")
+    return result | {
+        "n_real": n_real,
+        "n_fake": n_fake,
+        "extractor": extractor.name,
+        "weights_sha256": extractor.weights_sha256,
+        "resize": extractor.resize,
+        "seed": options.seed,
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+
+
+def _check(sides: dict[str, Pictures | Gaussian], options: argparse.Namespace) -> tuple[int | None, int | None]:
+    """Whether these sides can be compared by these metrics. Returns the pictures of REAL and FAKE."""
+    pictures = {what: side for what, side in sides.items() if isinstance(side, Pictures)}
+    kinds = [side.kind for side in pictures.values()]
+    for option, kind in (("split", "shards"), ("num", "onnx")):
+        if getattr(options, option) is not None and kind not in kinds:
+            what = "a folder of shards" if kind == "shards" else "a gen.onnx"
+            raise UserError(f"--{option} is given, but neither side is {what}: leave it out")
+    sizes = {what: side.size for what, side in pictures.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(
+            f"REAL is {measures(sizes['REAL'])}, FAKE is {measures(sizes['FAKE'])}: resize one side "
+            "(catdata build --size), or the distance would measure sharpness"
+        )
+    if "kid" in options.metrics and len(pictures) < 2:
+        raise UserError("kid needs the pictures of both sides, an .npz has statistics only: choose --metrics fid")
+    n_real, n_fake = (side.count if isinstance(side, Pictures) else side.n for side in sides.values())
+    if n_fake is None:
+        raise UserError(f"{options.fake} does not tell its number of pictures (n), which is part of the result's name")
+    if min(n_fake, n_real or 2) < 2:
+        raise UserError(f"REAL has {n_real}, FAKE has {n_fake} pictures: at least 2 of each are needed")
+    if "fid" in options.metrics and n_fake < MIN_FID:
+        raise UserError(
+            f"fid needs at least {MIN_FID:,} fakes, FAKE has {n_fake:,}: add pictures, or use --metrics kid"
+        )
+    if "fid" in options.metrics and n_real is not None and n_real < MIN_FID:
+        say(f"warning: with only {n_real:,} real pictures a Fréchet distance is biased upwards; kid is not")
+    return n_real, n_fake
+
+
+def _measure(side: Pictures | Gaussian, what: str, extractor: Extractor, keep: bool) -> tuple[Gaussian, Tensor]:
+    """Statistics of a side's features, and the features ``[n, dim]`` themselves if they are to be kept (else none)."""
+    kept = [torch.empty(0, extractor.dim, device=extractor.device)]
+    if isinstance(side, Gaussian):
+        return side, kept[0]
+    moments = Moments(extractor.dim, extractor.device)
+    with tqdm(total=side.count, desc=what, unit="img", leave=False) as bar:
+        for images in side.batches():
+            features = extractor(images)
+            moments.update(features)
+            if keep:
+                kept.append(features)
+            bar.update(len(images))
+    assert moments.n == side.count, (moments.n, side.count)
+    return moments.gaussian(), torch.cat(kept)
+
+
+def entry() -> None:
+    run_command(NAME, main)
+
+
+if __name__ == "__main__":
+    entry()

