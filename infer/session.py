@@ -129,10 +129,8 @@ def _open(ort: Any, data: bytes, path: Path, device: str) -> Any:
 
 
 def _session(ort: Any, data: bytes, providers: list[Any]) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    # enable_fallback=0: else a failing provider is replaced after printing to stdout.
-    return ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
+    # enable_fallback=0: else onnxruntime replaces a provider that raises, and prints that to stdout.
+    return ort.InferenceSession(data, providers=providers, enable_fallback=0)
 
 
 def _why_no_cuda(ort: Any) -> str | None:

@@ -21,6 +21,7 @@ def build(
     channels: int = 3,
     z_type: int = TensorProto.FLOAT,
     scale: float = 1.0,
+    rows: int = -1,
     opset: int = 17,
     ir_version: int = 8,
     domain: str = "",
@@ -33,7 +34,7 @@ def build(
         "k": rng.standard_normal((4, channels, 4, 4)) * scale / 8,
     }
     initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
-    initializers.append(numpy_helper.from_array(np.array([-1, 4, 4, 4]), "shape"))
+    initializers.append(numpy_helper.from_array(np.array([rows, 4, 4, 4]), "shape"))
     nodes = [
         helper.make_node("Cast", [z], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["floats", "w"], ["flat"]),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -103,6 +104,21 @@ def test_a_model_from_the_future_names_the_release_that_reads_it() -> None:
 def test_values_that_are_not_finite_are_refused(make_onnx: MakeOnnx) -> None:
     generator = Generator(make_onnx(scale=np.nan), "cpu")
     with pytest.raises(UserError, match="not finite"):
+        generator(latents([0], 16))
+
+
+def test_a_failure_while_generating_is_one_line(make_onnx: MakeOnnx, capfd: pytest.CaptureFixture[str]) -> None:
+    generator = Generator(make_onnx(rows=7), "cpu")
+    with pytest.raises(UserError, match="onnxruntime failed while generating") as caught:
+        generator(latents([0], 16))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_output_of_another_shape_than_declared_is_refused(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator(onnx_file, "cpu")
+    monkeypatch.setattr(generator, "_session", SimpleNamespace(run=lambda *_: [np.zeros((1, 3, 1, 1), np.float32)]))
+    with pytest.raises(UserError, match=r"gave \[1, 3, 1, 1\] for 1 latents"):
         generator(latents([0], 16))
 
 
