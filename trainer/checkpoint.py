@@ -119,7 +119,7 @@ def save_generator(path: Path, generator: Generator, info: dict[str, Any]) -> No
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
     save_file(tensors, temporary, metadata={"catgan": json.dumps({"format_version": FORMAT_VERSION, **info})})
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:

@@ -186,7 +186,7 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
     defaults = {f.name: f for f in dataclasses.fields(cls)}
     for name, value in values.items():
         if isinstance(value, dict):
-            kwargs[name] = _build(_NESTED[defaults[name].type], value)
+            kwargs[name] = _build(_NESTED[str(defaults[name].type)], value)
         else:
             kwargs[name] = tuple(value) if isinstance(value, list) else value
     return cls(**kwargs)
@@ -237,7 +237,7 @@ def problems(config: Config) -> list[str]:
         f"--loss.penalty-every {loss.penalty_every} without --loss.gamma: there is no penalty to compute",
     )
     p = config.augment.p
-    check(0 <= min(p.start, p.end) and max(p.start, p.end) <= 1, "--augment.p: give probabilities from 0 to 1")
+    check(min(p.start, p.end) >= 0 and max(p.start, p.end) <= 1, "--augment.p: give probabilities from 0 to 1")
     check(
         max(p.start, p.end) == 0 or bool(config.augment.policy),
         "--augment.p without --augment.policy: name the transforms (colour translation cutout)",

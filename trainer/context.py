@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -51,7 +50,7 @@ class LocalContext:
         assert folder is not None
         final = self.run_dir / name
         shutil.rmtree(final, ignore_errors=True)
-        os.replace(folder, final)
+        folder.replace(final)
         for old in checkpoint.find_all(self.run_dir)[: -checkpoint.NUM_TO_KEEP]:
             shutil.rmtree(old)
 
@@ -75,9 +74,7 @@ class RayContext:
         # After a lost worker Ray Train restarts the loop in this same attempt: its newest checkpoint is then newer
         # than the one the driver found when it started.
         reported = ray.train.get_checkpoint()
-        if reported is None or (
-            self.resume_from is not None and self.resume_from.name > Path(reported.path).name
-        ):
+        if reported is None or (self.resume_from is not None and self.resume_from.name > Path(reported.path).name):
             yield self.resume_from
         else:
             with reported.as_directory() as folder:

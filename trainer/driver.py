@@ -6,75 +6,185 @@ import datetime
 import json
 import os
 import secrets
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export.card import write_card
-from export.generator import export_onnx, metadata
-from export.registry import register
 from infer.command import UserError, say
 from trainer import checkpoint, launch, tracking
-from trainer.config import Config, problems
-from trainer.data import drawn
+from trainer.config import problems
+from trainer.data.drawn import NUM, open_data
 from trainer.data.shards import Manifest
-from trainer.models import build_discriminator, build_generator, num_parameters
+from trainer.finish import finish
+from trainer.launch import Workers
 from trainer.loop import plan
-from trainer.options import Options, parse, parse_workers, split_recipe
+from trainer.models import build_discriminator, build_generator, num_parameters
+from trainer.options import Options, parse, parse_workers, split_recipe, value_of
 from trainer.recipes import FAMILIES, SIZES, resolve
-from trainer.recorder import progress_gif
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Train, or with ``--dry-run`` say what would be trained. Returns the JSON object for stdout."""
     name, rest = split_recipe(argv)
-    data = _value_of(rest, "--data")
+    data = value_of(rest, "--data")
     manifest = Manifest.load(data) if data else None
     gpus = launch.cluster_gpus()
     recipe = resolve(name, manifest.size if manifest else None, gpus > 0)
     options = parse(rest, recipe, _description())
-    workers = _workers(options.workers, gpus)
+    workers: Workers = parse_workers(options.workers) if options.workers is not None else max(gpus, 1)
     _check(options, manifest, workers)
-    config = options.config()
     run_dir = _run_dir(options)
-    resume_from = _resume_from(options, run_dir)
+    resume_from = _resume_from(options.resume, run_dir)
     if options.dry_run:
-        return _plan(config, options, manifest, workers, run_dir, resume_from)
-    return _train(config, options, workers, run_dir, resume_from)
+        return _dry_run(options, manifest, workers, run_dir, resume_from)
+    return _train(options, workers, run_dir, resume_from)
 
 
-def _train(
-    config: Config, options: Options, workers: int | tuple[int, int], run_dir: Path, resume_from: Path | None
+def _description() -> str:
+    families = "\n".join(f"  {name:10s} {family.summary}" for name, family in FAMILIES.items())
+    sizes = ", ".join(map(str, SIZES))
+    return (
+        "Train a GAN on shards and export the best generator to ONNX.\n\n"
+        f"RECIPE is a family, which takes the size of the data, or family-size (sizes {sizes}):\n{families}\n\n"
+        "Examples:\n"
+        "  run.py --dry-run                              what would happen\n"
+        "  run.py --workers 0                            in this process: a laptop, one GPU\n"
+        "  run.py r3gan-64 --data shards/cats64          Ray Train, a worker per GPU\n"
+        "  run.py --name mine --kimg 500                 run it again to continue\n"
+    )
+
+
+def _check(options: Options, manifest: Manifest | None, workers: Workers) -> None:
+    """All that is wrong, in one line.
+
+    Raises:
+        UserError: anything is.
+    """
+    found = problems(options.config())
+    size = options.model.size
+    if manifest and manifest.size != size:
+        found.append(
+            f"{options.recipe} trains at {size}x{size} but the shards hold {manifest.size}x{manifest.size} pictures;"
+            f" take a recipe of that size or build shards with --size {size}"
+        )
+    if manifest and not manifest.splits["train"].images:
+        found.append(f"--data {options.data}: no pictures in the train split")
+    most = workers if isinstance(workers, int) else workers[1]
+    if most > options.batch:
+        found.append(
+            f"--workers {most} with --batch {options.batch}: each worker needs a picture; ask for fewer workers"
+        )
+    if options.out and "://" in options.out:
+        found.append(f"--out {options.out}: give a folder (shared by all nodes); URLs are not supported yet")
+    if options.name is not None and Path(options.name).name != options.name:
+        found.append(f"--name {options.name!r}: give a plain name without slashes")
+    if found:
+        raise UserError("; ".join(found))
+
+
+def _run_dir(options: Options) -> Path:
+    out = Path(options.out).expanduser().resolve() if options.out else _default_out()
+    tail = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    return out / (options.name or f"{options.recipe}-{tail}")
+
+
+def _default_out() -> Path:
+    """``out/runs`` here; in a Ray job the working folder is a temporary copy, so ``~/catgan/runs``."""
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return Path.home() / "catgan" / "runs" if in_job else Path("out", "runs").resolve()
+
+
+def _resume_from(resume: str, run_dir: Path) -> Path | None:
+    """The checkpoint folder to start from.
+
+    Raises:
+        UserError: ``--resume never`` and there is one, or the path is not one.
+    """
+    found = checkpoint.find_all(run_dir)
+    if resume == "auto":
+        return found[-1] if found else None
+    if found:
+        raise UserError(
+            f"--resume {resume}: {run_dir} already holds checkpoints; give another --name, or --resume auto to continue"
+        )
+    if resume == "never":
+        return None
+    path = Path(resume).expanduser().resolve()
+    candidates = [path] if (path / "state.pt").is_file() else checkpoint.find_all(path)
+    if not candidates:
+        raise UserError(f"--resume {resume}: neither auto nor never, nor a checkpoint or run folder")
+    return candidates[-1]
+
+
+def _dry_run(
+    options: Options, manifest: Manifest | None, workers: Workers, run_dir: Path, resume_from: Path | None
 ) -> dict[str, Any]:
-    manifest = drawn.open_data(options.data, config.model.size)
+    config = options.config()
+    most = workers if isinstance(workers, int) else workers[1]
+    tick, snapshot, steps = plan(config)
+    return {
+        "recipe": config.recipe,
+        "config": config.to_dict(),
+        "run_dir": str(run_dir),
+        "resume_from": str(resume_from) if resume_from else None,
+        "parameters": {
+            "generator": num_parameters(build_generator(config.model)),
+            "discriminator": num_parameters(build_discriminator(config.model)),
+        },
+        "workers": workers,
+        "batch_per_worker": config.batch / max(most, 1),
+        "steps": steps,
+        "steps_per_tick": tick,
+        "steps_per_snapshot": snapshot,
+        "data": options.data or f"{NUM} drawn cats",
+        "images": manifest.splits["train"].images if manifest else None,
+        "shards": len(manifest.splits["train"].shards) if manifest else None,
+    }
+
+
+def _train(options: Options, workers: Workers, run_dir: Path, resume_from: Path | None) -> dict[str, Any]:
+    config = options.config()
+    manifest = open_data(options.data, config.model.size)
     run_dir.mkdir(parents=True, exist_ok=True)
     uri = tracking.resolve_uri(config.track.uri, run_dir.parent)
-    known = checkpoint.load(resume_from).get("run_id") if resume_from else None
+    # A checkpoint of another run is only a starting point: what it grows into is a run of its own.
+    continued = resume_from is not None and resume_from.parent == run_dir
     run_id = tracking.open_run(
-        uri, config.track.experiment, run_dir.name, run_id=known, config=config.to_dict(), manifest=manifest
+        uri,
+        experiment=config.track.experiment,
+        name=run_dir.name,
+        config=config.to_dict(),
+        manifest=manifest,
+        run_id=checkpoint.load(resume_from)["run_id"] if continued and resume_from else None,
     )
-    _write_json(run_dir / "config.json", config.to_dict() | {"data": options.data, "workers": options.workers})
+    surroundings = {"data": manifest.root, "dataset_digest": manifest.digest, "mlflow_run_id": run_id}
+    _write_json(run_dir / "config.json", config.to_dict() | surroundings)
     say(f"run {run_dir}")
     job = launch.Job(
         config=config.to_dict(),
-        data=str(Path(options.data).resolve()) if options.data else None,
+        data=str(Path(options.data).expanduser().resolve()) if options.data else None,
         run_dir=str(run_dir),
         tracking_uri=uri,
         run_id=run_id,
         resume_from=str(resume_from) if resume_from else None,
     )
-    status = "FAILED"
+    status: tracking.Status = "FAILED"
     try:
         if workers == 0:
             launch.run_in_process(job)
         else:
             launch.run_on_ray(job, workers)
-        result = _finish(run_dir, uri, run_id, config, manifest)
+        result = finish(run_dir, uri, run_id, config.track.model, manifest)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        say(f"interrupted; continue with --name {run_dir.name}")
+        say(f"interrupted; to continue, give --name {run_dir.name}")
         raise
     finally:
-        tracking.close_run(uri, run_id, status)
+        tracking.end_run(uri, run_id, status)
     return {"run_dir": str(run_dir), "mlflow_run_id": run_id, **result}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

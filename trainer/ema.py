@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[M]):
     """Average of ``module``'s parameters and float buffers with a half-life counted in images.
 
     The half-life ramps up with training, ``min(half_life, ramp * nimg)`` (Karras et al. 2020, StyleGAN2-ADA, appendix
@@ -16,14 +19,14 @@ class EMA:
     every rank holds the same weights.
     """
 
-    def __init__(self, module: nn.Module, half_life: float, ramp: float) -> None:
+    def __init__(self, module: M, half_life: float, ramp: float) -> None:
         """``half_life`` in images; ``ramp`` as a share of the images seen so far."""
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.module: M = copy.deepcopy(module).eval().requires_grad_(False)
         self.half_life = half_life
         self.ramp = ramp
 
     @torch.no_grad()
-    def update(self, module: nn.Module, batch: int, nimg: int) -> None:
+    def update(self, module: M, batch: int, nimg: int) -> None:
         """Fold in the weights after an iteration of ``batch`` images that ended at ``nimg`` images."""
         half_life = min(self.half_life, self.ramp * nimg)
         weight = 1.0 - 0.5 ** (batch / half_life) if half_life > 0 else 1.0

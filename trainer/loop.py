@@ -162,9 +162,7 @@ def _hyperparameters(config: Config, nimg: int) -> dict[str, float]:
     }
 
 
-def _snapshot(
-    context: Context, gan: GAN, position: Position, evaluator: Evaluator, recorder: Recorder | None
-) -> None:
+def _snapshot(context: Context, gan: GAN, position: Position, evaluator: Evaluator, recorder: Recorder | None) -> None:
     """Samples, metric, best generator, checkpoint. Every rank takes part in the metric and in the report."""
     result = evaluator(lambda seeds: generate(gan, seeds))
     kimg = position.nimg / 1000

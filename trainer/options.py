@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
-import sys
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -27,9 +27,9 @@ class Options(Config):
     name: str | None = None
     """Name of the run; an existing one is continued. Default: recipe, time and a random tail."""
     workers: str | None = None
-    """0: in this process, without Ray. N: that many workers of Ray Train. MIN:MAX: elastic. Default: one per GPU, else 1."""
+    """0: in this process, without Ray. N: so many workers of Ray Train. MIN:MAX: elastic. Default: GPUs, else 1."""
     resume: str = "auto"
-    """auto: continue the run of this name if it has a checkpoint. never: refuse to. PATH: start from that checkpoint."""
+    """auto: continue the run of this name if it has checkpoints. never: refuse to. PATH: start from that checkpoint."""
     dry_run: bool = False
     """Print the resolved configuration and what would happen, and touch nothing."""
 
@@ -43,6 +43,17 @@ def split_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
     if argv and not argv[0].startswith("-"):
         return argv[0], argv[1:]
     return None, argv
+
+
+def value_of(argv: list[str], option: str) -> str | None:
+    """The value given for ``option``; needed of ``--data`` before the rest can be parsed, since the size of the
+    pictures may choose the recipe."""
+    for i, word in enumerate(argv):
+        if word == option and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(option + "="):
+            return word.partition("=")[2]
+    return None
 
 
 def parse(argv: list[str], recipe: Config, description: str) -> Options:
@@ -100,17 +111,16 @@ def _quiet(argv: list[str], recipe: Config) -> Options:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             return _cli(argv, recipe, "")
     except SystemExit:
-        text = re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue())
-        lines = [line.strip("│ ").strip() for line in text.splitlines()[1:]]
-        body = list(_before_rule(lines))
-        raise UserError(" ".join(body) or "unusable options") from None
+        raise UserError(_first_paragraph(printed.getvalue())) from None
 
 
-def _before_rule(lines: list[str]):  # type: ignore[no-untyped-def]
-    for line in lines:
-        if line.startswith(("──", "╰")):
-            return
-        yield line
+def _first_paragraph(box: str) -> str:
+    """The sentence in one of tyro's boxes: what stands between its title and the next rule."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│| ") for line in text.splitlines()[1:]]
+    is_rule = [not any(c.isalnum() for c in line) for line in lines]
+    body = itertools.dropwhile(lambda pair: pair[1], zip(lines, is_rule, strict=True))
+    return " ".join(line for line, _ in itertools.takewhile(lambda pair: not pair[1], body))
 
 
 def _groups(argv: list[str]) -> list[list[str]]:

@@ -143,6 +143,7 @@ def resolve(name: str | None, data_size: int | None, gpu: bool) -> Config:
     names = [*FAMILIES, *(f"{f}-{s}" for f in FAMILIES for s in SIZES)]
     near = difflib.get_close_matches(name, names, 1)
     raise UserError(
-        f"no recipe {name!r}" + (f"; did you mean {near[0]}?" if near else "")
+        f"no recipe {name!r}"
+        + (f"; did you mean {near[0]}?" if near else "")
         + f"; families: {', '.join(FAMILIES)}, alone or with a size, e.g. r3gan-64 ({', '.join(map(str, SIZES))})"
     )

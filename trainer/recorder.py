@@ -138,7 +138,5 @@ def progress_gif(run_dir: Path, longest: int = 640) -> None:
     if frames:
         durations = [400] * (len(frames) - 1) + [2500]
         temporary = run_dir / ".progress.gif"
-        frames[0].save(
-            temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
-        )
+        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
         temporary.replace(run_dir / "progress.gif")

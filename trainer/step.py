@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +47,8 @@ class GAN:
     def __init__(self, config: Config, device: torch.device, world_size: int = 1) -> None:
         self.config, self.device = config, device
         self.loss = LOSSES[config.loss.name]
-        self.generator: Generator = build_generator(config.model).to(device, memory_format=torch.channels_last)
-        self.discriminator: Discriminator = build_discriminator(config.model).to(
-            device, memory_format=torch.channels_last
-        )
+        self.generator: Generator = _place(build_generator(config.model), device)
+        self.discriminator: Discriminator = _place(build_discriminator(config.model), device)
         self.ema = EMA(self.generator, config.ema.half_life_kimg * 1000, config.ema.ramp)
         self.g_optimiser = _adam(self.generator, config)
         self.d_optimiser = _adam(self.discriminator, config)
@@ -61,8 +60,8 @@ class GAN:
         self._g: nn.Module = self.generator
         self._d: nn.Module = self.discriminator
         if world_size > 1:
-            self._g = DistributedDataParallel(self.generator, broadcast_buffers=False)
-            self._d = DistributedDataParallel(self.discriminator, broadcast_buffers=False)
+            self._g = DistributedDataParallel(self.generator, forward_sync_buffers=False)
+            self._d = DistributedDataParallel(self.discriminator, forward_sync_buffers=False)
 
     def step(self, reals: Tensor, nimg: int, more_reals: Tensor | None = None) -> dict[str, Tensor]:
         """Train both networks on one batch.
@@ -73,7 +72,7 @@ class GAN:
             more_reals: fresh reals for the generator's phase; None: the same ones.
 
         Returns:
-            Detached scalars on the device (nothing here waits for it). Their mean over ranks is the mean over the batch.
+            Detached scalars on the device, nothing here waits for it. Their mean over ranks is that over the batch.
         """
         c = self.config
         self._set_hyperparameters(nimg)
@@ -120,9 +119,7 @@ class GAN:
         """Make the fakes look real to the discriminator; ``fakes`` carries the generator's graph."""
         with frozen(self.discriminator):
             if self.loss.paired:
-                real, fake = self._autocast(
-                    self.discriminator, self._augment(reals, nimg), self._augment(fakes, nimg)
-                )
+                real, fake = self._autocast(self.discriminator, self._augment(reals, nimg), self._augment(fakes, nimg))
             else:
                 (fake,) = self._autocast(self.discriminator, self._augment(fakes, nimg))
                 real = fake.new_empty(0)
@@ -156,6 +153,16 @@ class GAN:
             for group in optimiser.param_groups:
                 group["lr"] = lr(nimg)
                 group["betas"] = (o.beta1, o.beta2(nimg))
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _place(module: M, device: torch.device) -> M:
+    """On the device, in the memory layout that convolutions are fastest in."""
+    module.to(device)
+    module.to(memory_format=torch.channels_last)
+    return module
 
 
 def _adam(module: nn.Module, config: Config) -> torch.optim.Adam:

@@ -21,7 +21,9 @@ BATCH, SIZE = 6, 16
 def config(loss: str = "bce", gamma: float = 0.0, every: int = 1, arch: str = "dcgan", norm: str = "none") -> Config:
     return Config(
         recipe="test",
-        model=ModelConfig(arch=arch, size=SIZE, z_dim=8, g_width=8, d_width=8, max_width=16, d_norm=norm, blocks=1, group_width=4),
+        model=ModelConfig(
+            arch=arch, size=SIZE, z_dim=8, g_width=8, d_width=8, max_width=16, d_norm=norm, blocks=1, group_width=4
+        ),
         loss=LossConfig(loss, gamma=constant(gamma), penalty_every=every),
         augment=AugmentConfig(flip=False),
         optim=OptimConfig(g_lr=constant(1e-3), d_lr=constant(1e-3)),

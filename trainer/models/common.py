@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
@@ -40,6 +41,21 @@ class Discriminator(nn.Module):
         return self.critic(torch.cat(batches)).float().split([len(b) for b in batches])
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over ranks; since every rank's output depends on every rank's input, so do the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        return _SumOverRanks.apply(gradient.contiguous())
+
+
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm over the global batch: with several ranks the statistics are summed over all of them.
 
@@ -58,7 +74,7 @@ class BatchNorm(nn.BatchNorm2d):
         x = input.float()
         channels = x.shape[1]
         size = x.new_tensor([x.numel() // channels])  # ranks may hold shares of different size
-        sums = dist_nn.all_reduce(torch.cat([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3)), size]))
+        sums = _SumOverRanks.apply(torch.cat([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3)), size]))
         count = sums[-1].detach()
         mean, square = (sums[:-1] / count).split(channels)
         var = (square - mean.square()).clamp(min=0)
