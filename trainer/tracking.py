@@ -84,9 +84,9 @@ def _configure() -> None:
 
 def open_run(
     uri: str,
-    *,
     experiment: str,
     name: str,
+    *,
     config: Mapping[str, Any],
     manifest: Manifest,
     run_id: str | None = None,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from infer.command import UserError
 from trainer.data.shards import Manifest, Shard, Split
-from trainer.tracking import Tracker, connect, end_run, open_run, resolve_uri
+from trainer.tracking import Tracker, end_run, connect, open_run, resolve_uri
 
 CONFIG: dict[str, Any] = {
     "recipe": "tiny",
@@ -42,13 +42,13 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def client(uri: str) -> MlflowClient:
-    open_run(uri, experiment="warm-up", name="warm-up", config={"recipe": "none"}, manifest=MANIFEST)
+    open_run(uri, "warm-up", "warm-up", config={"recipe": "none"}, manifest=MANIFEST)
     return connect(uri)
 
 
 @pytest.fixture
 def run_id(client: MlflowClient, uri: str) -> str:
-    return open_run(uri, experiment="catgan", name="first", config=CONFIG, manifest=MANIFEST)
+    return open_run(uri, "catgan", "first", config=CONFIG, manifest=MANIFEST)
 
 
 @pytest.fixture
@@ -158,8 +158,8 @@ def test_a_reopened_run_goes_on(client: MlflowClient, uri: str, run_id: str, tmp
     first.close("FAILED")
     again = open_run(
         uri,
-        experiment="catgan",
-        name="ignored",
+        "catgan",
+        "ignored",
         config=CONFIG | {"kimg": 3.0, "new": 1},
         manifest=MANIFEST,
         run_id=run_id,
@@ -183,13 +183,13 @@ def test_a_reopened_run_goes_on(client: MlflowClient, uri: str, run_id: str, tmp
 
 def test_an_unknown_run_is_the_users_mistake(client: MlflowClient, uri: str) -> None:
     with pytest.raises(UserError, match=r"has no run 0123.*--track\.uri"):
-        open_run(uri, experiment="catgan", name="x", config=CONFIG, manifest=MANIFEST, run_id="0123")
+        open_run(uri, "catgan", "x", config=CONFIG, manifest=MANIFEST, run_id="0123")
 
 
 def test_a_deleted_run_is_the_users_mistake(client: MlflowClient, uri: str, run_id: str) -> None:
     client.delete_run(run_id)
     with pytest.raises(UserError, match="mlflow runs restore"):
-        open_run(uri, experiment="catgan", name="x", config=CONFIG, manifest=MANIFEST, run_id=run_id)
+        open_run(uri, "catgan", "x", config=CONFIG, manifest=MANIFEST, run_id=run_id)
 
 
 def test_a_dead_server_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_a_dead_server_is_named_without_its_password(monkeypatch: pytest.MonkeyP
         closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         port = closed.getsockname()[1]
         with pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{port} .*refused.*--track\.uri") as caught:
-            open_run(f"http://me:secret@127.0.0.1:{port}", experiment="x", name="x", config=CONFIG, manifest=MANIFEST)
+            open_run(f"http://me:secret@127.0.0.1:{port}", "x", "x", config=CONFIG, manifest=MANIFEST)
     assert "secret" not in str(caught.value)
 
 
@@ -214,7 +214,7 @@ def test_a_database_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     uri = resolve_uri(f"sqlite:///{tmp_path}/file/mlflow.db", tmp_path)
     with pytest.raises(UserError, match="cannot write the MLflow database"):
-        open_run(uri, experiment="x", name="x", config=CONFIG, manifest=MANIFEST)
+        open_run(uri, "x", "x", config=CONFIG, manifest=MANIFEST)
 
 
 def test_a_worker_without_the_database(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""``catexport``: a trained generator as one ONNX file.
+
+PyTorch is imported once the arguments are known to be right, so ``--help`` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from infer.command import UserError, run_command, say
+
+NAME = "catexport"
+
+_DESCRIPTION = """\
+Write a trained generator as one ONNX file for catinfer, and check that onnxruntime draws the same pictures with it as
+PyTorch does. Training exports its best generator by itself (RUN/best/gen.onnx); this is for any other.
+"""
+_EPILOG = """\
+examples:
+  catexport out/runs/mine                                    the run's best generator, to gen.onnx
+  catexport out/runs/mine/checkpoint_000000512000 -o 512.onnx  the averaged generator of one checkpoint
+  catexport gen.safetensors -o cats.onnx                     released weights
+
+Progress goes to stderr, one line of JSON to stdout: onnx, precision, max_abs_diff. --debug shows tracebacks.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {NAME} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=NAME,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source",
+        metavar="CHECKPOINT_OR_RUN",
+        type=Path,
+        help="a run's folder, its best/ folder, a gen.safetensors or a checkpoint folder",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="FILE",
+        type=Path,
+        default=Path("gen.onnx"),
+        help="the file to write, replaced if it exists (default gen.onnx)",
+    )
+    parser.add_argument(
+        "--precision", metavar="P", default="fp32", help="of the weights: fp32, the only one so far (default)"
+    )
+    return parser
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Export; returns the JSON object for stdout."""
+    args = _parser().parse_args(argv)
+    if args.precision in ("fp16", "int8"):
+        raise UserError(f"--precision {args.precision} is not there yet; use fp32, the default")
+    if args.precision != "fp32":
+        raise UserError(f"--precision {args.precision}: give fp32, the default")
+    if not args.source.exists():
+        raise UserError(f"{args.source} does not exist; give a run's folder, a checkpoint folder or a gen.safetensors")
+    if args.out.is_dir():
+        raise UserError(f"-o {args.out} is a folder; name the file, such as {args.out / 'gen.onnx'}")
+
+    from trainer.checkpoint import load_generator
+
+    generator, info = load_generator(args.source)
+    from export.generator import export_onnx, metadata
+
+    say(f"exporting {info['recipe']} at {info['kimg']:g} kimg")
+    difference = export_onnx(generator, args.out, metadata(info))
+    say(f"{args.out}: differs from PyTorch by {difference:.1e} at most")
+    return {"onnx": str(args.out), "precision": "fp32", "max_abs_diff": difference}
+
+
+def entry() -> None:
+    run_command(NAME, main)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from export.cli import NAME, main
+from infer.command import run_command
+from trainer.checkpoint import save_generator
+from trainer.config import Config, ModelConfig
+from trainer.models import build_generator
+
+CONFIG = Config(recipe="tiny", model=ModelConfig(size=8, z_dim=4, g_width=4))
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    info: dict[str, Any] = {
+        "recipe": "tiny",
+        "kimg": 3.0,
+        "metric": {"name": "fd2k_efflite0", "value": 200.0},
+        "run_id": "0123",
+        "dataset_digest": "abcd",
+        "config": CONFIG.to_dict(),
+    }
+    save_generator(tmp_path / "run" / "best" / "gen.safetensors", build_generator(CONFIG.model), info)
+    return tmp_path / "run"
+
+
+def run(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = 0
+    try:
+        run_command(NAME, main, argv)
+    except SystemExit as left:
+        code = int(left.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_exports_a_run(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "new" / "cats.onnx"
+    code, out, err = run([str(run_dir), "-o", str(target)], capsys)
+    assert code == 0
+    result = json.loads(out)
+    assert out.count("\n") == 1
+    assert (result["onnx"], result["precision"]) == (str(target), "fp32")
+    assert 0 <= result["max_abs_diff"] <= 1e-4
+    assert "tiny at 3 kimg" in err
+    entries = {entry.key: entry.value for entry in onnx.load(target).metadata_props}
+    expected = {"recipe": "tiny", "kimg": "3", "metric": "fd2k_efflite0", "metric_value": "200.0", "run_id": "0123"}
+    assert expected.items() <= entries.items()
+
+
+def test_a_safetensors_file_and_the_default_name(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run([str(run_dir / "best" / "gen.safetensors")], capsys)
+    assert (code, json.loads(out)["onnx"]) == (0, "gen.onnx")
+    assert (tmp_path / "gen.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "CHECKPOINT_OR_RUN"),
+        (["nowhere"], "nowhere does not exist"),
+        (["{empty}"], "holds no generator"),
+        (["{broken}"], "not a safetensors file"),
+        (["{run}", "-o", "{empty}"], "is a folder"),
+        (["{run}", "-o", "{broken}/gen.onnx"], "cannot write"),
+        (["{run}", "--precision", "fp16"], "fp16 is not there yet"),
+        (["{run}", "--precision", "int8"], "int8 is not there yet"),
+        (["{run}", "--precision", "fp31"], "give fp32"),
+        (["{run}", "--opset", "9"], "--opset"),
+        (["{run}", "-o"], "expected one argument"),
+    ],
+)
+def test_mistakes_are_one_line(
+    argv: list[str], said: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    before = sorted(tmp_path.rglob("*"))
+    places = {"run": run_dir, "empty": tmp_path / "empty", "broken": tmp_path / "broken.safetensors"}
+    code, out, err = run([word.format(**places) for word in argv], capsys)
+    assert (code, out) == (2, "")
+    complaint = [line for line in err.splitlines() if not line.startswith("exporting")]
+    assert len(complaint) == 1
+    assert complaint[0].startswith("catexport: ")
+    assert said in complaint[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_teaches_without_loading_torch() -> None:
+    program = (
+        "import sys; from export.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "examples:" in done.stdout
+    assert "max_abs_diff" in done.stdout

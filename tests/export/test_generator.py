@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import export.generator
+from export.generator import IR_VERSION, MAX_ABS_DIFF, OPSET, export_onnx, metadata, weights_sha256
+from infer.command import UserError
+from trainer.config import ModelConfig
+from trainer.models import build_generator
+
+ARCHITECTURES = {
+    "dcgan": ModelConfig(arch="dcgan", size=16, z_dim=8, g_width=4),
+    "r3gan": ModelConfig(arch="r3gan", size=16, z_dim=8, g_width=4, max_width=8, blocks=1, group_width=4),
+}
+
+
+class Linear(nn.Module):
+    """The smallest generator: one matrix, so that pictures go far outside [-1, 1]."""
+
+    z_dim, size = 4, 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.matrix = nn.Parameter(torch.randn(4, 3 * 8 * 8))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z @ self.matrix).reshape(-1, 3, 8, 8)
+
+
+def trained(config: ModelConfig) -> nn.Module:
+    """With running statistics and weights that matter: those of fresh networks are nearly neutral."""
+    torch.manual_seed(0)
+    generator = build_generator(config)
+    for parameter in generator.parameters():
+        nn.init.normal_(parameter, 0.1, 0.3)
+    generator.train()
+    for _ in range(3):
+        generator(torch.randn(16, config.z_dim))
+    return generator
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path, float]:
+    generator = trained(ARCHITECTURES[request.param])
+    path = tmp_path_factory.mktemp(request.param) / "new" / "gen.onnx"
+    difference = export_onnx(generator, path, {"recipe": request.param, "kimg": "12"})
+    assert generator.training, "the generator itself must stay as it was"
+    return generator, path, difference
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 16])
+def test_draws_what_pytorch_draws(exported: tuple[nn.Module, Path, float], batch: int) -> None:
+    generator, path, difference = exported
+    z = torch.randn(batch, 8, generator=torch.Generator().manual_seed(batch))
+    with torch.no_grad():
+        expected = generator.eval()(z).clamp(-1, 1)
+    assert expected.std() > 0.05, "a picture of one colour would prove little"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (image,) = session.run(["image"], {"z": z.numpy()})
+    assert image.shape == (batch, 3, 16, 16)
+    assert np.abs(image - expected.numpy()).max() <= MAX_ABS_DIFF
+    assert 0 <= difference <= MAX_ABS_DIFF
+
+
+def test_file_is_self_contained_and_plain(exported: tuple[nn.Module, Path, float]) -> None:
+    generator, path, _ = exported
+    assert [p.name for p in path.parent.iterdir()] == ["gen.onnx"]
+    model = onnx.load(path, load_external_data=False)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ir_version == IR_VERSION
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
+    assert not [t.name for t in model.graph.initializer if t.external_data]
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    assert str(Path(export.generator.__file__).parents[1]).encode() not in path.read_bytes()
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    assert (entries["recipe"], entries["kimg"]) == (type(generator).__name__.removesuffix("Generator").lower(), "12")
+    assert (entries["z_dim"], entries["size"], entries["precision"], entries["opset"]) == ("8", "16", "fp32", "18")
+    assert entries["weights_sha256"] == weights_sha256(generator)
+    assert torch.__version__ in entries["tools"]
+
+
+def test_pictures_are_clamped(tmp_path: Path) -> None:
+    export_onnx(Linear(), tmp_path / "gen.onnx", {})
+    session = onnxruntime.InferenceSession(tmp_path / "gen.onnx", providers=["CPUExecutionProvider"])
+    (image,) = session.run(None, {"z": np.full((2, 4), 5, np.float32)})
+    assert (image.min(), image.max()) == (-1, 1)
+
+
+def test_same_weights_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        export_onnx(Linear(), tmp_path / name, {"recipe": "x"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_another_picture_is_refused_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    to_onnx = export.generator._to_onnx
+
+    def tampered(module: nn.Module, z_dim: int) -> onnx.ModelProto:
+        model = to_onnx(module, z_dim)
+        weights = next(t for t in model.graph.initializer if np.prod(t.dims) == 4 * 3 * 8 * 8)
+        values = onnx.numpy_helper.to_array(weights).copy()
+        values[0, 0] += 0.01
+        weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+        return model
+
+    monkeypatch.setattr(export.generator, "_to_onnx", tampered)
+    (tmp_path / "gen.onnx").write_text("the good one from before")
+    with pytest.raises(UserError, match=r"largest difference 0\.0.*nothing was written"):
+        export_onnx(Linear(), tmp_path / "gen.onnx", {})
+    assert [p.name for p in tmp_path.iterdir()] == ["gen.onnx"]
+    assert (tmp_path / "gen.onnx").read_text() == "the good one from before"
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    generator = Linear()
+    generator.matrix.data[0, 0] = float("nan")
+    with pytest.raises(UserError, match="check that the weights are finite"):
+        export_onnx(generator, tmp_path / "gen.onnx", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        export_onnx(Linear(), tmp_path / "file" / "gen.onnx", {})
+
+
+def test_metadata_leaves_out_what_is_not_known() -> None:
+    info = {"recipe": "r3gan-64", "kimg": 1024.0, "metric": {"name": "fid2k", "value": 12.5, "seed": 0}, "run_id": None}
+    assert metadata(info) == {"recipe": "r3gan-64", "kimg": "1024", "metric": "fid2k", "metric_value": "12.5"}
+    assert metadata({"recipe": "x", "kimg": 0.5, "metric": None}) == {"recipe": "x", "kimg": "0.5"}
+
+
+def test_weights_sha256_sees_values_names_and_types() -> None:
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    b.load_state_dict(a.state_dict())
+    assert weights_sha256(a) == weights_sha256(b)
+    assert weights_sha256(b.double()) != weights_sha256(a)
+    a.bias.data[0] += 1e-6
+    b = nn.Linear(2, 2)
+    assert weights_sha256(a) != weights_sha256(b)
+
+
+def test_exporting_is_quiet(tmp_path: Path) -> None:
+    """In a process of its own, since the exporter says most when it is first used."""
+    program = (
+        "import sys; from pathlib import Path; from export.generator import export_onnx;"
+        "from trainer.config import ModelConfig; from trainer.models import build_generator;"
+        "export_onnx(build_generator(ModelConfig(size=8, z_dim=4, g_width=4)), Path(sys.argv[1]), {})"
+    )
+    root = Path(export.generator.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "gen.onnx")],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

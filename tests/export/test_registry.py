@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from torch import nn
+
+from export.card import write_card
+from export.generator import export_onnx, metadata
+from export.registry import register
+from infer.command import UserError
+from trainer.config import ModelConfig
+from trainer.models import build_generator
+from trainer.tracking import connect, resolve_uri
+
+INFO: dict[str, Any] = {
+    "recipe": "dcgan-8",
+    "kimg": 12.0,
+    "metric": {"name": "fid2k", "value": 50.0, "weights_sha256": "feed"},
+    "run_id": "filled in by the training",
+    "dataset_digest": "dada",
+}
+
+
+def info(value: float, **changes: Any) -> dict[str, Any]:
+    metric = INFO["metric"] | {"value": value} | {k: v for k, v in changes.items() if k in INFO["metric"]}
+    return INFO | {"metric": metric} | {k: v for k, v in changes.items() if k in INFO}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return resolve_uri(f"sqlite:///{tmp_path_factory.mktemp('out') / 'mlflow.db'}", Path("unused"))
+
+
+@pytest.fixture(scope="module")
+def client(uri: str) -> MlflowClient:
+    client = connect(uri)
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    client.create_experiment("catgan", artifact_location=str(folder / "mlartifacts"))
+    return client
+
+
+@pytest.fixture
+def run_id(client: MlflowClient) -> str:
+    experiment = client.get_experiment_by_name("catgan")
+    assert experiment is not None
+    return client.create_run(experiment.experiment_id).info.run_id
+
+
+@pytest.fixture(scope="module")
+def onnx_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("best") / "gen.onnx"
+    generator: nn.Module = build_generator(ModelConfig(size=8, z_dim=4, g_width=4))
+    export_onnx(generator, path, metadata(INFO))
+    write_card(path, INFO, 0.0)
+    return path
+
+
+def test_a_version_is_linked_to_its_run(
+    client: MlflowClient, uri: str, run_id: str, onnx_path: Path, tmp_path: Path
+) -> None:
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    assert register(uri, run_id, "linked", onnx_path, INFO) == "1"
+    version = client.get_model_version("linked", "1")
+    assert (version.run_id, version.description) == (run_id, "dcgan-8 at 12 kimg, fid2k 50.00")
+    assert version.tags == {
+        "recipe": "dcgan-8",
+        "kimg": "12",
+        "metric": "fid2k",
+        "metric_value": "50.0",
+        "metric_weights_sha256": "feed",
+        "dataset_digest": "dada",
+    }
+    outputs = client.get_run(run_id).outputs
+    assert outputs is not None
+    (output,) = outputs.model_outputs
+    assert output.step == 12
+    model = client.get_logged_model(output.model_id)
+    assert (model.name, model.source_run_id, str(model.status)) == ("generator", run_id, "READY")
+    assert model.tags["mlflow.modelVersions"] == '[{"name": "linked", "version": 1}]'
+    assert mlflow.active_run() is None
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before
+
+
+def test_what_is_downloaded_is_the_checked_file(
+    client: MlflowClient, uri: str, run_id: str, onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(uri, run_id, "downloaded", onnx_path, INFO)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    folder = Path(mlflow.artifacts.download_artifacts("models:/downloaded/latest", dst_path=str(tmp_path)))
+    assert (folder / "model.onnx").read_bytes() == onnx_path.read_bytes()
+    assert (folder / "card.md").read_text() == onnx_path.with_name("card.md").read_text()
+    assert (folder / "samples.png").is_file()
+    served = mlflow.pyfunc.load_model(str(folder))
+    assert served.predict({"z": np.zeros((3, 4), np.float32)})["image"].shape == (3, 3, 8, 8)
+
+
+def champion(client: MlflowClient, name: str) -> str | None:
+    alias = client.get_registered_model(name).aliases.get("champion")
+    return None if alias is None else str(alias)
+
+
+def test_the_champion_moves_to_what_is_better_only(
+    client: MlflowClient, uri: str, run_id: str, onnx_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    for entry in (
+        INFO | {"metric": None},  # 1: not measured, so no champion
+        info(50.0),  # 2: the first
+        info(60.0),  # 3: worse
+        info(50.0),  # 4: equal
+        info(9.5),  # 5: better; as text it would be worse
+    ):
+        register(uri, run_id, "contest", onnx_path, entry)
+        seen.append(champion(client, "contest"))
+    assert seen == [None, "2", "2", "2", "5"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("other", [{"name": "kid2k"}, {"dataset_digest": "beef"}, {"weights_sha256": "f00d"}])
+def test_what_cannot_be_compared_does_not_move_the_champion(
+    client: MlflowClient,
+    uri: str,
+    run_id: str,
+    onnx_path: Path,
+    other: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "protocol-" + "-".join(other)
+    register(uri, run_id, name, onnx_path, info(50.0))
+    register(uri, run_id, name, onnx_path, info(1.0, **other))
+    assert champion(client, name) == "1"
+    assert "stays version 1" in capsys.readouterr().err
+
+
+def test_a_run_that_mlflow_does_not_know(client: MlflowClient, uri: str, onnx_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gen\.onnx is written, but MLflow at sqlite.*did not take it"):
+        register(uri, "0123", "nobody", onnx_path, INFO)
