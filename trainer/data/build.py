@@ -22,8 +22,9 @@ from pathlib import Path
 
 from infer.command import UserError
 from trainer.data import sources
+from trainer.data.folder import new_folder
 from trainer.data.images import ImageError, decode, encode, pixel_digest, to_square
-from trainer.data.shards import Manifest, ShardWriter, new_folder, progress
+from trainer.data.shards import Manifest, ShardWriter, progress
 
 
 @dataclass(frozen=True)

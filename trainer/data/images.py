@@ -114,7 +114,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image).astype(np.float64)
+    pixels = np.asarray(image).astype(np.float32)
     if not np.isfinite(pixels).all():
         raise ValueError("pixels that are not finite")
     if image.mode != "F":
@@ -139,7 +139,9 @@ def to_square(image: Image.Image, size: int, crop: str) -> Image.Image:
     if crop == "none" and width != height:
         raise ImageError(f"not square: {width}x{height}, --crop center would cut it")
     left, top = (width - side) // 2, (height - side) // 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    # Not resize(box=...): its kernel reaches beyond the box, and the result would depend on what is cut off.
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def pixel_digest(image: Image.Image) -> bytes:

@@ -7,24 +7,19 @@ when it was made from files, ``rejected.csv``. Each picture is a sample ``<key>.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import glob
 import hashlib
 import io
 import json
 import os
 import re
-import shutil
 import sys
 import tarfile
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -32,6 +27,7 @@ from tqdm import tqdm
 
 from infer.command import UserError
 from infer.grid import grid
+from trainer.data.folder import local_path, new_folder
 from trainer.data.images import encode, pixel_digest
 
 T = TypeVar("T")
@@ -117,9 +113,9 @@ class Manifest:
             UserError: no such folder or manifest, not a manifest of this format, or a shard is missing or cut off.
         """
         root = local_path(location).absolute()  # the manifest travels to processes that work elsewhere
-        if not root.is_dir():
-            raise UserError(f"no data set at {root}: make one with `catdata synth` or `catdata build`")
         try:
+            if not root.is_dir():
+                raise UserError(f"no data set at {root}: make one with `catdata synth` or `catdata build`")
             record = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{root} holds no {MANIFEST}: give a folder made by `catdata build` or `synth`") from None
@@ -145,13 +141,6 @@ class Manifest:
                 raise UserError(f"{path} is missing: copy the data set again, or build it again")
             if (length := path.stat().st_size) != shard.bytes:
                 raise UserError(f"{path} has {length} bytes instead of {shard.bytes}: copy it again, or build it again")
-
-
-def local_path(location: str | Path) -> Path:
-    """``location`` as a path. Raises UserError for a URL."""
-    if re.match(r"[A-Za-z][\w+.-]*://|pipe:", str(location)):
-        raise UserError(f"{location} is a URL: only paths on this machine can be read, so copy it here first")
-    return Path(location)
 
 
 def _parse(root: str, record: dict[str, Any]) -> Manifest:
@@ -183,6 +172,13 @@ def _parse(root: str, record: dict[str, Any]) -> Manifest:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _tool() -> str:
+    try:
+        return f"catgan {version('catgan')}"
+    except PackageNotFoundError:  # run from a plain checkout, as a Ray job is
+        return "catgan"
 
 
 class ShardWriter:
@@ -230,8 +226,7 @@ class ShardWriter:
         splits = {split: Split(tuple(written)) for split, written in shards.items()}
         self._write_contact()
         self._spool.close()
-        tool = f"catgan {version('catgan')}"
-        manifest = Manifest(str(self.folder), self.size, splits, seed, tuple(source), dict(options), tool)
+        manifest = Manifest(str(self.folder), self.size, splits, seed, tuple(source), dict(options), _tool())
         manifest.save()
         return manifest
 
@@ -271,46 +266,9 @@ class ShardWriter:
         grid(np.stack(pictures)).save(self.folder / "contact.png")
 
 
-@contextlib.contextmanager
-def new_folder(out: str | Path) -> Iterator[Path]:
-    """A folder to fill that takes the name ``out`` when the block ends, and vanishes when the block raises.
-
-    It lies hidden beside ``out``. What a killed process left there is removed by the next one with the same ``out``; a
-    lock, which the system drops with the process, tells it from the work of a process that still runs.
-
-    Raises:
-        UserError: ``out`` is a file or a folder that is not empty, or cannot be written.
-    """
-    out = local_path(out).resolve()
-    folder = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
-            raise UserError(f"{out} exists and is not an empty folder: give another OUT, or remove it first")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
-            _remove_if_abandoned(leftover)
-        folder.mkdir()
-        with (folder / ".lock").open("w") as lock:
-            with contextlib.suppress(OSError):  # not every network file system has locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
-            (folder / ".lock").unlink()
-            folder.replace(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def progress(items: Iterable[T], what: str, unit: str, total: int | None) -> Iterator[T]:
     """``items`` with a bar on stderr; where that is a log file, a line in ten seconds instead of ten in a second."""
     yield from tqdm(items, what, total, unit=f" {unit}s", mininterval=0.1 if sys.stderr.isatty() else 10.0)
-
-
-def _remove_if_abandoned(folder: Path) -> None:
-    with contextlib.suppress(OSError), (folder / ".lock").open("r+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder)
 
 
 def write_shards(
@@ -373,18 +331,25 @@ def _shard_keys(path: Path, shard: Shard, size: int) -> list[str]:
             key, _, suffix = member.name.partition(".")
             content = tar.extractfile(member)
             if content is None or suffix in samples.setdefault(key, set()):
-                raise ValueError(f"member {member.name} is no file or is there twice")
+                raise ValueError(f"{member.name} is no file, or is there twice")
             samples[key].add(suffix)
-            if suffix == "json":
-                json.load(content)
-                continue
-            with Image.open(content, formats=("PNG", "WEBP")) as image:
-                image.load()
-                if image.mode != "RGB" or image.size != (size, size):
-                    raise ValueError(f"{member.name} is {image.mode} {image.size}, not RGB of size {size}")
+            try:
+                _check_member(suffix, content, size)
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ValueError(f"{member.name}: {error}") from None
     for key, suffixes in samples.items():
         if suffixes not in ({"webp", "json"}, {"png", "json"}):
             raise ValueError(f"sample {key} has {', '.join(sorted(suffixes))} instead of a picture and its json")
     if len(samples) != shard.images:
         raise ValueError(f"it holds {len(samples)} pictures, the manifest says {shard.images}")
     return list(samples)
+
+
+def _check_member(suffix: str, content: IO[bytes], size: int) -> None:
+    if suffix == "json":
+        json.load(content)
+        return
+    with Image.open(content, formats=("PNG", "WEBP")) as image:
+        image.load()
+        if (image.mode, *image.size) != ("RGB", size, size):
+            raise ValueError(f"it is {image.mode} {image.width}x{image.height}, not RGB {size}x{size}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import lzma
 import os
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -18,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from infer.command import UserError
+from trainer.data.folder import local_path
 from trainer.data.images import ImageError
-from trainer.data.shards import MANIFEST, Manifest, local_path
+from trainer.data.shards import MANIFEST, Manifest
 
 MAX_BYTES = 256 << 20
 """Longer files are not read: they have to fit into memory, and a zip can unpack to any length."""
@@ -94,7 +96,7 @@ def members(path: Path) -> Iterator[Member]:
         elif zipfile.is_zipfile(path):
             yield from _in_zip(path, name)
         else:
-            yield Member(name, path.stat().st_size, path.read_bytes)
+            yield _on_disk(path, name)
     elif (path / MANIFEST).is_file() and next(path.glob("train-*.tar"), None):
         manifest = Manifest.load(path)
         for shard in map(Path, (p for split in manifest.splits for p in manifest.paths(split))):
@@ -121,11 +123,17 @@ def _in_folder(root: Path, name: str) -> Iterator[Member]:
             if Path(parent, folder).is_symlink():
                 yield Member(str(inside / folder), problem="a link to a folder: give it as a source of its own")
         for file in sorted(filter(_is_listed, files)):
-            path = Path(parent, file)
-            if path.is_file():
-                yield Member(str(inside / file), path.stat().st_size, path.read_bytes)
-            else:
-                yield Member(str(inside / file), problem="not a file")
+            yield _on_disk(Path(parent, file), str(inside / file))
+
+
+def _on_disk(path: Path, name: str) -> Member:
+    try:
+        status = path.stat()
+    except OSError as error:  # a link to nothing, for one
+        return Member(name, problem=f"not readable: {error.strerror}")
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would never end
+        return Member(name, problem="not a file")
+    return Member(name, status.st_size, path.read_bytes)
 
 
 def _in_zip(path: Path, name: str) -> Iterator[Member]:

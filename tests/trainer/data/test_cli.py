@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from infer.command import UserError
+from trainer.data.cli import entry, main
+
+
+@pytest.fixture
+def pics(tmp_path: Path) -> Path:
+    folder = tmp_path / "pics"
+    folder.mkdir()
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    (folder / "text.jpg").write_text("meow")
+    return folder
+
+
+def test_build_and_verify(pics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    result = main(["build", str(pics), out, "--size", "32", "--processes", "1"])
+    assert result == {"out": out, "read": 13, "kept": 12, "rejected": 1, "shards": 12}
+    heard = capsys.readouterr().err
+    assert "rejected: 1 not a picture; one by one in" in heard
+    assert "enlarged: 12 pictures smaller than 32 pixels; --min-size 32 rejects them" in heard
+    checked = main(["verify", out])
+    assert {**checked, "digest": len(checked["digest"])} == {"ok": True, "images": 12, "shards": 12, "digest": 64}
+
+
+def test_paths_and_options_in_any_order(pics: Path, tmp_path: Path) -> None:
+    arguments = ["build", str(pics), "--size", "8", str(pics / "1.png"), "--processes", "1", str(tmp_path / "out")]
+    result = main([*arguments, "--val-fraction", "0"])
+    assert (result["read"], result["kept"], result["rejected"]) == (14, 12, 2)
+    assert not (tmp_path / "out" / "val-000000.tar").exists()
+
+
+def test_synth_draws_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    def draw(name: str, seed: int) -> bytes:
+        arguments = ["--num", "20", "--size", "16", "--seed", str(seed), "--processes", "1"]
+        result = main(["synth", str(tmp_path / name), *arguments])
+        assert result == {"out": str(tmp_path / name), "read": 20, "kept": 20, "rejected": 0, "shards": 17}
+        return (tmp_path / name / "train-000000.tar").read_bytes()
+
+    first = draw("a", 0)
+    assert draw("b", 0) == first
+    assert draw("c", 1) != first
+    assert main(["verify", str(tmp_path / "a")])["images"] == 20
+
+
+def test_synth_keeps_the_attributes(tmp_path: Path) -> None:
+    main(["synth", str(tmp_path / "out"), "--num", "2", "--size", "16", "--processes", "1"])
+    (sample,) = webdataset.WebDataset(str(tmp_path / "out" / "val-000000.tar"), shardshuffle=False).decode("pil")
+    assert sample["webp"].size == (16, 16)
+    assert len(sample["json"]) > 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("", "command"),
+        ("frobnicate", "invalid choice: 'frobnicate' .*synth.*build.*verify"),
+        ("build", "SRC... OUT"),
+        ("build a", "only one path is given, a"),
+        ("build a b --size 4", "--size: '4' is given, allowed is a whole number from 8 to 1,024"),
+        ("build a b --size 64.5", "--size: '64.5' is given"),
+        ("build a b --size", "--size: expected one argument"),
+        ("build a b --crop wild", "invalid choice: 'wild'"),
+        ("build a b --val-fraction 0.6", "--val-fraction: '0.6' is given, allowed is a number from 0 to 0.5"),
+        ("build a b --val-fraction nan", "--val-fraction: 'nan'"),
+        ("build a b --seed -1", "--seed: '-1'"),
+        ("build a b --min 3 --sizes 4", "unrecognized arguments: --min 3 --sizes 4"),
+        ("build /nowhere/a b", "nothing at /nowhere/a"),
+        ("build s3://bucket/a b", "s3://bucket/a is a URL"),
+        ("synth", "OUT"),
+        ("synth a b", "unrecognized arguments: b"),
+        ("synth a --num 0", "--num: '0' is given"),
+        ("synth s3://bucket/a", "is a URL"),
+        ("verify", "DIR"),
+        ("verify /nowhere/a", "no data set at /nowhere/a"),
+        ("verify s3://bucket/a", "is a URL"),
+    ],
+)
+def test_mistakes_are_named(arguments: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=complaint) as caught:
+        main(arguments.split())
+    assert "\n" not in str(caught.value)
+    assert os.listdir() == []  # noqa: PTH208
+
+
+@pytest.mark.parametrize("command", [[], ["synth"], ["build"], ["verify"]])
+def test_help_teaches_with_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    assert f"  catdata {' '.join(command)}" in capsys.readouterr().out
+
+
+def test_entry_prints_one_line_of_json_last(
+    pics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["build", str(pics), str(tmp_path / "out"), "--size", "32", "--processes", "1"]
+    monkeypatch.setattr(sys, "argv", ["catdata", *arguments])
+    entry()
+    assert json.loads(capsys.readouterr().out)["kept"] == 12
+
+
+def test_entry_leaves_with_2_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["catdata", "verify", "/nowhere"])
+    with pytest.raises(SystemExit) as caught:
+        entry()
+    assert caught.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+
+
+def processes_of(group: int) -> set[int]:
+    """The processes of a group that run; dead ones that nobody has asked after do not count."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # gone in the meantime
+            pid, rest = stat.parent.name, stat.read_text().rpartition(")")[2].split()
+            if int(rest[2]) == group and rest[0] != "Z":
+                found.add(int(pid))
+    return found
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited for a minute"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_build_leaves_no_process_and_is_no_obstacle(tmp_path: Path, how: signal.Signals) -> None:
+    Image.new("RGB", (3000, 3000)).save(tmp_path / "large.png")
+    with tarfile.open(tmp_path / "slow.tar", "w") as tar:
+        for i in range(400):  # the same again and again: quick to write, half a minute to decode
+            tar.add(tmp_path / "large.png", f"{i}.png")
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.data.cli", "build", str(tmp_path / "slow.tar"), str(out), "--processes", "2"],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        # Itself, two helpers of multiprocessing and two workers.
+        wait_until(lambda: len(processes_of(process.pid)) == 5 and bool(list(tmp_path.glob(".out.*"))))
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does
+        else:
+            process.send_signal(how)
+        assert process.wait(60) == (-how if how == signal.SIGKILL else 130)
+        wait_until(lambda: not processes_of(process.pid))
+    finally:
+        for pid in processes_of(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    assert not out.exists()
+    assert len(list(tmp_path.glob(".out.*"))) == (how == signal.SIGKILL)
+    assert main(["build", str(tmp_path / "large.png"), str(out), "--size", "32", "--processes", "1"])["kept"] == 1
+    assert list(tmp_path.glob(".out.*")) == []

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import io
+import random
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.data.images import MAX_PIXELS, ImageError, decode, encode, pixel_digest, to_rgb, to_square
+
+RNG = np.random.default_rng(0)
+
+
+def noise(width: int = 12, height: int = 8) -> Image.Image:
+    return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def packed(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def color(image: Image.Image) -> tuple[int, ...]:
+    """The one colour of a uniform RGB picture."""
+    assert image.mode == "RGB"
+    ((_, value),) = image.getcolors() or []
+    assert isinstance(value, tuple)
+    return value
+
+
+def grey(image: Image.Image) -> list[int]:
+    """The first row of a picture whose channels are equal."""
+    pixels = np.asarray(image)
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats_keep_every_pixel(kind: str) -> None:
+    image = noise()
+    assert decode(packed(image, kind)).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF", "JPEG2000"])
+def test_lossy_formats_stay_close(kind: str) -> None:
+    image = Image.linear_gradient("L").convert("RGB")
+    difference = np.asarray(decode(packed(image, kind)), int) - np.asarray(image, int)
+    assert np.abs(difference).mean() < 3
+
+
+# Where the left upper pixel of the upright picture lies in the stored one, by EXIF orientation (x, y in 0..1).
+@pytest.mark.parametrize(
+    ("orientation", "corner", "turned"),
+    [
+        (1, (0, 0), False),
+        (2, (1, 0), False),
+        (3, (1, 1), False),
+        (4, (0, 1), False),
+        (5, (0, 0), True),
+        (6, (0, 1), True),
+        (7, (1, 1), True),
+        (8, (1, 0), True),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_exif_orientation(kind: str, orientation: int, corner: tuple[int, int], turned: bool) -> None:
+    stored = Image.new("RGB", (32, 16))
+    stored.paste("white", (corner[0] * 16, corner[1] * 8, corner[0] * 16 + 16, corner[1] * 8 + 8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decode(packed(stored, kind, exif=exif))
+    assert image.size == ((16, 32) if turned else (32, 16))
+    white = np.asarray(image.convert("L")) > 128
+    half_height, half_width = image.height // 2, image.width // 2
+    assert white[: half_height - 1, : half_width - 1].all()
+    assert not white[half_height + 1 :].any()
+    assert not white[:, half_width + 1 :].any()
+
+
+def test_damaged_exif_does_not_cost_the_picture() -> None:
+    data = packed(noise(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decode(data).size == (12, 8)
+
+
+@pytest.mark.parametrize(
+    ("mode", "fill", "expected"),
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 77, (77, 77, 77)),
+        ("LA", (77, 255), (77, 77, 77)),
+        ("LA", (0, 0), (255, 255, 255)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+        ("RGBa", (0, 0, 0, 0), (255, 255, 255)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("YCbCr", (128, 128, 128), (128, 128, 128)),
+        ("HSV", (0, 255, 255), (255, 0, 0)),
+    ],
+)
+def test_modes(mode: str, fill: Any, expected: tuple[int, int, int]) -> None:
+    assert color(to_rgb(Image.new(mode, (3, 2), fill))) == expected
+
+
+def test_cmyk_jpeg() -> None:
+    image = decode(packed(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
+    assert np.abs(np.array(color(image)) - (255, 0, 0)).max() <= 3
+
+
+def test_palette_and_its_transparent_entry() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 100, 50, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    assert np.asarray(decode(packed(image))).tolist() == [[[200, 100, 50], [0, 0, 255]]]
+    assert np.asarray(decode(packed(image, transparency=1))).tolist() == [[[200, 100, 50], [255, 255, 255]]]
+    assert np.asarray(decode(packed(image, "GIF", transparency=1))).tolist() == [[[200, 100, 50], [255, 255, 255]]]
+
+
+def test_transparent_colour_of_rgb_and_grey_png() -> None:
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 9, 9))
+    assert np.asarray(decode(packed(image, transparency=(9, 9, 9)))).tolist() == [[[1, 2, 3], [255, 255, 255]]]
+    assert grey(decode(packed(image.convert("L"), transparency=9))) == [2, 255]
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_16_bit_grey_is_scaled_not_cut(byte_order: str) -> None:
+    values = np.array([[0, 257, 128 * 257, 65535, 300]], f"{byte_order}u2")
+    image = Image.frombytes("I;16" if byte_order == "<" else "I;16B", (5, 1), values.tobytes())
+    assert grey(to_rgb(image)) == [0, 1, 128, 255, 1]
+    for kind in ("PNG", "TIFF"):
+        assert grey(decode(packed(image, kind))) == [0, 1, 128, 255, 1]
+
+
+def test_32_bit_integers_and_floats() -> None:
+    integers = np.array([[0, 257, 65535, 70000, -5]], np.int32)
+    assert grey(decode(packed(Image.fromarray(integers), "TIFF"))) == [0, 1, 255, 255, 0]
+    unit = np.array([[0.0, 0.5, 1.0, -1.0]], np.float32)
+    assert grey(decode(packed(Image.fromarray(unit), "TIFF"))) == [0, 128, 255, 0]
+    bytes_ = np.array([[0.0, 77.0, 255.0, 300.0]], np.float32)
+    assert grey(decode(packed(Image.fromarray(bytes_), "TIFF"))) == [0, 77, 255, 255]
+
+
+def test_floats_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ImageError, match="not finite"):
+        decode(packed(Image.fromarray(np.array([[0.0, np.nan]], np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_of_an_animation(kind: str) -> None:
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = packed(red, kind, save_all=True, append_images=[blue], **options)
+    assert color(decode(data)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"meow\n", "not a picture"),
+        (b"<!DOCTYPE html><html>404</html>", "not a picture"),
+        (b"\0" * 4096, "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+    ],
+)
+def test_what_is_no_picture(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        decode(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_truncated(kind: str) -> None:
+    data = packed(noise(64, 64), kind)
+    with pytest.raises(ImageError, match=r"^(not readable: .|not a picture$)"):
+        decode(data[: len(data) // 2])
+
+
+def test_random_damage_never_raises_anything_else() -> None:
+    rng = random.Random(0)
+    files = [packed(noise(40, 30), kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
+    reasons = []
+    for _ in range(1500):
+        data = bytearray(rng.choice(files))
+        for _ in range(rng.randint(1, 6)):
+            data[rng.randrange(min(len(data), 400))] = rng.randrange(256)
+        try:
+            assert decode(bytes(data)).mode == "RGB"
+        except ImageError as error:
+            reasons.append(str(error))
+    assert len(reasons) > 300
+    assert not [reason for reason in reasons if "\n" in reason]
+
+
+def test_pixel_limit_is_judged_by_the_header() -> None:
+    # A PNG of 60,000 x 60,000 black pixels that is a few bytes long: 10 GiB if it were unpacked.
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    side = (60_000).to_bytes(4, "big")
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", side + side + b"\x08\x02\0\0\0") + chunk(b"IDAT", zlib.compress(b"\0"))
+    with pytest.raises(ImageError, match="too large"):
+        decode(bomb)
+    assert decode(packed(noise(10, 10)), max_pixels=100).size == (10, 10)
+    with pytest.raises(ImageError, match="too large: 10x11, at most 100 pixels"):
+        decode(packed(noise(10, 11)), max_pixels=100)
+    assert MAX_PIXELS > 8000 * 6000, "photos of cameras must pass"
+
+
+def test_square_cuts_the_middle() -> None:
+    image = Image.new("RGB", (30, 10), "red")
+    image.paste("blue", (10, 0, 20, 10))
+    for upright in (image, image.transpose(Image.Transpose.ROTATE_90)):
+        assert color(to_square(upright, 10, "center")) == (0, 0, 255)
+        assert to_square(upright, 4, "center").size == (4, 4)
+
+
+def test_square_keeps_the_pixels_of_a_picture_that_fits() -> None:
+    image = noise(16, 16)
+    for crop in ("center", "none"):
+        assert to_square(image, 16, crop).tobytes() == image.tobytes()
+
+
+def test_without_cropping_only_squares_pass() -> None:
+    assert to_square(noise(20, 20), 8, "none").size == (8, 8)
+    with pytest.raises(ImageError, match="not square: 20x21"):
+        to_square(noise(20, 21), 8, "none")
+
+
+def test_resizing_averages() -> None:
+    checker = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255).convert("RGB")
+    small = np.asarray(to_square(checker, 8, "center"))
+    assert np.abs(small.astype(int) - 127).max() <= 4, "a checkerboard becomes grey, not stripes"
+
+
+def test_digest_sees_pixels_and_shape_only() -> None:
+    image = noise(12, 8)
+    assert pixel_digest(image) == pixel_digest(decode(packed(image, "BMP"))) == pixel_digest(decode(packed(image)))
+    assert pixel_digest(image) != pixel_digest(Image.frombytes("RGB", (8, 12), image.tobytes()))
+    changed = image.copy()
+    changed.putpixel((0, 0), tuple(255 - v for v in image.getpixel((0, 0))))  # type: ignore[union-attr]
+    assert pixel_digest(changed) != pixel_digest(image)
+
+
+def test_encode_is_lossless_and_repeatable() -> None:
+    image = noise(33, 17)
+    data = encode(image)
+    assert data == encode(image.copy())
+    with Image.open(io.BytesIO(data), formats=("WEBP",)) as again:
+        assert again.mode == "RGB"
+        assert again.tobytes() == image.tobytes()
