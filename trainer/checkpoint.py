@@ -34,6 +34,11 @@ def folder_name(nimg: int) -> str:
     return f"checkpoint_{nimg:012d}"
 
 
+def position(folder: Path) -> int:
+    """Images seen, from a checkpoint folder's name."""
+    return int(folder.name.removeprefix("checkpoint_"))
+
+
 def find_all(run_dir: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first."""
     if not run_dir.is_dir():

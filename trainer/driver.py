@@ -14,7 +14,7 @@ from trainer import checkpoint, launch, tracking
 from trainer.config import problems
 from trainer.data.drawn import NUM, open_data
 from trainer.data.shards import Manifest
-from trainer.finish import finish
+from trainer.finish import finish, summary
 from trainer.launch import Workers
 from trainer.loop import plan
 from trainer.models import build_discriminator, build_generator, num_parameters
@@ -147,14 +147,19 @@ def _train(options: Options, workers: Workers, run_dir: Path, resume_from: Path 
     run_dir.mkdir(parents=True, exist_ok=True)
     uri = tracking.resolve_uri(config.track.uri, run_dir.parent)
     # A checkpoint of another run is only a starting point: what it grows into is a run of its own.
-    continued = resume_from is not None and resume_from.parent == run_dir
+    known = None
+    if resume_from is not None and resume_from.parent == run_dir:
+        known = checkpoint.load(resume_from)["run_id"]
+        if checkpoint.position(resume_from) >= config.kimg * 1000 and (run_dir / "best" / "gen.onnx").is_file():
+            say(f"{run_dir} is finished; a larger --kimg trains it further")
+            return summary(run_dir, known)
     run_id = tracking.open_run(
         uri,
         experiment=config.track.experiment,
         name=run_dir.name,
         config=config.to_dict(),
         manifest=manifest,
-        run_id=checkpoint.load(resume_from)["run_id"] if continued and resume_from else None,
+        run_id=known,
     )
     surroundings = {"data": manifest.root, "dataset_digest": manifest.digest, "mlflow_run_id": run_id}
     _write_json(run_dir / "config.json", config.to_dict() | surroundings)
@@ -173,7 +178,7 @@ def _train(options: Options, workers: Workers, run_dir: Path, resume_from: Path 
             launch.run_in_process(job)
         else:
             launch.run_on_ray(job, workers)
-        result = finish(run_dir, uri, run_id, config.track.model, manifest)
+        finish(run_dir, uri, run_id, config.track.model)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -181,7 +186,7 @@ def _train(options: Options, workers: Workers, run_dir: Path, resume_from: Path 
         raise
     finally:
         tracking.end_run(uri, run_id, status)
-    return {"run_dir": str(run_dir), "mlflow_run_id": run_id, **result}
+    return summary(run_dir, run_id)
 
 
 def _write_json(path: Path, value: Any) -> None:

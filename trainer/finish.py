@@ -5,27 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from export.card import write_card
 from export.generator import export_onnx, metadata
+from export.registry import register
 from infer.command import say
-from trainer.checkpoint import load_generator
-from trainer.data.shards import Manifest
+from trainer import checkpoint
 from trainer.recorder import progress_gif
+from trainer.tracking import connect
 
 
-def finish(run_dir: Path, uri: str, run_id: str, model: str, manifest: Manifest) -> dict[str, Any]:
-    """Export, check, describe, log and register ``best/gen.safetensors`` of a run.
+def finish(run_dir: Path, uri: str, run_id: str, model: str) -> None:
+    """Export ``best/gen.safetensors`` of a run, check it against PyTorch, describe it, log it and register it.
 
-    Returns:
-        kimg, metric {name, value} and onnx, for the command's JSON.
+    Raises:
+        UserError: PyTorch and onnxruntime disagree, or MLflow does not answer.
     """
-    best = run_dir / "best"
-    generator, info = load_generator(best)
-    onnx = best / "gen.onnx"
+    generator, info = checkpoint.load_generator(run_dir / "best")
+    onnx = run_dir / "best" / "gen.onnx"
     difference = export_onnx(generator, onnx, metadata(info))
-    metric = {"name": info["metric"]["name"], "value": info["metric"]["value"]}
-    say(
-        f"best generator: {metric['name']} {metric['value']:.2f} at {info['kimg']:g} kimg;"
-        f" {onnx} agrees with PyTorch to {difference:.1e}"
-    )
+    write_card(onnx, info, difference)
     progress_gif(run_dir)
-    return {"kimg": info["kimg"], "metric": metric, "onnx": str(onnx)}
+    connect(uri).log_artifact(run_id, str(run_dir / "progress.gif"), "samples")
+    version = register(uri, run_id, model, onnx, info)
+    metric = info["metric"]
+    say(
+        f"best generator: {metric['name']} {metric['value']:.2f} at {info['kimg']:g} kimg; {onnx} agrees with PyTorch"
+        f" to {difference:.1e}; registered as models:/{model}/{version}"
+    )
+
+
+def summary(run_dir: Path, run_id: str) -> dict[str, Any]:
+    """The JSON object of a finished run."""
+    _, info = checkpoint.load_generator(run_dir / "best")
+    return {
+        "run_dir": str(run_dir),
+        "mlflow_run_id": run_id,
+        "kimg": checkpoint.position(checkpoint.find_all(run_dir)[-1]) / 1000,
+        "metric": {"name": info["metric"]["name"], "value": info["metric"]["value"], "kimg": info["kimg"]},
+        "onnx": str(run_dir / "best" / "gen.onnx"),
+    }

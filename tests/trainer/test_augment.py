@@ -34,7 +34,10 @@ def test_translation_shifts_whole_pixels_and_fills_with_zero():
     seen = set()
     for moved in translation(images):
         y, x = (moved[0] != 0).nonzero()[0].tolist()
-        dy, dx = (y or -int((8 - (moved[0] != 0).any(dim=1).sum()))), (x or -int((8 - (moved[0] != 0).any(dim=0).sum())))
+        dy, dx = (
+            (y or -int((8 - (moved[0] != 0).any(dim=1).sum()))),
+            (x or -int(8 - (moved[0] != 0).any(dim=0).sum())),
+        )
         expected = torch.zeros(8, 8)
         expected[max(dy, 0) : 8 + min(dy, 0), max(dx, 0) : 8 + min(dx, 0)] = images[0, 0][
             max(-dy, 0) : 8 + min(-dy, 0), max(-dx, 0) : 8 + min(-dx, 0)

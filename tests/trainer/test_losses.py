@@ -67,6 +67,4 @@ def test_penalty_adds_over_batches():
     weights = torch.randn(3, 2, 2)
     reals, fakes = (torch.randn(2, 3, 2, 2, requires_grad=True) for _ in range(2))
     critic = torch.cat([(reals * weights).sum(dim=(1, 2, 3)), (fakes * 3 * weights).sum(dim=(1, 2, 3))])
-    torch.testing.assert_close(
-        zero_centred_penalty([reals, fakes], critic), (10 * weights.square().sum()).expand(2)
-    )
+    torch.testing.assert_close(zero_centred_penalty([reals, fakes], critic), (10 * weights.square().sum()).expand(2))

@@ -24,7 +24,9 @@ def test_shapes(arch: str, size: int):
     assert torch.isfinite(pictures).all()
 
 
-@pytest.mark.parametrize(("arch", "norm", "alike"), [("dcgan", "none", True), ("r3gan", "none", True), ("dcgan", "batch", True)])
+@pytest.mark.parametrize(
+    ("arch", "norm", "alike"), [("dcgan", "none", True), ("r3gan", "none", True), ("dcgan", "batch", True)]
+)
 def test_reals_and_fakes_together_are_judged_as_one_by_one(arch: str, norm: str, alike: bool):
     """One forward for both must not let fakes colour the judgement of reals, batch norm included."""
     torch.manual_seed(0)

@@ -106,10 +106,18 @@ def train_batches(
     readers = max((r for r in range(1, readers + 1) if batches_per_segment % r == 0), default=0)
     starts = itertools.count(nimg, images_per_segment)
     dataset = _TrainStream(manifest, rank, seed, batch, batches_per_segment, starts, buffer)
-    loader: DataLoader[Tensor] = DataLoader(
-        dataset, batch_size=None, num_workers=readers, pin_memory=pin_memory, prefetch_factor=4 if readers else None
+    return iter(_loader(dataset, readers, pin_memory))
+
+
+def _loader(dataset: IterableDataset[Tensor], readers: int, pin_memory: bool = False) -> DataLoader[Tensor]:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=readers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if readers else None,
+        generator=torch.Generator(),  # else a loader draws from the random state that training is resumed with
     )
-    return iter(loader)
 
 
 def share(total: int, index: int, count: int) -> tuple[int, int]:
@@ -155,7 +163,7 @@ def eval_images(
     dataset = _EvalStream(manifest, split, rank, world_size, batch_size)
     expected = _count(manifest.splits[split].images, rank, world_size)
     count = 0
-    for batch in DataLoader(dataset, batch_size=None, num_workers=readers):
+    for batch in _loader(dataset, readers):
         count += len(batch)
         yield batch
     if count != expected:

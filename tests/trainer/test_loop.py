@@ -1,0 +1,191 @@
+"""The loop as a whole, in-process: resuming is as good as never having stopped."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from infer.command import UserError
+from trainer import checkpoint
+from trainer.config import (
+    AugmentConfig,
+    Config,
+    EvalConfig,
+    LoaderConfig,
+    LossConfig,
+    ModelConfig,
+    TrackConfig,
+    constant,
+)
+from trainer.context import LocalContext
+from trainer.data.shards import Manifest
+from trainer.loop import Diverged, plan, train
+from trainer.recorder import Recorder
+
+CONFIG = Config(
+    recipe="tiny",
+    model=ModelConfig(size=32, z_dim=8, g_width=4, d_width=4, max_width=8, d_norm="none"),
+    loss=LossConfig("rpgan", gamma=constant(0.1), penalty_every=3),
+    augment=AugmentConfig(policy=("colour", "translation", "cutout"), p=constant(0.5)),
+    loader=LoaderConfig(workers=0, shuffle_buffer=30),
+    eval=EvalConfig(extractor="efflite0", num=16),
+    track=TrackConfig(tick_kimg=0.032, snapshot_kimg=0.064, grid=4),
+    batch=8,
+    kimg=0.192,
+)
+
+
+class Notes:
+    """Stands in for the tracker: what rank 0 would have sent to MLflow."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+        self.grids: list[int] = []
+
+    def rewind(self, nimg: int) -> None:
+        self.points = [(n, values) for n, values in self.points if n <= nimg]
+
+    def log_scalars(self, values: dict[str, float], nimg: int) -> None:
+        self.points.append((nimg, values))
+
+    def log_grid(self, key: str, image: object, nimg: int, path: Path) -> None:
+        self.grids.append(nimg)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        assert path.is_file()
+
+
+@pytest.fixture
+def manifest(shards: Path) -> Manifest:
+    return Manifest.load(shards)
+
+
+def run(config: Config, manifest: Manifest, run_dir: Path, notes: Notes, resume_from: Path | None = None) -> None:
+    torch.manual_seed(torch.seed())  # a process has no memory of the one before
+    run_dir.mkdir(exist_ok=True)
+    recorder = Recorder(manifest, run_dir, notes, "the-run")  # type: ignore[arg-type]
+    train(config, manifest, LocalContext(run_dir, resume_from), recorder)
+
+
+def same(a: object, b: object) -> bool:
+    """Bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def without_times(state: dict) -> dict:
+    drop = {"config", "best", "last_metric"}
+    kept = {k: v for k, v in state.items() if k not in drop}
+    return kept | {k: {n: v for n, v in state[k].items() if n != "seconds"} for k in ("best", "last_metric")}
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+@pytest.mark.parametrize("share_batch", [True, False])
+def test_resumed_is_bit_for_bit_uninterrupted(manifest: Manifest, tmp_path: Path, readers: int, share_batch: bool):
+    config = replace(
+        CONFIG,
+        loader=LoaderConfig(workers=readers, shuffle_buffer=30),
+        loss=replace(CONFIG.loss, share_batch=share_batch),
+    )
+    whole, parts = Notes(), Notes()
+    run(config, manifest, tmp_path / "whole", whole)
+    run(replace(config, kimg=0.064), manifest, tmp_path / "parts", parts)
+    # Cut off after a tick that no checkpoint covers: its points must not stand twice.
+    parts.points.append((96, {"loss/generator": -1.0}))
+    (last,) = checkpoint.find_all(tmp_path / "parts")
+    run(config, manifest, tmp_path / "parts", parts, resume_from=last)
+
+    a, b = (checkpoint.load(checkpoint.find_all(tmp_path / name)[-1]) for name in ("whole", "parts"))
+    assert a["nimg"] == 192
+    assert same(without_times(a), without_times(b))
+
+    def values(notes: Notes) -> list:
+        return [(n, {k: v for k, v in p.items() if not k.startswith("speed/")}) for n, p in notes.points]
+
+    assert values(whole) == values(parts)
+    assert whole.grids == parts.grids == [0, 64, 128, 192]
+
+
+def test_what_a_run_leaves_behind(manifest: Manifest, tmp_path: Path):
+    notes = Notes()
+    run(CONFIG, manifest, tmp_path, notes)
+    names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert names == {
+        "reals.png",
+        "samples/fakes_000000kimg.png",
+        "best/gen.safetensors",
+        "checkpoint_000000000128/state.pt",
+        "checkpoint_000000000192/state.pt",
+    }
+    ticks = [values for _, values in notes.points if "loss/generator" in values]
+    assert len(ticks) == 6
+    assert {"loss/discriminator", "loss/penalty", "d/real", "d/fake", "lr/generator", "augment/p"} <= set(ticks[0])
+    assert all(values["speed/images_per_second"] > 0 and 0 <= values["speed/data_wait"] < 1 for values in ticks)
+    metrics = [values["fd16_efflite0"] for _, values in notes.points if "fd16_efflite0" in values]
+    assert len(metrics) == 3
+    _, info = checkpoint.load_generator(tmp_path)
+    assert info["metric"]["value"] == min(metrics)
+    assert (info["recipe"], info["run_id"], info["dataset_digest"]) == ("tiny", "the-run", manifest.digest)
+    json.dumps(info)
+
+
+def test_a_checkpoint_holds_everything(manifest: Manifest, tmp_path: Path):
+    run(CONFIG, manifest, tmp_path, Notes())
+    state = checkpoint.load(checkpoint.find_all(tmp_path)[-1])
+    assert {
+        *("format_version", "nimg", "num_steps", "config", "augment_p", "generator", "discriminator", "ema"),
+        *("g_optimiser", "d_optimiser", "rng", "best", "last_metric", "run_id", "dataset_digest"),
+    } == set(state)
+    assert len(state["rng"]) == 1
+    assert not any(key.startswith("module.") for key in state["generator"])
+    assert Config.from_dict(state["config"]) == CONFIG
+
+
+def test_another_world_size_draws_fresh_random_numbers(manifest: Manifest, tmp_path: Path):
+    run(replace(CONFIG, kimg=0.064), manifest, tmp_path, Notes())
+    (folder,) = checkpoint.find_all(tmp_path)
+    state = checkpoint.load(folder)
+    state["rng"] = state["rng"] * 2  # as two ranks would have left it
+    torch.save(state, folder / "state.pt")
+    run(CONFIG, manifest, tmp_path, Notes(), resume_from=folder)
+    assert checkpoint.load(checkpoint.find_all(tmp_path)[-1])["nimg"] == 192
+
+
+def test_another_model_is_refused(manifest: Manifest, tmp_path: Path):
+    run(replace(CONFIG, kimg=0.064), manifest, tmp_path, Notes())
+    (folder,) = checkpoint.find_all(tmp_path)
+    with pytest.raises(UserError, match="another model"):
+        run(replace(CONFIG, model=replace(CONFIG.model, z_dim=9)), manifest, tmp_path, Notes(), resume_from=folder)
+
+
+def test_divergence_stops_within_a_tick_and_keeps_the_best(manifest: Manifest, tmp_path: Path, monkeypatch):
+    from trainer.step import GAN
+
+    honest = GAN.step
+
+    def step(self, reals, nimg, more_reals=None):
+        if nimg == 72:
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(float("nan"))
+        return honest(self, reals, nimg, more_reals)
+
+    monkeypatch.setattr(GAN, "step", step)
+    with pytest.raises(Diverged, match="not finite at 0.096 kimg"):
+        run(CONFIG, manifest, tmp_path, Notes())
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == ["checkpoint_000000000064"]
+    generator, info = checkpoint.load_generator(tmp_path)
+    assert info["kimg"] == 0.064
+    assert all(torch.isfinite(t).all() for t in generator.state_dict().values())
+
+
+def test_plan_makes_snapshots_of_whole_ticks():
+    config = replace(CONFIG, track=TrackConfig(tick_kimg=0.03, snapshot_kimg=0.1), kimg=1.0)
+    tick, snapshot, total = plan(config)
+    assert (tick, snapshot % tick, total) == (4, 0, 125)
