@@ -78,9 +78,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--metrics",
         type=_metrics,
-        default=list(METRICS),
         metavar="LIST",
-        help=f"names of {', '.join(METRICS)}, separated by commas (default: all)",
+        help=f"names of {', '.join(METRICS)}, separated by commas (default: all that these sides allow)",
     )
     parser.add_argument(
         "--extractor",
@@ -111,6 +110,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         what: open_side(location, split=options.split, num=options.num or MIN_FID, seed=options.seed)
         for what, location in (("REAL", options.real), ("FAKE", options.fake))
     }
+    if options.metrics is None:
+        options.metrics = _default_metrics(sides["REAL"], sides["FAKE"])
     n_real, n_fake = _check(sides, options)
     assert n_fake is not None
     extractor = choose_extractor(options.extractor, options.weights)
@@ -139,6 +140,15 @@ def main(argv: list[str]) -> dict[str, Any]:
         "seed": options.seed,
         "seconds": round(time.perf_counter() - began, 2),
     }
+
+
+def _default_metrics(real: Pictures | Gaussian, fake: Pictures | Gaussian) -> list[str]:
+    if isinstance(real, Gaussian) or isinstance(fake, Gaussian):
+        return ["fid"]
+    if fake.count >= MIN_FID:
+        return list(METRICS)
+    say(f"kid only: FAKE has {fake.count:,} pictures, fid needs {MIN_FID:,}")
+    return ["kid"]
 
 
 def _check(sides: dict[str, Pictures | Gaussian], options: argparse.Namespace) -> tuple[int | None, int | None]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 NUM_SUBSETS = 100
 SUBSET_SIZE = 1000
+
+# Up to so many features a side, all kernel values are computed once and the subsets only add them up: at 2,048 that
+# saves 19 of 20 multiplications. Beyond, that would be more work than subset by subset, and too much memory.
+_ALL_AT_ONCE = 5 * SUBSET_SIZE
 
 
 def kernel_distance(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float, float]:
@@ -23,24 +29,34 @@ def kernel_distance(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float, f
     size = min(SUBSET_SIZE, len(real), len(fake))
     assert size >= 2, size
     rng = np.random.Generator(np.random.PCG64(seed))
+    at_once = NUM_SUBSETS if max(len(real), len(fake)) <= _ALL_AT_ONCE else 1
+    values = []
+    for _ in range(NUM_SUBSETS // at_once):
+        picks = [[rng.choice(len(side), size, replace=False) for side in (real, fake)] for _ in range(at_once)]
+        in_real, in_fake = zip(*picks, strict=True)
+        values.append(_mmd2(*_members(real, in_real), *_members(fake, in_fake)))
+    estimates = torch.cat(values)
+    return estimates.mean().item(), estimates.std(correction=0).item()
 
-    def subset(features: Tensor) -> Tensor:
-        chosen = torch.from_numpy(rng.choice(len(features), size, replace=False))
-        return features[chosen.to(features.device)].double()
 
-    values = [_mmd2(subset(real), subset(fake)) for _ in range(NUM_SUBSETS)]
-    return float(np.mean(values)), float(np.std(values))
+def _members(features: Tensor, picks: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """The features ``[m, d]`` that are in any of the subsets, and who is in which: zeros and ones ``[m, subsets]``."""
+    rows, positions = np.unique(np.stack(picks), return_inverse=True)
+    inside = torch.zeros(len(rows), len(picks), dtype=torch.float64)
+    inside.scatter_(0, torch.from_numpy(positions.reshape(len(picks), -1).T.copy()), 1.0)
+    return features[torch.from_numpy(rows).to(features.device)].double(), inside.to(features.device)
 
 
-def _mmd2(x: Tensor, y: Tensor) -> float:
-    """Unbiased estimate of the squared MMD (Gretton et al., 2012, eq. 3) of ``[m, d]`` and ``[m, d]``."""
-    m = len(x)
+def _mmd2(x: Tensor, in_x: Tensor, y: Tensor, in_y: Tensor) -> Tensor:
+    """Unbiased estimates of the squared MMD (Gretton et al., 2012, eq. 3), one a subset: float64 ``[subsets]``."""
+    m = in_x[:, 0].sum()
 
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
+    def kernel(dots: Tensor) -> Tensor:
+        return (dots / x.shape[1] + 1) ** 3
 
-    def mean_off_diagonal(gram: Tensor) -> Tensor:
-        return (gram.sum() - gram.diagonal().sum()) / (m * (m - 1))
+    def mean_within(a: Tensor, inside: Tensor) -> Tensor:
+        pairs = (inside * (kernel(a @ a.T) @ inside)).sum(0) - kernel((a * a).sum(1)) @ inside
+        return pairs / (m * (m - 1))
 
-    within = mean_off_diagonal(kernel(x, x)) + mean_off_diagonal(kernel(y, y))
-    return (within - 2 * kernel(x, y).mean()).item()
+    between = (in_x * (kernel(x @ y.T) @ in_y)).sum(0) / m**2
+    return mean_within(x, in_x) + mean_within(y, in_y) - 2 * between

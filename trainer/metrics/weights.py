@@ -84,7 +84,7 @@ def _download(url: str, path: Path) -> None:
                 if digest.hexdigest() != INCEPTION_SHA256:
                     raise Unavailable(f"download from {urlsplit(url).hostname} arrived damaged")
     except (OSError, HTTPException) as error:
-        raise Unavailable(f"download from {urlsplit(url).hostname} failed: {error}") from None
+        raise Unavailable(f"download from {urlsplit(url).hostname} failed: {getattr(error, 'reason', error)}") from None
     say(f"downloaded {url} to {path}")
 
 

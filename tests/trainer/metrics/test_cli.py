@@ -1,0 +1,206 @@
+"""``catfid``: what may stand on either side, what comes out, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from infer.command import UserError
+from infer.latents import latents
+from infer.session import Generator
+from trainer.data.shards import write_shards
+from trainer.metrics import cli
+from trainer.metrics.cli import main
+from trainer.metrics.frechet import Gaussian
+
+
+class Toy:
+    """Features are mean and spread of each colour."""
+
+    name, dim, weights_sha256, resize = "toy", 6, "0" * 64, "none"
+    device = torch.device("cpu")
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        assert len(images) <= 64
+        pixels = images.float().flatten(2) / 255
+        return torch.cat([pixels.mean(2), pixels.std(2)], 1)
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
+    extractor = Toy()
+    monkeypatch.setattr(cli, "choose_extractor", lambda *_: extractor)
+    return extractor
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that tests need not make 2,048 pictures."""
+    monkeypatch.setattr(cli, "MIN_FID", 100)
+
+
+def test_two_folders(toy: Toy, few: None, make_folder: Callable[..., Path]):
+    real, fake = make_folder("real", 150), make_folder("fake", 120, shift=50, seed=1)
+    result = main([str(real), str(fake), "--seed", "5"])
+    assert result["metrics"].keys() == {"fd120_toy", "kid120_toy"}
+    assert result["metrics"]["fd120_toy"] == pytest.approx(3 * (50 / 255) ** 2, rel=0.05)
+    assert result["metrics"]["kid120_toy"] > 10 * result["kid_std"] > 0
+    expected = {"n_real": 150, "n_fake": 120, "extractor": "toy", "resize": "none", "seed": 5}
+    assert expected.items() <= result.items()
+    assert result["seconds"] > 0
+    json.dumps(result)
+
+
+def test_a_folder_is_no_distance_from_itself(toy: Toy, few: None, make_folder: Callable[..., Path]):
+    folder = make_folder("real", 130)
+    metrics = main([str(folder), str(folder)])["metrics"]
+    assert metrics["fd130_toy"] < 1e-9
+    assert metrics["kid130_toy"] < 1e-3
+
+
+def test_pictures_are_found_in_folders_inside_and_other_files_are_not(toy: Toy, make_folder: Callable[..., Path]):
+    folder = make_folder("real", 9)
+    (folder / "inside").mkdir()
+    Image.new("L", (16, 16)).save(folder / "inside" / "grey.JPEG")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_bytes(b"no picture")
+    assert main([str(folder), str(folder)])["n_real"] == 10
+
+
+def test_few_pictures_get_kid_only(toy: Toy, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]):
+    real, fake = make_folder("real", 40), make_folder("fake", 30, seed=1)
+    assert main([str(real), str(fake)])["metrics"].keys() == {"kid30_toy"}
+    assert "2,048" in capsys.readouterr().err
+
+
+def test_shards_and_their_splits(toy: Toy, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    pictures = ((rng.integers(0, 256, (16, 16, 3)).astype(np.uint8), {}) for _ in range(90))
+    shards = str(tmp_path / "shards")
+    val = write_shards(shards, pictures, size=16, val_fraction=0.3).splits["val"].images
+    assert val == 27
+    counts = [main([shards, shards, *option])["n_real"] for option in ([], ["--split", "val"], ["--split", "train"])]
+    assert counts == [90, 27, 63]
+
+
+def test_a_generator_makes_the_pictures_of_its_seeds(
+    toy: Toy, generator_file: Path, tmp_path: Path, make_folder: Callable[..., Path]
+):
+    generator = Generator(generator_file, "cpu")
+    (tmp_path / "made").mkdir()
+    for seed in range(3, 73):
+        picture = generator(latents([seed], generator.z_dim))[0]
+        Image.fromarray(picture).save(tmp_path / "made" / f"{seed}.png")
+    real = str(make_folder("real", 80))
+    generated = main([real, str(generator_file), "--num", "70", "--seed", "3"])
+    saved = main([real, str(tmp_path / "made"), "--seed", "3"])
+    assert generated["n_fake"] == saved["n_fake"] == 70
+    assert generated["metrics"] == pytest.approx(saved["metrics"], rel=1e-9)
+    assert main([real, str(generator_file), "--metrics", "kid"])["n_fake"] == 2048
+
+
+def test_statistics_stand_for_pictures(toy: Toy, few: None, tmp_path: Path, make_folder: Callable[..., Path]):
+    real, fake = make_folder("real", 150), make_folder("fake", 120, seed=1)
+    images = np.stack([np.asarray(Image.open(f)) for f in sorted(real.iterdir())])
+    rows = np.concatenate([toy(torch.from_numpy(part).permute(0, 3, 1, 2)) for part in np.array_split(images, 5)])
+    np.savez(
+        tmp_path / "real.npz", mu=rows.mean(0, dtype=np.float64), sigma=np.cov(rows.astype(np.float64), rowvar=False)
+    )
+    result = main([str(tmp_path / "real.npz"), str(fake)])
+    assert result["n_real"] is None
+    assert result["metrics"] == pytest.approx(main([str(real), str(fake), "--metrics", "fid"])["metrics"], rel=1e-6)
+
+
+def test_the_command_prints_one_json_line(make_folder: Callable[..., Path]):
+    """The whole command with the network that pip installs."""
+    real, fake = make_folder("real", 12), make_folder("fake", 10, shift=50, seed=1)
+    command = [sys.executable, "-m", "trainer.metrics.cli", str(real), str(fake), "--extractor", "efflite0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result["metrics"]["kid10_efflite0"] > 0
+    assert result["extractor"] == "efflite0"
+    assert result["weights_sha256"].startswith("57934424")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "REAL, FAKE"),
+        ("real", "FAKE"),
+        ("real fake --metrics is", "allowed are fid, kid"),
+        ("real fake --metrics fid,pr", "'pr' is given, allowed are fid, kid"),
+        ("real fake --metrics", "--metrics"),
+        ("real fake --bogus 1", "--bogus"),
+        ("real fake --num 0", "--num: '0' is given, allowed is a whole number from 2"),
+        ("real fake --seed -1", "--seed"),
+        ("real fake --seed one", "'one' is given"),
+        ("real fake --extractor vgg", "efflite0"),
+        ("real fake --num 30", "neither side is a gen.onnx"),
+        ("real fake --split val", "neither side is a folder of shards"),
+        ("real fake --metrics fid", "at least 2,048 fakes, FAKE has 20: add pictures, or use --metrics kid"),
+        ("real fake --weights none.pth", "none.pth"),
+        ("real fake --weights real/00000.png", "not a file of weights"),
+        ("real fake --extractor inception", "no Inception weights"),
+        ("real fake --extractor efflite0 --weights real/00000.png", "leave one"),
+        ("real none", "none does not exist"),
+        ("none fake", "none does not exist"),
+        ("real empty", "empty holds no pictures"),
+        ("real large", "REAL is 16x16, FAKE is 32x32"),
+        ("real mixed", "a.png is 32x32"),
+        ("real broken", "00000.png cannot be read"),
+        ("real one", "FAKE has 1 pictures"),
+        ("real notes.txt", "notes.txt is none of"),
+        ("real broken.onnx", "broken.onnx"),
+        ("broken.npz fake", "broken.npz"),
+        ("good.npz fake --metrics kid", "kid needs the pictures"),
+        ("real good.npz", "number of pictures"),
+        ("good.npz large.npz", "have 5 dimensions"),
+    ],
+)
+def test_mistakes(
+    arguments: str, message: str, make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, num, size in (("real", 20, 16), ("fake", 20, 16), ("large", 20, 32), ("mixed", 2, 16), ("one", 1, 16)):
+        make_folder(name, num, size)
+    Image.new("RGB", (32, 32)).save(tmp_path / "mixed" / "a.png")
+    make_folder("empty", 0)
+    make_folder("broken", 2)
+    (tmp_path / "broken" / "00000.png").write_bytes(b"no picture")
+    for name in ("notes.txt", "broken.onnx", "broken.npz"):
+        (tmp_path / name).write_text("text")
+    np.savez(tmp_path / "good.npz", mu=np.zeros(5), sigma=np.eye(5))
+    Gaussian(np.zeros(5), np.eye(5), 5000).save(tmp_path / "large.npz")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        main(arguments.split())
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mistake_is_one_line_and_exit_status_2(tmp_path: Path):
+    command = [sys.executable, "-m", "trainer.metrics.cli", str(tmp_path / "none"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("catfid: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert "--extractor" in text

@@ -1,0 +1,198 @@
+"""The evaluator: every picture exactly once on any number of ranks, real pictures read once, results that say how."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from infer.command import UserError
+from trainer.data.shards import Manifest, write_shards
+from trainer.data.stream import eval_images
+from trainer.metrics.evaluate import Evaluator, metric_name
+from trainer.metrics.frechet import Moments, frechet_distance
+
+SIZE = 16
+
+
+class Toy:
+    """Features are mean and spread of each colour. Counts the pictures it has seen."""
+
+    name, dim, weights_sha256, resize = "toy", 6, "0" * 64, "none"
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.dtype == torch.uint8
+        self.seen += len(images)
+        pixels = images.float().flatten(2) / 255
+        return torch.cat([pixels.mean(2), pixels.std(2)], 1)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    rng = np.random.default_rng(0)
+    pictures = (((rng.random((SIZE, SIZE, 3)) * rng.integers(40, 256)).astype(np.uint8), {"i": i}) for i in range(157))
+    return write_shards(tmp_path_factory.mktemp("data") / "shards", pictures, size=SIZE, val_fraction=0.2)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def generate(seeds: Sequence[int]) -> torch.Tensor:
+    rows = [torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(s)) * (s % 200 + 55) for s in seeds]
+    return torch.stack(rows).to(torch.uint8)
+
+
+def ready(manifest: Manifest, **options) -> Evaluator:
+    evaluator = Evaluator(Toy(), manifest, **options)
+    evaluator.prepare()
+    return evaluator
+
+
+def test_the_result_is_the_distance_and_how_it_was_measured(cache: Path, manifest: Manifest):
+    sides = [Moments(6), Moments(6)]
+    sides[0].update(Toy()(torch.cat(list(eval_images(manifest, "train")))))
+    sides[1].update(Toy()(generate(range(7, 307))))
+    result = ready(manifest, num_fake=300, seed=7)(generate)
+    assert result.pop("seconds") >= 0
+    assert result.pop("value") == pytest.approx(frechet_distance(*(side.gaussian() for side in sides)), rel=1e-9)
+    assert result == {
+        "name": "fd300_toy",
+        "n_real": manifest.splits["train"].images,
+        "n_fake": 300,
+        "extractor": "toy",
+        "weights_sha256": "0" * 64,
+        "resize": "none",
+        "seed": 7,
+    }
+    json.dumps(result)
+
+
+def test_real_pictures_are_no_distance_away(cache: Path, manifest: Manifest):
+    reals = torch.cat(list(eval_images(manifest, "train")))
+    evaluator = ready(manifest, num_fake=len(reals))
+    assert evaluator(lambda seeds: reals[list(seeds)])["value"] < 1e-6
+    assert evaluator(lambda seeds: 255 - reals[list(seeds)])["value"] > 0.01
+
+
+def test_each_seed_is_asked_for_once_in_batches(cache: Path, manifest: Manifest):
+    asked: list[list[int]] = []
+
+    def record(seeds: Sequence[int]) -> torch.Tensor:
+        asked.append(list(seeds))
+        return generate(seeds)
+
+    ready(manifest, num_fake=150, seed=3)(record)
+    assert [seed for batch in asked for seed in batch] == list(range(3, 153))
+    assert max(map(len, asked)) <= 64
+
+
+def test_real_pictures_are_read_once(cache: Path, manifest: Manifest):
+    first, second = Evaluator(Toy(), manifest, 20), Evaluator(Toy(), manifest, 20)
+    first.prepare()
+    first.prepare()
+    assert first.extractor.seen == manifest.splits["train"].images
+    second.prepare()
+    assert second.extractor.seen == 0
+    a, b = first(generate), second(generate)
+    assert a | {"seconds": 0} == b | {"seconds": 0}
+
+
+@pytest.mark.parametrize("change", [{"weights_sha256": "1" * 64}, {"resize": "other"}, {"name": "toy2"}])
+def test_statistics_of_another_network_are_not_taken(cache: Path, manifest: Manifest, change: dict[str, str]):
+    ready(manifest, num_fake=20)
+    other = Toy()
+    vars(other).update(change)
+    Evaluator(other, manifest, 20).prepare()
+    assert other.seen == manifest.splits["train"].images
+
+
+def test_statistics_of_another_split_are_not_taken(cache: Path, manifest: Manifest):
+    ready(manifest, num_fake=20)
+    evaluator = ready(manifest, num_fake=20, split="val")
+    assert evaluator.extractor.seen == manifest.splits["val"].images
+    assert evaluator(generate)["n_real"] == manifest.splits["val"].images
+
+
+def test_the_random_state_does_not_depend_on_the_cache(cache: Path, manifest: Manifest):
+    before = torch.get_rng_state()
+    ready(manifest, num_fake=20)(generate)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def _rank(rank: int, world_size: int, port: int, manifest: Manifest, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    asked: list[int] = []
+
+    def record(seeds: Sequence[int]) -> torch.Tensor:
+        asked.extend(seeds)
+        return generate(seeds)
+
+    evaluator = ready(manifest, num_fake=151)
+    seen = evaluator.extractor.seen
+    again = ready(manifest, num_fake=151)
+    record_of = {"result": evaluator(record), "asked": asked, "seen": seen, "seen_again": again.extractor.seen}
+    Path(folder, f"{rank}.json").write_text(json.dumps(record_of))
+    dist.destroy_process_group()
+
+
+def test_ranks_share_the_work_and_give_the_result_of_one(cache: Path, manifest: Manifest, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, (2, port, manifest, str(tmp_path)), 2)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert sorted(ranks[0]["asked"] + ranks[1]["asked"]) == list(range(151))
+    assert min(len(rank["asked"]) for rank in ranks) >= 75
+    assert sum(rank["seen"] for rank in ranks) == manifest.splits["train"].images
+    assert [rank["seen_again"] for rank in ranks] == [0, 0]
+    assert ranks[0]["result"] == ranks[1]["result"]
+    alone = ready(manifest, num_fake=151)(generate)
+    assert ranks[0]["result"]["value"] == pytest.approx(alone["value"], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("metric", "extractor", "num_fake", "name"),
+    [
+        ("fid", "inception", 2048, "fid2k"),
+        ("fid", "inception", 50_000, "fid50k"),
+        ("fid", "inception", 49_999, "fid49k"),
+        ("fid", "inception-1a2b3c4d", 2048, "fd2k_inception-1a2b3c4d"),
+        ("fid", "efflite0", 2048, "fd2k_efflite0"),
+        ("fid", "efflite0", 999, "fd999_efflite0"),
+        ("kid", "inception", 5000, "kid5k"),
+        ("kid", "inception", 270, "kid270"),
+        ("kid", "efflite0", 1000, "kid1k_efflite0"),
+    ],
+)
+def test_names_tell_the_protocol(metric: str, extractor: str, num_fake: int, name: str):
+    assert metric_name(metric, extractor, num_fake) == name
+
+
+def test_the_name_fid_needs_2048_fakes(manifest: Manifest):
+    toy = Toy()
+    vars(toy).update(name="inception")
+    with pytest.raises(UserError, match="2,048"):
+        Evaluator(toy, manifest, num_fake=2047)
+    assert Evaluator(toy, manifest, num_fake=2048).name == "fid2k"
+
+
+def test_an_empty_split_is_refused(tmp_path: Path):
+    pictures = ((np.full((SIZE, SIZE, 3), i, np.uint8), {}) for i in range(3))
+    manifest = write_shards(tmp_path / "shards", pictures, size=SIZE, val_fraction=0)
+    with pytest.raises(UserError, match="0 real"):
+        Evaluator(Toy(), manifest, num_fake=20, split="val")
