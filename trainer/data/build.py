@@ -7,15 +7,11 @@ or listed in ``rejected.csv`` with the reason.
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import itertools
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +21,7 @@ from trainer.data import sources
 from trainer.data.folder import new_folder
 from trainer.data.images import ImageError, decode, encode, pixel_digest, to_square
 from trainer.data.shards import Manifest, ShardWriter, progress
+from trainer.data.workers import cores, workers
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def build(
     options = Options(size, crop, -(-size // 2) if min_size is None else min_size)
     with new_folder(out) as folder:
         writer = ShardWriter(folder, size)
-        report = _fill(writer, checked, options, _cores() if processes is None else processes)
+        report = _fill(writer, checked, options, cores() if processes is None else processes)
         if not len(writer):
             why = f"{report}, beginning with {report.example}" if report.rejected else "no file to look at"
             raise UserError(f"no usable picture in {', '.join(map(str, paths))}: {why}")
@@ -104,10 +101,14 @@ def _fill(writer: ShardWriter, paths: list[Path], options: Options, processes: i
     report = Report()
     names: dict[bytes, str] = {}
     # Names of files need not be UTF-8; what is not is written escaped.
-    with (writer.folder / "rejected.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    path = writer.folder / "rejected.csv"
+    with (
+        path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        contextlib.closing(_samples(paths, options, processes)) as samples,
+    ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("file", "reason"))
-        for name, result in _samples(paths, options, processes):
+        for name, result in progress(samples, "read", "picture", _count(paths)):
             if isinstance(result, Sample) and result.digest in names:
                 result = f"duplicate: the same pixels as {names[result.digest]}"
             if isinstance(result, str):
@@ -122,13 +123,31 @@ def _fill(writer: ShardWriter, paths: list[Path], options: Options, processes: i
     return report
 
 
-def _samples(paths: list[Path], options: Options, processes: int) -> Iterator[tuple[str, Sample | str]]:
-    """Every file's name with its sample, or with the reason why there is none, in the order of the sources."""
+def _count(paths: list[Path]) -> int | None:
+    """How many files there are to look at, if that is known."""
     counts = [sources.count(path) for path in paths]
-    total = None if None in counts else sum(filter(None, counts))
-    chunks = _chunks(paths)
-    results = _pooled(chunks, options, processes) if processes else _here(chunks, options)
-    return progress(results, "read", "picture", total)
+    return None if None in counts else sum(filter(None, counts))
+
+
+def _samples(paths: list[Path], options: Options, processes: int) -> Generator[tuple[str, Sample | str]]:
+    """Every file's name with its sample, or with the reason why there is none, in the order of the sources."""
+    if not processes:
+        for names, contents in _chunks(paths):
+            yield from zip(names, _prepare(contents, options), strict=True)
+        return
+    with workers(processes, __name__) as pool:
+        chunks = _chunks(paths)
+        running: collections.deque[tuple[list[str], Future[list[Sample | str]]]] = collections.deque()
+        try:
+            while True:
+                for names, contents in itertools.islice(chunks, 3 * processes - len(running)):
+                    running.append((names, pool.submit(_prepare, contents, options)))
+                if not running:
+                    return
+                names, future = running.popleft()
+                yield from zip(names, future.result(), strict=True)
+        except BrokenProcessPool:
+            raise UserError("a decoding process was killed, perhaps for want of memory: try --processes 1") from None
 
 
 _Chunk = tuple[list[str], list[bytes | str]]
@@ -153,48 +172,6 @@ def _chunks(paths: list[Path]) -> Iterator[_Chunk]:
     yield names, contents
 
 
-def _here(chunks: Iterator[_Chunk], options: Options) -> Iterator[tuple[str, Sample | str]]:
-    for names, contents in chunks:
-        yield from zip(names, _prepare(contents, options), strict=True)
-
-
-def _pooled(chunks: Iterator[_Chunk], options: Options, processes: int) -> Iterator[tuple[str, Sample | str]]:
-    # A fork of this process would copy the locks of its threads (tqdm has one) in whatever state they are.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(processes, context, _start_worker)
-    running: collections.deque[tuple[list[str], Future[list[Sample | str]]]] = collections.deque()
-    try:
-        while True:
-            for names, contents in itertools.islice(chunks, 3 * processes - len(running)):
-                running.append((names, pool.submit(_prepare, contents, options)))
-            if not running:
-                return
-            names, future = running.popleft()
-            yield from zip(names, future.result(), strict=True)
-    except BrokenProcessPool:
-        raise UserError("a decoding process was killed, most likely for want of memory: try --processes 1") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and leave with the parent: a pool's worker would wait for a killed one for ever.
-
-    libtiff writes about damaged files straight to stderr, where the bar is; the reasons in ``rejected.csv`` suffice.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def leave_with_parent() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
 def _prepare(contents: list[bytes | str], options: Options) -> list[Sample | str]:
     return [content if isinstance(content, str) else _sample(content, options) for content in contents]
 
@@ -208,8 +185,3 @@ def _sample(content: bytes, options: Options) -> Sample | str:
     except ImageError as error:
         return str(error)
     return Sample(encode(square), pixel_digest(image), image.width, image.height)
-
-
-def _cores() -> int:
-    """The cores this process may use, which is fewer than the machine has in many containers."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
