@@ -94,11 +94,10 @@ def start(folder: Path, *, nodes: int = 1, cpus: int | None = None, port: int = 
     _make_token()
     cluster = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", cpus, ())
     head = ["--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    # The folder holds the logs of all nodes, and the first node's monitor reads them all.
-    more = [f"--address={cluster.address}", "--num-gpus=0", "--include-log-monitor=False"]
+    more = [f"--address={cluster.address}", "--num-gpus=0"]
     try:
         for i in range(nodes):
-            node = _spawn(folder, i, cpus, more if i else [*head, f"--temp-dir={folder / 'ray'}"])
+            node = _spawn(folder, i, cpus, more if i else head)
             cluster = Cluster(cluster.address, cluster.dashboard, cpus, (*cluster.nodes, node))
             cluster.save(folder)
             _wait_for_nodes(folder, cluster)
@@ -136,8 +135,9 @@ def nodes_up(cluster: Cluster) -> int:
 
 
 def _spawn(folder: Path, index: int, cpus: int, arguments: list[str]) -> Node:
-    command = [RAY, "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}"]
-    command += [f"--object-store-memory={OBJECT_STORE_BYTES}", *arguments]
+    # A folder for each node: in a common one, a node clears away the working folder of another's job.
+    command = [RAY, "start", "--block", "--disable-usage-stats", f"--temp-dir={folder / f'ray{index}'}"]
+    command += [f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", *arguments]
     with (folder / f"node{index}.log").open("wb") as log:
         # A session of its own: Ctrl-C in this terminal must not reach it, and its members can be found again.
         process = subprocess.Popen(
@@ -169,6 +169,8 @@ def _environment() -> dict[str, str]:
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     # Nodes listen on every interface of the machine, whatever the dashboard does, and whoever reaches them runs code.
     environment.setdefault("RAY_AUTH_MODE", "token")
+    # Who stops this cluster means it: by default a node waits 30 seconds for its jobs to end.
+    environment.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")
     return environment
 
 

@@ -58,7 +58,8 @@ def sandbox() -> Iterator[Sandbox]:
         b.bind(("127.0.0.1", 0))
         port, dashboard = a.getsockname()[1], b.getsockname()[1]
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CATGAN_", "MLFLOW_", "RAY_", "XDG_"))}
-    env |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    # Nothing is downloaded, and nothing is written to the user's own home.
+    env |= {"HOME": str(home), "CATGAN_OFFLINE": "1", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     env |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "RAY_COLOR_PREFIX": "0", "COLUMNS": "120"}
     box = Sandbox(home, env, port, dashboard)
     try:

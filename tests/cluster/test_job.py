@@ -1,0 +1,162 @@
+"""The main job, from ``ray job submit`` to a picture: a cluster of its own, a plain checkout, the real commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB_TIMEOUT_S = 400
+
+# Appended to trainer/recipes.py.
+SHORTER = """
+
+_resolve = resolve
+
+
+def resolve(name: str | None, data_size: int | None, gpu: bool) -> Config:
+    full = _resolve(name, data_size, gpu)
+    track = replace(full.track, tick_kimg=0.1, snapshot_kimg=0.25)
+    return replace(full, kimg=0.5, eval=replace(full.eval, num=64), track=track)
+"""
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster(sandbox: Any) -> Iterator[Any]:
+    """The sandbox with its cluster running."""
+    started = sandbox.start("--cpus", "2")
+    assert started.returncode == 0, started.stdout
+    return sandbox
+
+
+@pytest.fixture(scope="module")
+def checkout(sandbox: Any) -> Path:
+    """What a fresh clone of this working tree would hold."""
+    git = shutil.which("git")
+    if git is None:
+        pytest.skip("needs the system package git")
+    command = [git, "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    folder: Path = sandbox.home / "checkout"
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    # And what lies about in a checkout that is in use.
+    for name in (".venv/lib/torch.so", "out/runs/a/state.pt", "cats/train-000000.tar"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(2**20))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def short_checkout(checkout: Path) -> Path:
+    """A checkout whose recipes are cut short: what a job without arguments would do, in a minute."""
+    folder = checkout.with_name("short")
+    shutil.copytree(checkout, folder)
+    with (folder / "trainer" / "recipes.py").open("a") as recipes:
+        recipes.write(SHORTER)
+    return folder
+
+
+def _submit(cluster: Any, checkout: Path, name: str, *arguments: str) -> dict[str, Any]:
+    """Submit ``python trainer/run.py ARGUMENTS`` and wait; returns its JSON object."""
+    done = cluster.run(
+        *("ray", "job", "submit", "--working-dir", ".", "--submission-id", name),
+        *("--", "python", "trainer/run.py", *arguments),
+        cwd=checkout,
+        timeout=JOB_TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stdout
+    status = cluster.run("ray", "job", "status", name)
+    assert f"Job '{name}' succeeded" in status.stdout
+    printed = [line for line in done.stdout.splitlines() if line.startswith('{"')]
+    assert len(printed) == 1, done.stdout
+    value: dict[str, Any] = json.loads(printed[0])
+    return value
+
+
+def _check_upload(cluster: Any) -> None:
+    """What the job ran in is the program, and no more."""
+    (package,) = cluster.home.glob("c/ray0/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    assert (package / "trainer" / "run.py").is_file()
+    assert sum(path.stat().st_size for path in package.rglob("*.*") if path.is_file()) < 2**20
+
+
+def _check_run(result: dict[str, Any], run_dir: Path) -> None:
+    """The run's folder holds all that it promises."""
+    assert result["run_dir"] == str(run_dir)
+    assert result["kimg"] > 0
+    assert json.loads((run_dir / "config.json").read_text())["mlflow_run_id"] == result["mlflow_run_id"]
+    positions = [json.loads(line)["nimg"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert positions
+    assert positions == sorted(positions)
+    samples = sorted((run_dir / "samples").glob("fakes_*kimg.png"))
+    for picture in [run_dir / "reals.png", *samples]:
+        with Image.open(picture) as image:
+            assert image.width >= 32
+    assert samples
+    assert result["onnx"] == str(run_dir / "best" / "gen.onnx")
+    for name in ("gen.onnx", "gen.safetensors", "card.md"):
+        assert (run_dir / "best" / name).stat().st_size > 0
+
+
+def _check_mlflow(result: dict[str, Any], run_dir: Path) -> None:
+    """MLflow has one finished run with metrics, pictures, the data set and a registered model."""
+    uri = f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+    client = MlflowClient(uri, uri)
+    run = client.get_run(result["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == run_dir.name
+    assert result["metric"]["name"] in run.data.metrics
+    assert run.data.params["recipe"]
+    assert run.inputs
+    assert run.inputs.dataset_inputs
+    folders = {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    assert {"images", "samples"} <= folders
+    versions = client.search_model_versions(f"run_id='{run.info.run_id}'")
+    assert [version.status for version in versions] == ["READY"]
+    assert len(client.search_runs([run.info.experiment_id], f"attributes.run_name = '{run_dir.name}'")) == 1
+
+
+def _check_picture(cluster: Any, onnx: str) -> None:
+    """catinfer makes a picture of the generator, and not an empty one."""
+    picture = cluster.home / "cats.png"
+    made = cluster.run("catinfer", "--onnx", onnx, "--n", "4", "--out", str(picture))
+    assert made.returncode == 0, made.stdout
+    with Image.open(picture) as image:
+        assert np.ptp(np.asarray(image.convert("RGB"))) > 10
+
+
+@pytest.mark.timeout(JOB_TIMEOUT_S + 120)
+def test_a_job_with_data_and_two_workers(cluster: Any, checkout: Path, shards: Path) -> None:
+    out = cluster.home / "out"
+    arguments = ["--data", str(shards), "--workers", "2", "--kimg", "0.5", "--out", str(out), "--name", "job"]
+    arguments += ["--eval.num", "64", "--track.tick-kimg", "0.1", "--track.snapshot-kimg", "0.25"]
+    result = _submit(cluster, checkout, "arguments", *arguments)
+    _check_upload(cluster)
+    _check_run(result, out / "job")
+    _check_mlflow(result, out / "job")
+    _check_picture(cluster, result["onnx"])
+
+
+@pytest.mark.timeout(JOB_TIMEOUT_S + 120)
+def test_a_job_without_arguments(cluster: Any, short_checkout: Path) -> None:
+    """The default recipe on drawn cats. Its working folder is a copy that goes, so the run lies in the home folder."""
+    result = _submit(cluster, short_checkout, "no-arguments")
+    run_dir = Path(result["run_dir"])
+    assert run_dir.parent == cluster.home / "catgan" / "runs"
+    _check_run(result, run_dir)
+    _check_mlflow(result, run_dir)
+    _check_picture(cluster, result["onnx"])
