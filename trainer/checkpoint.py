@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,16 @@ def load(folder: Path) -> dict[str, Any]:
     """The state in a checkpoint folder, on the CPU.
 
     Raises:
-        UserError: no checkpoint there, or of another format version.
+        UserError: no checkpoint there, a broken one, or one of another format version.
     """
     path = folder / _STATE
     if not path.is_file():
         raise UserError(f"{folder} is not a checkpoint (no {_STATE} in it)")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "it is empty")
+        raise UserError(f"{path} cannot be read: {reason}") from error
     if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
         version = state.get("format_version") if isinstance(state, dict) else None
         raise UserError(f"{path} has format version {version}; this program reads version {FORMAT_VERSION}")

@@ -163,13 +163,13 @@ def _work(job: Job, context: Context) -> None:
     config = Config.from_dict(job.config)
     manifest = open_data(job.data, config.model.size)
     if context.rank:
-        train(config, manifest, context, None)
+        train(config, manifest, context, job.run_id, None)
         return
     workers = f"{context.world_size} worker" + ("s" if context.world_size > 1 else "")
     say(f"training {config.recipe} on {workers}, {context.device.type}, {torch.get_num_threads()} threads each")
     run_dir = Path(job.run_dir)
     tracker = Tracker(run_dir, job.tracking_uri, job.run_id)
     try:
-        train(config, manifest, context, Recorder(manifest, run_dir, tracker, job.run_id))
+        train(config, manifest, context, job.run_id, Recorder(manifest, run_dir, tracker, job.run_id))
     finally:
         tracker.close()

@@ -59,11 +59,13 @@ def train(
     config: Config,
     manifest: Manifest,
     context: Context,
+    run_id: str,
     recorder: Recorder | None,
 ) -> None:
     """Train until ``config.kimg``, from the context's latest checkpoint if it has one.
 
     Args:
+        run_id: MLflow's; a checkpoint of another run is a starting point, but its best is not this run's.
         recorder: on rank 0 only: who keeps samples, metrics and the best generator.
 
     Raises:
@@ -74,7 +76,7 @@ def train(
     torch.manual_seed(config.seed)  # every rank builds the same networks
     gan = GAN(config, device, world_size)
     torch.manual_seed(_rank_seed(config.seed, rank, 0))
-    position = _resume(config, context, gan)
+    position = _resume(config, context, gan, run_id)
     start, stop = share(config.batch, rank, world_size)
     draws = 1 if config.loss.share_batch else 2
     tick, snapshot, total = plan(config)
@@ -128,7 +130,7 @@ def _rank_seed(seed: int, rank: int, nimg: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{rank}/{nimg}".encode()).digest()[:7], "big")
 
 
-def _resume(config: Config, context: Context, gan: GAN) -> Position:
+def _resume(config: Config, context: Context, gan: GAN, run_id: str) -> Position:
     with context.latest_checkpoint() as folder:
         if folder is None:
             return Position()
@@ -145,7 +147,7 @@ def _resume(config: Config, context: Context, gan: GAN) -> Position:
         torch.manual_seed(_rank_seed(config.seed, context.rank, state["nimg"]))
     if context.rank == 0:
         say(f"continuing from {folder} at {state['nimg'] / 1000:g} kimg")
-    return Position(state["nimg"], state["best"], state["last_metric"])
+    return Position(state["nimg"], state["best"] if state["run_id"] == run_id else None, state["last_metric"])
 
 
 def _check_finite(values: dict[str, float], nimg: int) -> None:

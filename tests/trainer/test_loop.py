@@ -66,7 +66,7 @@ def run(config: Config, manifest: Manifest, run_dir: Path, notes: Notes, resume_
     torch.manual_seed(torch.seed())  # a process has no memory of the one before
     run_dir.mkdir(exist_ok=True)
     recorder = Recorder(manifest, run_dir, notes, "the-run")  # type: ignore[arg-type]
-    train(config, manifest, LocalContext(run_dir, resume_from), recorder)
+    train(config, manifest, LocalContext(run_dir, resume_from), "the-run", recorder)
 
 
 def same(a: object, b: object) -> bool:
@@ -177,7 +177,7 @@ def test_divergence_stops_within_a_tick_and_keeps_the_best(manifest: Manifest, t
         return honest(self, reals, nimg, more_reals)
 
     monkeypatch.setattr(GAN, "step", step)
-    with pytest.raises(Diverged, match="not finite at 0.096 kimg"):
+    with pytest.raises(Diverged, match=r"not finite at 0\.096 kimg"):
         run(CONFIG, manifest, tmp_path, Notes())
     assert [p.name for p in checkpoint.find_all(tmp_path)] == ["checkpoint_000000000064"]
     generator, info = checkpoint.load_generator(tmp_path)

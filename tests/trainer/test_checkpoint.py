@@ -1,0 +1,124 @@
+"""What is kept is what comes back; what is not ours is refused in words."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from infer.command import UserError
+from trainer import checkpoint
+from trainer.config import Config, ModelConfig
+from trainer.models import build_generator
+from trainer.step import GAN
+
+CONFIG = Config(recipe="tiny", model=ModelConfig(size=16, z_dim=4, g_width=4, d_width=4, max_width=8), batch=4)
+
+
+def trained(steps: int = 2) -> GAN:
+    torch.manual_seed(steps)
+    gan = GAN(CONFIG, torch.device("cpu"))
+    for i in range(steps):
+        gan.step(torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), 4 * i)
+        gan.ema.update(gan.generator, 4, 4 * i + 4)
+    return gan
+
+
+def save(gan: GAN, folder: Path) -> None:
+    extra = {"best": None, "last_metric": {"name": "fd", "value": 1.0}, "run_id": "r", "dataset_digest": "d"}
+    checkpoint.save(folder, gan, 8, [checkpoint.rng_state(gan.device)], extra)
+
+
+def test_round_trip_restores_everything(tmp_path: Path):
+    gan, other = trained(), trained(0)
+    save(gan, tmp_path)
+    checkpoint.restore(other, checkpoint.load(tmp_path))
+    for name in ("generator", "discriminator"):
+        a, b = getattr(gan, name).state_dict(), getattr(other, name).state_dict()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    reals = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    results = []
+    for g in (gan, other):  # the optimisers' moments came along too: the next step is the same
+        torch.manual_seed(5)
+        g.step(reals, 8)
+        results.append(torch.cat([p.flatten() for p in g.generator.parameters()]))
+    assert torch.equal(*results)
+    assert gan.num_steps == other.num_steps == 3
+
+
+def test_random_state_round_trip():
+    state = checkpoint.rng_state(torch.device("cpu"))
+    first = torch.rand(3)
+    checkpoint.set_rng_state(state, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_names_sort_by_position(tmp_path: Path):
+    for nimg in (2_000_000_000_000, 5_000, 40_000):
+        save(trained(0), tmp_path / checkpoint.folder_name(nimg))
+    (tmp_path / "checkpoint_latest").mkdir()
+    (tmp_path / checkpoint.folder_name(7)).mkdir()  # no state in it
+    assert [checkpoint.position(p) for p in checkpoint.find_all(tmp_path)] == [5_000, 40_000, 2_000_000_000_000]
+    assert checkpoint.find_all(tmp_path / "missing") == []
+
+
+def test_a_pickle_with_code_is_not_loaded(tmp_path: Path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"format_version": 1, "x": Evil()}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_broken_files_are_refused_in_words(tmp_path: Path, content: bytes):
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_cut_off_checkpoint_is_refused_in_words(tmp_path: Path):
+    save(trained(0), tmp_path)
+    whole = (tmp_path / "state.pt").read_bytes()
+    (tmp_path / "state.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path)
+
+
+def test_another_format_version_is_refused(tmp_path: Path):
+    torch.save({"format_version": 99}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match="version 99"):
+        checkpoint.load(tmp_path)
+
+
+def test_generators_come_from_weights_runs_and_checkpoints(tmp_path: Path):
+    gan = trained()
+    info = {"recipe": "tiny", "kimg": 1.5, "metric": None, "config": CONFIG.to_dict()}
+    run = tmp_path / "run"
+    checkpoint.save_generator(run / "best" / "gen.safetensors", gan.ema.module, info)
+    save(gan, tmp_path / checkpoint.folder_name(8))
+    z = torch.randn(2, 4)
+    for path in (run, run / "best", run / "best" / "gen.safetensors", tmp_path, tmp_path / checkpoint.folder_name(8)):
+        generator, found = checkpoint.load_generator(path)
+        assert torch.equal(generator(z), gan.ema.module(z)), path
+        assert not generator.training
+        assert found["recipe"] == "tiny"
+    assert [p.name for p in (run / "best").iterdir()] == ["gen.safetensors"]
+
+
+def test_foreign_weights_are_refused(tmp_path: Path):
+    save_file({"w": torch.zeros(1)}, tmp_path / "gen.safetensors")
+    with pytest.raises(UserError, match="not written by this program"):
+        checkpoint.load_generator(tmp_path / "gen.safetensors")
+    (tmp_path / "gen.safetensors").write_bytes(b"junk")
+    with pytest.raises(UserError, match="not a safetensors file"):
+        checkpoint.load_generator(tmp_path / "gen.safetensors")
+    with pytest.raises(UserError, match="holds no generator"):
+        checkpoint.load_generator(tmp_path / "nowhere")
+
+
+def test_generator_matches_its_config():
+    assert build_generator(CONFIG.model).z_dim == 4

@@ -1,0 +1,76 @@
+"""Recipes are sound, schedules are cosines, contradictions are found all at once."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from infer.command import UserError
+from trainer.config import Config, LossConfig, ModelConfig, Schedule, TrackConfig, constant, problems
+from trainer.recipes import DEFAULT_CPU, DEFAULT_GPU, FAMILIES, SIZES, resolve
+
+
+def test_schedule_is_a_cosine_then_constant():
+    schedule = Schedule(2.0, 0.0, kimg=10)
+    values = [schedule(n) for n in (0, 5_000, 10_000, 99_000)]
+    assert values == pytest.approx([2.0, 1.0, 0.0, 0.0])
+    assert schedule(2_500) == pytest.approx(1 + 2**-0.5)
+    assert constant(3.0)(0) == constant(3.0)(10**9) == 3.0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", SIZES)
+def test_recipes_are_sound_and_survive_json(family: str, size: int):
+    config = resolve(f"{family}-{size}", None, gpu=False)
+    assert config.recipe == f"{family}-{size}"
+    assert config.model.size == size
+    assert problems(config) == []
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_family_takes_the_size_of_the_data():
+    assert resolve("r3gan", 128, gpu=False).model.size == 128
+    assert resolve(None, 64, gpu=False).recipe == f"{DEFAULT_CPU}-64"
+    assert resolve(None, 64, gpu=True).recipe == f"{DEFAULT_GPU}-64"
+    assert resolve(None, None, gpu=False).model.size in SIZES
+
+
+@pytest.mark.parametrize("name", ["no-such-recipe", "r3gan-63", "r3gan-", "r3gam-64", ""])
+def test_unknown_recipes_are_refused(name: str):
+    if name == "":
+        assert resolve(None, None, gpu=False)
+        return
+    with pytest.raises(UserError, match="families: dcgan"):
+        resolve(name, None, gpu=False)
+
+
+def test_a_near_miss_is_named():
+    with pytest.raises(UserError, match="did you mean r3gan-64"):
+        resolve("r3gam-64", None, gpu=False)
+
+
+def test_contradictions_are_found_all_at_once():
+    config = replace(
+        resolve("dcgan-32", None, gpu=False),
+        model=ModelConfig(size=33),
+        loss=LossConfig(gamma=constant(1.0)),
+        track=TrackConfig(tick_kimg=5, snapshot_kimg=1),
+        batch=0,
+        kimg=-1,
+    )
+    found = "\n".join(problems(config))
+    for part in ("--model.size 33", "batch norm mixes samples", "--track.snapshot-kimg 1", "--batch 0", "--kimg -1"):
+        assert part in found, part
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"loss": LossConfig(penalty_every=4)}, "no penalty"),
+        ({"seed": -1}, "--seed"),
+        ({"model": ModelConfig(z_dim=0)}, "--model.z-dim 0"),
+    ],
+)
+def test_single_problems(change: dict, part: str):
+    (found,) = problems(replace(Config(recipe="x"), **change))
+    assert part in found
