@@ -25,12 +25,13 @@ def workers(processes: int, module: str) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
     leash, hand = multiprocessing.Pipe(duplex=False)
-    with ProcessPoolExecutor(processes, context, _start, (leash,)) as pool, leash:
-        try:
-            yield pool
-        finally:
-            hand.close()
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ProcessPoolExecutor(processes, context, _start, (leash,))
+    try:
+        yield pool
+    finally:
+        hand.close()
+        pool.shutdown(cancel_futures=True)
+        leash.close()
 
 
 def _start(leash: Connection) -> None:
