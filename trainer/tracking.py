@@ -79,6 +79,7 @@ def _configure() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 
@@ -273,7 +274,7 @@ def _describe(client: MlflowClient, run_id: str, config: Mapping[str, Any], mani
     new = [Param(key, value) for key, value in params.items() if key not in known]
     for start in range(0, len(new), _PARAMS_PER_BATCH):
         client.log_batch(run_id, params=new[start : start + _PARAMS_PER_BATCH])
-    tags = _code_version() | {"recipe": str(config["recipe"])}
+    tags = _code_version(Path(__file__).resolve().parents[1]) | {"recipe": str(config["recipe"])}
     tags |= {f"resumed.{key}": value for key, value in params.items() if known.get(key, value) != value}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     client.log_inputs(run_id, [DatasetInput(_dataset(manifest), [InputTag("mlflow.data.context", "training")])])
@@ -306,15 +307,14 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", redact(text)[:_PARAM_LENGTH]
 
 
-def _code_version() -> dict[str, str]:
-    """Tags: the package's version and, in a checkout, the commit and whether files differ from it."""
+def _code_version(root: Path) -> dict[str, str]:
+    """Tags: the package's version and, if ``root`` is a checkout, the commit and whether files differ from it."""
     tags = {}
     with contextlib.suppress(PackageNotFoundError):
         tags["catgan.version"] = version("catgan")
-    root = Path(__file__).resolve().parents[1]
     if _git(root, "rev-parse", "--show-toplevel") == str(root):
         tags["mlflow.source.git.commit"] = _git(root, "rev-parse", "HEAD") or "none"
-        tags["mlflow.source.git.dirty"] = str(bool(_git(root, "status", "--porcelain"))).lower()
+        tags["git.dirty"] = str(bool(_git(root, "status", "--porcelain"))).lower()
     return tags
 
 

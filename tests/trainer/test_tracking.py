@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,3 +236,26 @@ def test_which_uri_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for dead in ("file:./mlruns", "./mlruns", "mlruns"):
         with pytest.raises(UserError, match="file store"):
             resolve_uri(dead, Path("out"))
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_code_version_is_the_checkouts_own(tmp_path: Path) -> None:
+    def git(*args: str) -> str:
+        identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *args], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    assert "git.dirty" not in _code_version(tmp_path)
+    git("init")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "first")
+    tags = _code_version(tmp_path)
+    assert (tags["mlflow.source.git.commit"], tags["git.dirty"]) == (git("rev-parse", "HEAD"), "false")
+    (tmp_path / "inner" / "file").write_text("2")
+    assert _code_version(tmp_path)["git.dirty"] == "true"
+    # Installed below somebody else's repository, its commit says nothing about this code.
+    assert "mlflow.source.git.commit" not in _code_version(tmp_path / "inner")

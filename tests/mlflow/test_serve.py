@@ -1,0 +1,119 @@
+"""A real server, started as a user starts it, and a training's records sent to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from export.generator import export_onnx
+from export.registry import register
+from trainer.config import ModelConfig
+from trainer.data.shards import Manifest, Split
+from trainer.models import build_generator
+from trainer.tracking import Tracker, connect, end_run, open_run
+
+SCRIPT = Path(__file__).resolve().parents[2] / "mlflow" / "serve.sh"
+MANIFEST = Manifest("/data/cats", 8, {"train": Split(())}, 0, (), {}, "test")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served") / "runs"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[str]:
+    port = free_port()
+    log = folder.with_suffix(".log")
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [SCRIPT, str(folder), "--port", str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(uri):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+        yield uri
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
+        process.wait(timeout=30)
+        assert not answers(uri)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_training_is_recorded_by_the_server(
+    server: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = connect(server)
+    run_id = open_run(server, "catgan", "first", config={"recipe": "tiny"}, manifest=MANIFEST)
+    tracker = Tracker(tmp_path, server, run_id)
+    for kimg in range(5):
+        tracker.log_scalars({"loss/generator": float(kimg)}, kimg * 1000)
+    image = Image.new("RGB", (8, 8))
+    image.save(tmp_path / "fakes_000000kimg.png")
+    tracker.log_grid("fakes", image, 0, tmp_path / "fakes_000000kimg.png")
+    tracker.close()
+    onnx_path = tmp_path / "gen.onnx"
+    export_onnx(build_generator(ModelConfig(size=8, z_dim=4, g_width=4)), onnx_path, {})
+    info = {"recipe": "tiny", "kimg": 4.0, "metric": {"name": "fid2k", "value": 3.0}, "dataset_digest": "dada"}
+    assert register(server, run_id, "catgan", onnx_path, info) == "1"
+    end_run(server, run_id, "FINISHED")
+
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run_id, "loss/generator")] == [0, 1, 2, 3, 4]
+    assert len(client.list_artifacts(run_id, "images")) == 2
+    assert [file.path for file in client.list_artifacts(run_id, "samples")] == ["samples/fakes_000000kimg.png"]
+    version = client.get_model_version_by_alias("catgan", "champion")
+    assert version.run_id == run_id
+    files = [
+        path for path in (folder / "mlartifacts").rglob("model.onnx") if path.read_bytes() == onnx_path.read_bytes()
+    ]
+    assert len(files) == 1
+    assert (folder / "mlflow.db").is_file()
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", ""), "MLflow's own chatter must not reach a command's output"
+
+
+def test_help_and_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    done = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert "usage: mlflow/serve.sh" in done.stdout
+    (tmp_path / "file").write_text("")
+    done = subprocess.run([SCRIPT, str(tmp_path / "file" / "runs")], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "cannot write" in done.stderr
