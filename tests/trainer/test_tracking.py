@@ -16,7 +16,7 @@ from PIL import Image
 
 from infer.command import UserError
 from trainer.data.shards import Manifest, Shard, Split
-from trainer.tracking import Tracker, end_run, connect, open_run, resolve_uri
+from trainer.tracking import Tracker, _code_version, connect, end_run, open_run, resolve_uri
 
 CONFIG: dict[str, Any] = {
     "recipe": "tiny",
