@@ -263,10 +263,3 @@ def problems(config: Config) -> list[str]:
     )
     check(1 <= config.track.grid <= 1024, f"--track.grid {config.track.grid}: give 1 to 1024")
     return found
-
-
-def batch_problems(batch: int, workers: int) -> list[str]:
-    """Whether the global batch can be shared out over the workers."""
-    if batch % workers:
-        return [f"--batch {batch} over {workers} workers: choose a batch that is a multiple of the workers"]
-    return []

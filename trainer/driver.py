@@ -144,7 +144,10 @@ def _dry_run(
 def _train(options: Options, workers: Workers, run_dir: Path, resume_from: Path | None) -> dict[str, Any]:
     config = options.config()
     manifest = open_data(options.data, config.model.size)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {run_dir} ({error.strerror}); give another --out") from error
     uri = tracking.resolve_uri(config.track.uri, run_dir.parent)
     # A checkpoint of another run is only a starting point: what it grows into is a run of its own.
     known = None

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from infer.command import UserError, say
 from trainer.data.shards import MANIFEST, Manifest, write_shards
 from trainer.data.synth import draw_many
+from trainer.metrics.cache import cache_dir
 
 NUM = 4096
-
-
-def cache_folder() -> Path:
-    """Where things lie that can be made again: CATGAN_CACHE, else ``catgan`` in the user's cache folder."""
-    if given := os.environ.get("CATGAN_CACHE"):
-        return Path(given).resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "catgan"
 
 
 def open_data(location: str | None, size: int) -> Manifest:
@@ -26,7 +17,7 @@ def open_data(location: str | None, size: int) -> Manifest:
     """
     if location is not None:
         return Manifest.load(location)
-    folder = cache_folder() / f"drawn-cats-{NUM}-{size}"
+    folder = cache_dir() / f"drawn-cats-{NUM}-{size}"
     if not (folder / MANIFEST).exists():
         say(f"drawing {NUM} cats at {size}x{size} into {folder}")
         try:
