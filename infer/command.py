@@ -7,6 +7,7 @@ and a user's mistake is one clear line with exit status 2 (a traceback only unde
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,6 +38,10 @@ def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Se
             raise
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`--help | head`); the interpreter must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         if debug:
             raise

@@ -19,6 +19,7 @@ from trainer.launch import Workers
 from trainer.loop import plan
 from trainer.models import build_discriminator, build_generator, num_parameters
 from trainer.options import Options, parse, parse_workers, split_recipe, value_of
+from trainer.outbox import redact
 from trainer.recipes import FAMILIES, SIZES, resolve
 
 
@@ -150,7 +151,7 @@ def _train(options: Options, workers: Workers, run_dir: Path, resume_from: Path 
         raise UserError(f"cannot make {run_dir} ({error.strerror}); give another --out") from error
     uri = tracking.resolve_uri(config.track.uri, run_dir.parent)
     # A checkpoint of another run is only a starting point: what it grows into is a run of its own.
-    known = None
+    known = _recorded_run_id(run_dir, uri)
     if resume_from is not None and resume_from.parent == run_dir:
         known = checkpoint.load(resume_from)["run_id"]
         if checkpoint.position(resume_from) >= config.kimg * 1000 and (run_dir / "best" / "gen.onnx").is_file():
@@ -164,7 +165,12 @@ def _train(options: Options, workers: Workers, run_dir: Path, resume_from: Path 
         manifest=manifest,
         run_id=known,
     )
-    surroundings = {"data": manifest.root, "dataset_digest": manifest.digest, "mlflow_run_id": run_id}
+    surroundings = {
+        "data": manifest.root,
+        "dataset_digest": manifest.digest,
+        "mlflow_run_id": run_id,
+        "tracking_uri": uri,
+    }
     _write_json(run_dir / "config.json", config.to_dict() | surroundings)
     say(f"run {run_dir}")
     job = launch.Job(
@@ -190,6 +196,15 @@ def _train(options: Options, workers: Workers, run_dir: Path, resume_from: Path 
     finally:
         tracking.end_run(uri, run_id, status)
     return summary(run_dir, run_id)
+
+
+def _recorded_run_id(run_dir: Path, uri: str) -> str | None:
+    """The MLflow run of a training that was cut off before its first checkpoint: it is continued, not doubled."""
+    try:
+        recorded = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return recorded.get("mlflow_run_id") if recorded.get("tracking_uri") == redact(uri) else None
 
 
 def _write_json(path: Path, value: Any) -> None:

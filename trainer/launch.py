@@ -122,7 +122,7 @@ def run_on_ray(job: Job, workers: Workers) -> None:
         scaling_config=ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]  # the stubs are those of Ray Train V1
             use_gpu=unit == "GPU",
-            resources_per_worker={"CPU": max(available // most, 1)} if unit == "CPU" else None,
+            resources_per_worker={"CPU": _cpus_per_worker(most)} if unit == "CPU" else None,
         ),
         run_config=RunConfig(
             name=run_dir.name,
@@ -148,6 +148,16 @@ def run_on_ray(job: Job, workers: Workers) -> None:
         signal.signal(signal.SIGINT, on_interrupt)
 
 
+def _cpus_per_worker(workers: int) -> int:
+    """The most CPUs a worker can have such that so many workers fit on the cluster's nodes, at least one. Asking for
+    more than a node has would wait for ever."""
+    import ray
+
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    fitting = (c for c in range(max(nodes), 0, -1) if sum(n // c for n in nodes) >= workers)
+    return next(fitting, 1)
+
+
 def _ray_worker(values: dict[str, Any]) -> None:
     """One worker of Ray Train; runs in a thread of the worker's process."""
     import ray
@@ -166,7 +176,8 @@ def _work(job: Job, context: Context) -> None:
         train(config, manifest, context, job.run_id, None)
         return
     workers = f"{context.world_size} worker" + ("s" if context.world_size > 1 else "")
-    say(f"training {config.recipe} on {workers}, {context.device.type}, {torch.get_num_threads()} threads each")
+    threads = f"{torch.get_num_threads()} CPU thread(s) each" if context.device.type == "cpu" else context.device.type
+    say(f"training {config.recipe} on {workers}, {threads}")
     run_dir = Path(job.run_dir)
     tracker = Tracker(run_dir, job.tracking_uri, job.run_id)
     try:

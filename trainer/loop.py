@@ -92,7 +92,9 @@ def train(
         buffer=config.loader.shuffle_buffer,
         pin_memory=device.type == "cuda",
     )
-    evaluator = Evaluator(choose_extractor(config.eval.extractor, config.eval.weights), manifest, config.eval.num)
+    evaluator = Evaluator(
+        choose_extractor(config.eval.extractor, config.eval.weights, context.device), manifest, config.eval.num
+    )
     evaluator.prepare()
     if recorder:
         recorder.start(gan, position.nimg)

@@ -92,7 +92,7 @@ def dcgan_cpu(size: int) -> Config:
         eval=EvalConfig(num=2048),
         track=TrackConfig(tick_kimg=2, snapshot_kimg=20),
         batch=16,
-        kimg=120,
+        kimg=100,
     )
 
 
