@@ -5,34 +5,28 @@ from __future__ import annotations
 import json
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from contestants import Contestant, plain_contestant, recipe_contestant
 from measure import Parser, count, device, machine, positive, table, wait_for_device
-from plain_dcgan import Z_DIM, PlainDCGAN
 from torch import Tensor, nn
 
 from infer.command import UserError, run_command, say
 from infer.grid import grid
 from infer.latents import latents
-from trainer.config import Config
 from trainer.data.drawn import open_data
 from trainer.data.shards import Manifest
 from trainer.data.stream import eval_images
-from trainer.ema import EMA
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.extractors import CHOICES, choose_extractor
-from trainer.recipes import DEFAULT_CPU, dcgan, resolve
-from trainer.step import GAN
+from trainer.recipes import DEFAULT_CPU, resolve
 
 NAME = "equal_time.py"
-PLAIN = "plain"
-PLAIN_BATCH = 64
 GRID = 64  # pictures in a sample grid
 
 _DESCRIPTION = """\
@@ -52,18 +46,6 @@ examples:
 """
 
 
-@dataclass
-class Contestant:
-    """A training in progress. ``step(nimg)`` trains on one batch, the average included."""
-
-    name: str
-    live: nn.Module
-    average: nn.Module
-    z_dim: int
-    batch: int
-    step: Callable[[int], object]
-
-
 def main(argv: list[str]) -> dict[str, Any]:
     a = _parse(argv)
     place = device()
@@ -76,7 +58,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     evaluator = Evaluator(choose_extractor(a.extractor), manifest, a.num)
     evaluator.prepare()
     pictures = torch.cat(list(eval_images(manifest, "train")))
-    makers = [partial(_plain, pictures, place), *(partial(_recipe, config, pictures, place) for config in configs)]
+    makers = [
+        partial(plain_contestant, pictures, place),
+        *(partial(recipe_contestant, config, pictures, place) for config in configs),
+    ]
     results = []
     for make in makers:
         torch.manual_seed(a.seed)
@@ -131,33 +116,6 @@ def _folder(out: str) -> Path:
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}; give another --out") from None
     return Path(out)
-
-
-def _draw(pictures: Tensor, batch: int) -> Tensor:
-    return pictures[torch.randint(len(pictures), (batch,))]
-
-
-def _plain(pictures: Tensor, place: torch.device) -> Contestant:
-    plain = PlainDCGAN(pictures.shape[-1], place)
-    rule = dcgan(pictures.shape[-1]).ema
-    ema = EMA(plain.generator, rule.half_life_kimg * 1000, rule.ramp)
-
-    def step(nimg: int) -> None:
-        plain.step(_draw(pictures, PLAIN_BATCH))
-        ema.update(plain.generator, PLAIN_BATCH, nimg + PLAIN_BATCH)
-
-    return Contestant(PLAIN, plain.generator, ema.module, Z_DIM, PLAIN_BATCH, step)
-
-
-def _recipe(config: Config, pictures: Tensor, place: torch.device) -> Contestant:
-    gan = GAN(config, place)
-
-    def step(nimg: int) -> None:
-        more_reals = None if config.loss.share_batch else _draw(pictures, config.batch)
-        gan.step(_draw(pictures, config.batch), nimg, more_reals)
-        gan.ema.update(gan.generator, config.batch, nimg + config.batch)
-
-    return Contestant(config.recipe, gan.generator, gan.ema.module, config.model.z_dim, config.batch, step)
 
 
 def _train(c: Contestant, minutes: float, intervals: int, evaluator: Evaluator, out: Path) -> dict[str, Any]:
