@@ -49,8 +49,8 @@ lint: setup  ## Style, format and types
 quick: setup  ## The tests that take seconds
 	$(BIN)/pytest -m 'not slow and not ray'
 
-bench: setup  ## The measurements of benchmarks/, half an hour on a machine that does nothing else
-	@set -e; for name in step loader ray_overhead equal_time; do echo "== $$name" >&2; $(BIN)/python benchmarks/$$name.py; done
+bench: setup  ## The measurements of benchmarks/, an hour on a machine that does nothing else
+	@set -e; for name in step loader ray_overhead race; do echo "== $$name" >&2; $(BIN)/python benchmarks/$$name.py; done
 
 clean:  ## Remove .venv and caches; out/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

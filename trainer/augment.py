@@ -7,6 +7,7 @@ Each transform is applied to a picture with probability ``p``, so a ramp of ``p`
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,11 +66,50 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def augment(images: Tensor, policy: tuple[str, ...], p: float) -> Tensor:
-    """Apply each transform of ``policy`` to each picture of ``[n, c, h, w]`` with probability ``p`` in 0..1."""
-    if p <= 0.0:
+def augment(images: Tensor, policy: tuple[str, ...], p: float | Tensor) -> Tensor:
+    """Apply each transform of ``policy`` to each picture of ``[n, c, h, w]`` with probability ``p`` in 0..1.
+
+    ``p`` may be a scalar on the device, which is never waited for.
+    """
+    if not isinstance(p, Tensor) and p <= 0.0:
         return images
     for name in policy:
         chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < p
         images = torch.where(chosen, TRANSFORMS[name](images), images)
     return images
+
+
+class AdaptiveProbability:
+    """ADA (Karras et al. 2020, section 3): augment more while the discriminator is too sure of the reals.
+
+    The probability moves by a fixed amount every ``INTERVAL`` batches, up if the mean sign of the critic on reals is
+    above ``target``, else down. It lives on the device, so steering never waits for it.
+    """
+
+    INTERVAL = 4
+
+    def __init__(self, p: float, target: float, kimg: float, device: torch.device) -> None:
+        """``kimg``: thousands of images in which the probability can go from 0 to 1."""
+        self.p = torch.tensor(p, device=device)
+        self.signs = torch.zeros((), device=device)
+        self.batches = 0
+        self.target, self.kimg = target, kimg
+
+    def update(self, sign: Tensor, batch: int) -> None:
+        """Take note of a batch of ``batch`` pictures, ``sign`` being the mean sign of the critic on all of them."""
+        self.signs += sign
+        self.batches += 1
+        if self.batches == self.INTERVAL:
+            direction = (self.signs / self.INTERVAL - self.target).sign()
+            self.p += direction * (self.INTERVAL * batch / (self.kimg * 1000))
+            self.p.clamp_(0.0, 1.0)
+            self.signs.zero_()
+            self.batches = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"p": self.p, "signs": self.signs, "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.p.copy_(state["p"])
+        self.signs.copy_(state["signs"])
+        self.batches = state["batches"]

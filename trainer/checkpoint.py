@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 
 from infer.command import UserError
 from trainer.config import Config
-from trainer.models import Generator, build_generator
+from trainer.models import AtLevel, Generator, build_generator
 from trainer.step import GAN
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NUM_TO_KEEP = 2
 _STATE = "state.pt"
 _FOLDER = re.compile(r"checkpoint_\d{9,}")
@@ -44,7 +44,11 @@ def find_all(run_dir: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first."""
     if not run_dir.is_dir():
         return []
-    return sorted(p for p in run_dir.iterdir() if _FOLDER.fullmatch(p.name) and (p / _STATE).is_file())
+    return sorted(p for p in run_dir.iterdir() if _FOLDER.fullmatch(p.name) and is_checkpoint(p))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return (folder / _STATE).is_file()
 
 
 def save(folder: Path, gan: GAN, nimg: int, rng: list[dict[str, Any]], extra: dict[str, Any]) -> None:
@@ -57,14 +61,9 @@ def save(folder: Path, gan: GAN, nimg: int, rng: list[dict[str, Any]], extra: di
     state = {
         "format_version": FORMAT_VERSION,
         "nimg": nimg,
-        "num_steps": gan.num_steps,
         "config": gan.config.to_dict(),
-        "augment_p": gan.config.augment.p(nimg),
-        "generator": gan.generator.state_dict(),
-        "discriminator": gan.discriminator.state_dict(),
-        "ema": gan.ema.module.state_dict(),
-        "g_optimiser": gan.g_optimiser.state_dict(),
-        "d_optimiser": gan.d_optimiser.state_dict(),
+        "augment_p": float(gan.p),
+        **gan.state_dict(),
         "rng": rng,
         **extra,
     }
@@ -93,16 +92,6 @@ def load(folder: Path) -> dict[str, Any]:
         version = state.get("format_version") if isinstance(state, dict) else None
         raise UserError(f"{path} has format version {version}; this program reads version {FORMAT_VERSION}")
     return state
-
-
-def restore(gan: GAN, state: dict[str, Any]) -> None:
-    """Put a checkpoint's state into ``gan``, whose model configuration must be the checkpoint's."""
-    gan.generator.load_state_dict(state["generator"])
-    gan.discriminator.load_state_dict(state["discriminator"])
-    gan.ema.module.load_state_dict(state["ema"])
-    gan.g_optimiser.load_state_dict(state["g_optimiser"])
-    gan.d_optimiser.load_state_dict(state["d_optimiser"])
-    gan.num_steps = state["num_steps"]
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -141,18 +130,27 @@ def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
     Raises:
         UserError: nothing of the kind at ``path``.
     """
-    if path.is_file() and path.suffix == ".safetensors":
-        return _from_safetensors(path)
-    for candidate in (path / "gen.safetensors", path / "best" / "gen.safetensors"):
-        if candidate.is_file():
-            return _from_safetensors(candidate)
-    if (path / _STATE).is_file():
+    for candidate in _released(path):
+        return _from_safetensors(candidate)
+    if is_checkpoint(path):
         return _from_checkpoint(path)
     if found := find_all(path):
         return _from_checkpoint(found[-1])
     raise UserError(
         f"{path} holds no generator; give a run's folder, its best/ folder, a gen.safetensors or a checkpoint folder"
     )
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether ``path`` is a run, a checkpoint or released weights."""
+    return bool(_released(path)) or is_checkpoint(path) or bool(find_all(path))
+
+
+def _released(path: Path) -> list[Path]:
+    """Released weights at ``path``: itself, or what a run or its ``best`` folder keeps."""
+    if path.suffix == ".safetensors":
+        return [path] if path.is_file() else []
+    return [p for p in (path / "gen.safetensors", path / "best" / "gen.safetensors") if p.is_file()]
 
 
 def _from_safetensors(path: Path) -> tuple[Generator, dict[str, Any]]:
@@ -165,7 +163,7 @@ def _from_safetensors(path: Path) -> tuple[Generator, dict[str, Any]]:
     if header is None:
         raise UserError(f"{path} was not written by this program: its header lacks the configuration")
     info = json.loads(header)
-    return _generator(info["config"], tensors), info
+    return _generator(info, tensors), info
 
 
 def _from_checkpoint(folder: Path) -> tuple[Generator, dict[str, Any]]:
@@ -178,10 +176,14 @@ def _from_checkpoint(folder: Path) -> tuple[Generator, dict[str, Any]]:
         "dataset_digest": state.get("dataset_digest"),
         "config": state["config"],
     }
-    return _generator(state["config"], state["ema"]), info
+    return _generator(info, state["ema"]), info
 
 
-def _generator(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Generator:
-    generator = build_generator(Config.from_dict(config).model)
+def _generator(info: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Generator:
+    """One that grows draws as it did at its position, which may be before it was fully grown."""
+    config = Config.from_dict(info["config"])
+    generator = build_generator(config.model)
     generator.load_state_dict(tensors)
-    return generator.eval().requires_grad_(False)
+    generator.eval().requires_grad_(False)
+    level = config.grow.level(round(info["kimg"] * 1000), config.model.size)
+    return AtLevel(generator, level) if generator.grows and level < generator.size.bit_length() - 1 else generator

@@ -36,8 +36,8 @@ def constant(value: float) -> Schedule:
 class ModelConfig:
     """The two networks."""
 
-    arch: Literal["dcgan", "r3gan"] = "dcgan"
-    """dcgan: strided 4x4 convolutions. r3gan: residual blocks of grouped convolutions, no normalisation."""
+    arch: str = "dcgan"
+    """dcgan: strided 4x4 convolutions. progan: grows from 4x4. r3gan: residual blocks, no normalisation."""
     size: int = 32
     """Side of the pictures in pixels, a power of two."""
     z_dim: int = 100
@@ -48,8 +48,12 @@ class ModelConfig:
     """Discriminator's channels at the highest resolution."""
     max_width: int = 1024
     """Upper limit of the channels."""
+    g_head: Literal["conv", "dense"] = "conv"
+    """From z to the 4x4 map of a dcgan generator: a transposed convolution, or dense and reshaped."""
     d_norm: Literal["batch", "none"] = "batch"
     """Normalisation in a dcgan discriminator. Gradient penalties want none."""
+    d_dropout: float = 0.0
+    """Probability of dropping an activation in a dcgan discriminator."""
     blocks: int = 2
     """Residual blocks per stage (r3gan)."""
     expansion: int = 2
@@ -59,17 +63,53 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class GrowConfig:
+    """Progressive growing: the resolution doubles at intervals, each new one fading in (arch progan only)."""
+
+    start: int = 4
+    """Side of the first pictures."""
+    hold_kimg: float = 600.0
+    """Thousands of images at each resolution, after its fade."""
+    fade_kimg: float = 600.0
+    """Thousands of images over which a new resolution fades in."""
+
+    def level(self, nimg: int, size: int) -> float:
+        """Binary logarithm of the side at ``nimg`` images, fractional while a resolution fades in: 3.25 is one
+        quarter of the way from 8x8 to 16x16."""
+        first, last = math.log2(self.start), math.log2(size)
+        stage, into = divmod(nimg / 1000, self.hold_kimg + self.fade_kimg)
+        fading = max(into - self.hold_kimg, 0.0) / self.fade_kimg if self.fade_kimg > 0 else 0.0
+        return min(first + stage + fading, last)
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """What the networks minimise."""
 
-    name: Literal["bce", "rpgan"] = "bce"
-    """bce: non-saturating cross-entropy. rpgan: relativistic, paired."""
+    name: str = "bce"
+    """An entry of trainer/losses.py: bce, hinge, wasserstein, rpgan (relativistic, paired) or ralsgan (relativistic
+    average, least squares)."""
+    smoothing: float = 0.0
+    """One-sided label smoothing: reals are labelled one minus this (bce)."""
+    n_critic: int = 1
+    """Discriminator iterations per generator iteration."""
     gamma: Schedule = constant(0.0)
     """Weight of R1 and R2, the squared gradients at reals and at fakes; 0: none."""
     penalty_every: int = 1
-    """Compute the penalties every so many iterations, times as strong (lazy regularisation)."""
+    """Compute R1 and R2 every so many iterations, times as strong (lazy regularisation)."""
+    gp: float = 0.0
+    """Weight of WGAN-GP's penalty: gradients of norm one between reals and fakes; 0: none."""
+    drift: float = 0.0
+    """Weight of the squared critic values of reals, which keeps a Wasserstein critic near zero."""
+    clip: float = 0.0
+    """Clip the discriminator's weights to plus and minus this (WGAN); 0: do not."""
+    lecam: float = 0.0
+    """Weight of LeCam regularisation, for small data sets; 0: none."""
     share_batch: bool = True
     """Use one batch of latents and reals for both phases of an iteration: one generator pass fewer."""
+
+
+Transform = Literal["colour", "translation", "cutout"]
 
 
 @dataclass(frozen=True)
@@ -78,22 +118,30 @@ class AugmentConfig:
 
     flip: bool = True
     """Mirror the reals at random: doubles the data where left and right do not matter."""
-    policy: tuple[Literal["colour", "translation", "cutout"], ...] = ()
+    policy: tuple[Transform, ...] = ()
     """DiffAugment transforms, applied to reals and fakes alike."""
     p: Schedule = constant(0.0)
-    """Probability of each transform."""
+    """Probability of each transform, fixed or a ramp; with --augment.target its first value."""
+    target: float = 0.0
+    """ADA: steer the probability such that the mean sign of the critic on reals is this (0.6); 0: follow p."""
+    target_kimg: float = 500.0
+    """ADA: thousands of images in which the probability can go from 0 to 1."""
+    noise: Schedule = constant(0.0)
+    """Standard deviation of Gaussian noise on what the discriminator sees (instance noise)."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam for both networks."""
+    """The optimiser of both networks."""
 
+    name: Literal["adam", "rmsprop"] = "adam"
+    """adam, or rmsprop as in the Wasserstein GAN paper."""
     g_lr: Schedule = constant(2e-4)
     """Generator's learning rate."""
     d_lr: Schedule = constant(2e-4)
-    """Discriminator's learning rate."""
+    """Discriminator's learning rate; another one than the generator's makes two time scales."""
     beta1: float = 0.5
-    """First moment's decay."""
+    """First moment's decay (adam)."""
     beta2: Schedule = constant(0.999)
     """Second moment's decay."""
 
@@ -106,6 +154,17 @@ class EMAConfig:
     """Half-life in thousands of images."""
     ramp: float = 0.05
     """Upper limit of the half-life as a share of the images seen so far."""
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """When to end early, and when to warn."""
+
+    patience_kimg: float = 0.0
+    """End when the metric has not improved for so many thousand images; 0: never."""
+    min_diversity: float = 0.2
+    """Warn of mode collapse when the spread of the generated pictures' features, relative to that of the reals', is
+    below this."""
 
 
 @dataclass(frozen=True)
@@ -155,15 +214,19 @@ class Config:
     recipe: str
     """Name of the recipe these values come from."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    grow: GrowConfig = field(default_factory=GrowConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     batch: int = 64
     """Global batch: reals per iteration over all workers together."""
+    accumulate: int = 1
+    """Process each worker's share of a batch in so many parts, to fit in memory; the gradient is that of the whole."""
     kimg: float = 1000.0
     """Length of the training in thousands of reals seen."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -197,69 +260,14 @@ _NESTED = {
     for c in (
         Schedule,
         ModelConfig,
+        GrowConfig,
         LossConfig,
         AugmentConfig,
         OptimConfig,
         EMAConfig,
+        StopConfig,
         LoaderConfig,
         EvalConfig,
         TrackConfig,
     )
 }
-
-
-def problems(config: Config) -> list[str]:
-    """Everything that is wrong with a configuration in itself, one sentence each; empty if it is sound."""
-    found: list[str] = []
-
-    def check(sound: bool, sentence: str) -> None:
-        if not sound:
-            found.append(sentence)
-
-    m, loss = config.model, config.loss
-    check(
-        m.size in (8, 16, 32, 64, 128, 256, 512),
-        f"--model.size {m.size}: give a power of two from 8 to 512",
-    )
-    for name in ("z_dim", "g_width", "d_width", "max_width", "blocks", "expansion", "group_width"):
-        value = getattr(m, name)
-        check(value >= 1, f"--model.{name.replace('_', '-')} {value}: give 1 or more")
-    penalised = max(loss.gamma.start, loss.gamma.end) > 0
-    check(
-        not (penalised and m.arch == "dcgan" and m.d_norm == "batch"),
-        "--loss.gamma with --model.d-norm batch: batch norm mixes samples, so a per-sample gradient means nothing;"
-        " add --model.d-norm none or set gamma to 0",
-    )
-    check(min(loss.gamma.start, loss.gamma.end) >= 0, "--loss.gamma: give 0 or more")
-    check(loss.penalty_every >= 1, f"--loss.penalty-every {loss.penalty_every}: give 1 or more")
-    check(
-        loss.penalty_every == 1 or penalised,
-        f"--loss.penalty-every {loss.penalty_every} without --loss.gamma: there is no penalty to compute",
-    )
-    p = config.augment.p
-    check(min(p.start, p.end) >= 0 and max(p.start, p.end) <= 1, "--augment.p: give probabilities from 0 to 1")
-    check(
-        max(p.start, p.end) == 0 or bool(config.augment.policy),
-        "--augment.p without --augment.policy: name the transforms (colour translation cutout)",
-    )
-    for name in ("g_lr", "d_lr"):
-        lr = getattr(config.optim, name)
-        check(min(lr.start, lr.end) >= 0 and max(lr.start, lr.end) > 0, f"--optim.{name}: give more than 0")
-    beta2 = config.optim.beta2
-    check(0 <= config.optim.beta1 < 1, f"--optim.beta1 {config.optim.beta1}: give 0 or more, below 1")
-    check(0 <= min(beta2.start, beta2.end) <= max(beta2.start, beta2.end) < 1, "--optim.beta2: give 0 or more, below 1")
-    check(config.batch >= 1, f"--batch {config.batch}: give 1 or more")
-    check(config.kimg > 0, f"--kimg {config.kimg:g}: give more than 0")
-    check(config.seed >= 0, f"--seed {config.seed}: give 0 or more")
-    check(config.ema.half_life_kimg >= 0, "--ema.half-life-kimg: give 0 or more")
-    check(config.loader.workers >= 0, f"--loader.workers {config.loader.workers}: give 0 or more")
-    check(config.loader.shuffle_buffer >= 1, "--loader.shuffle-buffer: give 1 or more")
-    check(config.eval.num >= 2, f"--eval.num {config.eval.num}: give 2 or more")
-    check(config.track.tick_kimg > 0, "--track.tick-kimg: give more than 0")
-    check(
-        config.track.snapshot_kimg >= config.track.tick_kimg,
-        f"--track.snapshot-kimg {config.track.snapshot_kimg:g}: give at least --track.tick-kimg"
-        f" ({config.track.tick_kimg:g})",
-    )
-    check(1 <= config.track.grid <= 1024, f"--track.grid {config.track.grid}: give 1 to 1024")
-    return found

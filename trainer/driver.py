@@ -11,16 +11,17 @@ from typing import Any
 
 from infer.command import UserError, say
 from trainer import checkpoint, launch, tracking
-from trainer.config import problems
+from trainer.checks import problems
 from trainer.data.drawn import NUM, open_data
 from trainer.data.shards import Manifest
 from trainer.finish import finish, summary
 from trainer.launch import Workers
-from trainer.loop import plan
+from trainer.loop import plan, stalled
 from trainer.models import build_discriminator, build_generator, num_parameters
 from trainer.options import Options, parse, parse_workers, split_recipe, value_of
 from trainer.outbox import redact
 from trainer.recipes import FAMILIES, SIZES, resolve
+from trainer.recorder import Position
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -35,9 +36,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     _check(options, manifest, workers)
     run_dir = _run_dir(options)
     resume_from = _resume_from(options.resume, run_dir)
+    init_from = _init_from(options, resume_from)
     if options.dry_run:
         return _dry_run(options, manifest, workers, run_dir, resume_from)
-    return _train(options, workers, run_dir, resume_from)
+    return _train(options, workers, run_dir, resume_from, init_from)
 
 
 def _description() -> str:
@@ -116,6 +118,23 @@ def _resume_from(resume: str, run_dir: Path) -> Path | None:
     return candidates[-1]
 
 
+def _init_from(options: Options, resume_from: Path | None) -> Path | None:
+    """Where a new run takes its weights from.
+
+    Raises:
+        UserError: there is nothing.
+    """
+    if options.init_from is None:
+        return None
+    if resume_from is not None:
+        say(f"--init-from has no effect: continuing from {resume_from}")
+        return None
+    path = Path(options.init_from).expanduser().resolve()
+    if not checkpoint.holds_weights(path):
+        raise UserError(f"--init-from {options.init_from}: give a run's folder, a checkpoint or a .safetensors file")
+    return path
+
+
 def _dry_run(
     options: Options, manifest: Manifest | None, workers: Workers, run_dir: Path, resume_from: Path | None
 ) -> dict[str, Any]:
@@ -142,7 +161,9 @@ def _dry_run(
     }
 
 
-def _train(options: Options, workers: Workers, run_dir: Path, resume_from: Path | None) -> dict[str, Any]:
+def _train(
+    options: Options, workers: Workers, run_dir: Path, resume_from: Path | None, init_from: Path | None
+) -> dict[str, Any]:
     config = options.config()
     manifest = open_data(options.data, config.model.size)
     try:
@@ -153,8 +174,11 @@ def _train(options: Options, workers: Workers, run_dir: Path, resume_from: Path 
     # A checkpoint of another run is only a starting point: what it grows into is a run of its own.
     known = _recorded_run_id(run_dir, uri)
     if resume_from is not None and resume_from.parent == run_dir:
-        known = checkpoint.load(resume_from)["run_id"]
-        if checkpoint.position(resume_from) >= config.kimg * 1000 and (run_dir / "best" / "gen.onnx").is_file():
+        state = checkpoint.load(resume_from)
+        known = state["run_id"]
+        position = Position(state["nimg"], state["best"], state["last_metric"])
+        is_done = position.nimg >= config.kimg * 1000 or stalled(config, position)
+        if is_done and (run_dir / "best" / "gen.onnx").is_file():
             say(f"{run_dir} is finished; a larger --kimg trains it further")
             return summary(run_dir, known)
     run_id = tracking.open_run(
@@ -180,6 +204,7 @@ def _train(options: Options, workers: Workers, run_dir: Path, resume_from: Path 
         tracking_uri=uri,
         run_id=run_id,
         resume_from=str(resume_from) if resume_from else None,
+        init_from=str(init_from) if init_from else None,
     )
     status: tracking.Status = "FAILED"
     try:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from trainer.models.common import BatchNorm
+
 M = TypeVar("M", bound=nn.Module)
 
 
 class EMA(Generic[M]):
-    """Average of ``module``'s parameters and float buffers with a half-life counted in images.
+    """Average of ``module``'s parameters with a half-life counted in images.
 
     The half-life ramps up with training, ``min(half_life, ramp * nimg)`` (Karras et al. 2020, StyleGAN2-ADA, appendix
     C), so that early averages are not dragged down by the initial weights. Every rank keeps the same average, since
@@ -30,9 +33,26 @@ class EMA(Generic[M]):
         """Fold in the weights after an iteration of ``batch`` images that ended at ``nimg`` images."""
         half_life = min(self.half_life, self.ramp * nimg)
         weight = 1.0 - 0.5 ** (batch / half_life) if half_life > 0 else 1.0
-        torch._foreach_lerp_(_averaged(self.module), _averaged(module), weight)
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)
 
+    @torch.no_grad()
+    def settle(self, batches: Iterable[Tensor], **growth: float) -> None:
+        """Measure batch norm's statistics of the averaged weights on latents ``[n, z_dim]``; call it before the
+        average makes pictures.
 
-def _averaged(module: nn.Module) -> list[Tensor]:
-    """Parameters and floating-point buffers (batch norm's running statistics), in a fixed order."""
-    return [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
+        An average of the statistics is not those of the average: measured ones are what BigGAN calls standing
+        statistics (Brock et al. 2019, appendix B). Needs no other rank. A no-op without batch norm.
+        """
+        norms = [m for m in self.module.modules() if isinstance(m, BatchNorm)]
+        if not norms:
+            return
+        for norm in norms:
+            norm.train()
+            norm.over_ranks = False
+        for i, z in enumerate(batches, 1):
+            for norm in norms:
+                norm.momentum = 1 / i  # a plain mean over the batches
+            self.module(z, **growth)
+        for norm in norms:
+            norm.over_ranks = True
+            norm.eval()

@@ -45,6 +45,7 @@ class Job:
     tracking_uri: str
     run_id: str
     resume_from: str | None
+    init_from: str | None = None
 
 
 def run_in_process(job: Job) -> None:
@@ -172,8 +173,9 @@ def _ray_worker(values: dict[str, Any]) -> None:
 def _work(job: Job, context: Context) -> None:
     config = Config.from_dict(job.config)
     manifest = open_data(job.data, config.model.size)
+    init_from = Path(job.init_from) if job.init_from else None
     if context.rank:
-        train(config, manifest, context, job.run_id, None)
+        train(config, manifest, context, job.run_id, None, init_from)
         return
     workers = f"{context.world_size} worker" + ("s" if context.world_size > 1 else "")
     threads = f"{torch.get_num_threads()} CPU thread(s) each" if context.device.type == "cpu" else context.device.type
@@ -181,6 +183,6 @@ def _work(job: Job, context: Context) -> None:
     run_dir = Path(job.run_dir)
     tracker = Tracker(run_dir, job.tracking_uri, job.run_id)
     try:
-        train(config, manifest, context, job.run_id, Recorder(manifest, run_dir, tracker, job.run_id))
+        train(config, manifest, context, job.run_id, Recorder(manifest, run_dir, tracker, job.run_id), init_from)
     finally:
         tracker.close()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from infer.command import UserError, say
-from trainer import checkpoint
+from trainer import checkpoint, transfer
 from trainer.config import Config
 from trainer.context import Context, gather_objects, mean_over_ranks
 from trainer.data.shards import Manifest
@@ -61,12 +62,14 @@ def train(
     context: Context,
     run_id: str,
     recorder: Recorder | None,
+    init_from: Path | None = None,
 ) -> None:
-    """Train until ``config.kimg``, from the context's latest checkpoint if it has one.
+    """Train until ``config.kimg`` or until nothing improves, from the context's latest checkpoint if it has one.
 
     Args:
         run_id: MLflow's; a checkpoint of another run is a starting point, but its best is not this run's.
         recorder: on rank 0 only: who keeps samples, metrics and the best generator.
+        init_from: weights to begin with where there is no checkpoint, see ``transfer.init_from``.
 
     Raises:
         Diverged: a loss was not finite at the end of a tick.
@@ -76,7 +79,7 @@ def train(
     torch.manual_seed(config.seed)  # every rank builds the same networks
     gan = GAN(config, device, world_size)
     torch.manual_seed(_rank_seed(config.seed, rank, 0))
-    position = _resume(config, context, gan, run_id)
+    position = _resume(config, context, gan, run_id, init_from)
     start, stop = share(config.batch, rank, world_size)
     draws = 1 if config.loss.share_batch else 2
     tick, snapshot, total = plan(config)
@@ -101,6 +104,10 @@ def train(
 
     meter = Meter(position.nimg)
     for step in range(1, total - position.nimg // config.batch + 1):
+        if stalled(config, position):
+            if recorder:
+                say(f"stopping: no better for {config.stop.patience_kimg:g} kimg (--stop.patience-kimg)")
+            break
         waiting = time.perf_counter()
         reals = next(batches)
         more_reals = None if config.loss.share_batch else next(batches)
@@ -112,19 +119,21 @@ def train(
         at_snapshot = step % snapshot == 0 or position.nimg >= total * config.batch
         if step % tick == 0 or at_snapshot:
             values = meter.read(position.nimg)
+            gan.schedule(position.nimg)
             _check_finite(values, position.nimg)
             if recorder:
-                recorder.tick(values | _hyperparameters(config, position.nimg), position.nimg)
+                recorder.tick(values | _hyperparameters(gan), position.nimg)
             if at_snapshot:
                 _snapshot(context, gan, position, evaluator, recorder)
             meter = Meter(position.nimg)
 
 
 def plan(config: Config) -> tuple[int, int, int]:
-    """Steps per tick, per snapshot (a whole number of ticks) and in all."""
-    tick = max(round(config.track.tick_kimg * 1000 / config.batch), 1)
+    """Steps per tick (a whole number of generator steps), per snapshot (a whole number of ticks) and in all."""
+    n_critic = config.loss.n_critic
+    tick = max(round(config.track.tick_kimg * 1000 / config.batch / n_critic), 1) * n_critic
     snapshot = max(round(config.track.snapshot_kimg * 1000 / config.batch / tick), 1) * tick
-    return tick, snapshot, math.ceil(config.kimg * 1000 / config.batch)
+    return tick, snapshot, math.ceil(config.kimg * 1000 / config.batch / n_critic) * n_critic
 
 
 def _rank_seed(seed: int, rank: int, nimg: int) -> int:
@@ -132,17 +141,23 @@ def _rank_seed(seed: int, rank: int, nimg: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{rank}/{nimg}".encode()).digest()[:7], "big")
 
 
-def _resume(config: Config, context: Context, gan: GAN, run_id: str) -> Position:
+def _resume(config: Config, context: Context, gan: GAN, run_id: str, init_from: Path | None) -> Position:
     with context.latest_checkpoint() as folder:
         if folder is None:
+            if init_from is not None:
+                report = transfer.init_from(gan, init_from)
+                if context.rank == 0:
+                    say(report)
             return Position()
         state = checkpoint.load(folder)
-    if state["config"]["model"] != config.to_dict()["model"]:
+    saved, own = state["config"], config.to_dict()
+    if (saved["model"], saved["grow"], saved["optim"]["name"]) != (own["model"], own["grow"], own["optim"]["name"]):
         raise UserError(
-            f"checkpoint {folder} has another model than this configuration; give the same --model options,"
-            " or another --name to start afresh"
+            f"checkpoint {folder} has another model, growth or optimiser than this configuration; give the same"
+            " --model, --grow and --optim.name options, or another --name to start afresh"
         )
-    checkpoint.restore(gan, state)
+    gan.load_state_dict(state)
+    gan.schedule(state["nimg"])
     if len(state["rng"]) == context.world_size:
         checkpoint.set_rng_state(state["rng"][context.rank], context.device)
     else:
@@ -158,22 +173,31 @@ def _check_finite(values: dict[str, float], nimg: int) -> None:
         raise Diverged(f"{', '.join(bad)} not finite at {nimg / 1000:g} kimg; try a lower learning rate")
 
 
-def _hyperparameters(config: Config, nimg: int) -> dict[str, float]:
+def stalled(config: Config, position: Position) -> bool:
+    """Whether the metric has not improved for the patience of the configuration, at the latest evaluation."""
+    if not config.stop.patience_kimg or position.best is None or position.last_metric is None:
+        return False
+    return position.last_metric["kimg"] - position.best["kimg"] >= config.stop.patience_kimg
+
+
+def _hyperparameters(gan: GAN) -> dict[str, float]:
     return {
-        "lr/generator": config.optim.g_lr(nimg),
-        "lr/discriminator": config.optim.d_lr(nimg),
-        "augment/p": config.augment.p(nimg),
+        "lr/generator": gan.g_optimiser.param_groups[0]["lr"],
+        "lr/discriminator": gan.d_optimiser.param_groups[0]["lr"],
+        "augment/p": float(gan.p),
+        **gan.growth,
     }
 
 
 def _snapshot(context: Context, gan: GAN, position: Position, evaluator: Evaluator, recorder: Recorder | None) -> None:
     """Samples, metric, best generator, checkpoint. Every rank takes part in the metric and in the report."""
-    result = evaluator(lambda seeds: generate(gan, seeds))
+    gan.settle_average()
     kimg = position.nimg / 1000
+    result = {**evaluator(lambda seeds: generate(gan, seeds)), "kimg": kimg}
     position.last_metric = result
     is_best = position.best is None or result["value"] < position.best["value"]
     if is_best:
-        position.best = {**result, "kimg": kimg}
+        position.best = result
     rng = gather_objects(checkpoint.rng_state(context.device))
     folder = recorder.snapshot(gan, position, is_best, rng) if recorder else None
     context.report({"kimg": kimg, result["name"]: result["value"]}, folder, checkpoint.folder_name(position.nimg))

@@ -1,5 +1,5 @@
-"""Adversarial losses and gradient penalties, one value per sample, so that a mean over any split
-of the batch (micro-batches, ranks) adds up to the mean over the whole batch.
+"""Adversarial losses and the penalties that go with them: pure functions of critic values, one value per sample, so
+that a mean over any split of the batch (micro-batches, ranks) adds up to the mean over the whole batch.
 
 A *critic value* is the discriminator's raw output, float ``[n]``: high means "real".
 """
@@ -11,17 +11,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 
 @dataclass(frozen=True)
 class Loss:
     """A pair of losses. ``discriminator(real, fake)`` and ``generator(real, fake)`` map critic values ``[n]`` to
-    losses ``[n]``; where ``paired`` is false the generator's loss ignores ``real`` (pass an empty tensor)."""
+    losses ``[n]``."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
-    paired: bool
+    relativistic: bool = False
+    """Whether the generator's loss depends on ``real``; otherwise it is an empty tensor. What a critic says of reals
+    alone has no meaning then, only what it says of them next to fakes."""
+    average: bool = False
+    """Relativistic average: ``real`` and ``fake`` come with the mean of the other side subtracted, taken over the
+    global batch (Jolicoeur-Martineau 2019, section 4.2)."""
 
 
 LOSSES = {
@@ -30,15 +35,42 @@ LOSSES = {
     "bce": Loss(
         discriminator=lambda real, fake: softplus(-real) + softplus(fake),
         generator=lambda real, fake: softplus(-fake),
-        paired=False,
+    ),
+    # Lim and Ye 2017; Miyato et al. 2018, eq. 16 and 17.
+    "hinge": Loss(
+        discriminator=lambda real, fake: relu(1 - real) + relu(1 + fake),
+        generator=lambda real, fake: -fake,
+    ),
+    # Arjovsky et al. 2017, eq. 2, negated.
+    "wasserstein": Loss(
+        discriminator=lambda real, fake: fake - real,
+        generator=lambda real, fake: -fake,
     ),
     # Relativistic paired loss: Jolicoeur-Martineau 2019; with R1 and R2 it is R3GAN (Huang et al. 2024, eq. 2 and 5).
     "rpgan": Loss(
         discriminator=lambda real, fake: softplus(fake - real),
         generator=lambda real, fake: softplus(real - fake),
-        paired=True,
+        relativistic=True,
+    ),
+    # Jolicoeur-Martineau 2019, appendix B, RaLSGAN.
+    "ralsgan": Loss(
+        discriminator=lambda real, fake: (real - 1).square() + (fake + 1).square(),
+        generator=lambda real, fake: (fake - 1).square() + (real + 1).square(),
+        relativistic=True,
+        average=True,
     ),
 }
+
+
+def lecam(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: Tensor) -> Tensor:
+    """LeCam regularisation (Tseng et al. 2021, eq. 3): reals are not to rise above the running mean of the fakes'
+    critic values by any distance, nor fakes to fall below that of the reals.
+
+    Args:
+        real, fake: critic values ``[n]``.
+        anchor_real, anchor_fake: running means of the critic values, scalars.
+    """
+    return relu(real - anchor_fake).square() + relu(anchor_real - fake).square()
 
 
 def zero_centred_penalty(images: Sequence[Tensor], critic: Tensor) -> Tensor:
@@ -54,3 +86,18 @@ def zero_centred_penalty(images: Sequence[Tensor], critic: Tensor) -> Tensor:
     """
     gradients = torch.autograd.grad(critic.sum(), list(images), create_graph=True)
     return torch.stack([g.float().square().sum(dim=(1, 2, 3)) for g in gradients]).sum(dim=0)
+
+
+def one_centred_penalty(images: Tensor, critic: Tensor) -> Tensor:
+    """``(|d critic / d images| - 1)^2`` of each image ``[n, c, h, w]``: ``[n]`` (Gulrajani et al. 2017, eq. 3, at
+    points between reals and fakes)."""
+    (gradient,) = torch.autograd.grad(critic.sum(), images, create_graph=True)
+    # The norm has no gradient at zero, where a dead critic would turn everything into NaN.
+    norm = (gradient.float().square().sum(dim=(1, 2, 3)) + 1e-12).sqrt()
+    return (norm - 1).square()
+
+
+def interpolate(reals: Tensor, fakes: Tensor) -> Tensor:
+    """A random point on the line between each real and its fake, ``[n, c, h, w]``, that requires grad."""
+    weight = torch.rand(len(reals), 1, 1, 1, device=reals.device)
+    return reals.lerp(fakes, weight).detach().requires_grad_()

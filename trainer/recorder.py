@@ -19,6 +19,7 @@ from infer.command import say
 from infer.grid import grid
 from infer.latents import latents
 from trainer import checkpoint
+from trainer.alarms import CriticGap, warnings
 from trainer.data.shards import Manifest
 from trainer.data.stream import eval_images
 from trainer.step import GAN
@@ -35,11 +36,11 @@ class Position:
     last_metric: dict[str, Any] | None = None
 
 
-def generate(gan: GAN, seeds: Sequence[int]) -> Tensor:
-    """The average generator's pictures of ``seeds``, rounded like a saved file: uint8 ``[n, 3, size, size]``."""
+def generate(gan: GAN, seeds: Sequence[int], average: bool = True) -> Tensor:
+    """Pictures of ``seeds`` by the average generator or the live one, rounded like a saved file: uint8
+    ``[n, 3, size, size]``; see ``GAN.draw``."""
     z = torch.from_numpy(latents(seeds, gan.generator.z_dim)).to(gan.device)
-    with torch.no_grad():
-        return ((gan.ema.module(z).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return ((gan.draw(z, average).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 class Recorder:
@@ -52,6 +53,7 @@ class Recorder:
         """Before the first step: forget what lies beyond ``nimg``, picture the reals and the initial fakes."""
         self.total = gan.config.kimg * 1000
         self.began, self.began_at = time.perf_counter(), nimg
+        self.gap = CriticGap(self.manifest)
         self.tracker.rewind(nimg)
         (self.run_dir / "samples").mkdir(parents=True, exist_ok=True)
         if nimg == 0:
@@ -59,6 +61,7 @@ class Recorder:
             picture = _grid(reals[: gan.config.track.grid])
             picture.save(self.run_dir / "reals.png")
             self.tracker.log_artifact(self.run_dir / "reals.png", "samples")
+            gan.settle_average()
             self._log_samples(gan, nimg)
 
     def tick(self, values: dict[str, float], nimg: int) -> None:
@@ -84,11 +87,14 @@ class Recorder:
         assert result is not None
         assert best is not None
         name, value = result["name"], result["value"]
-        self.tracker.log_scalars({name: value, "speed/evaluation_seconds": result["seconds"]}, position.nimg)
+        signs = {"diversity": result["diversity"], **self.gap(gan)}
+        self.tracker.log_scalars({name: value, "speed/evaluation_seconds": result["seconds"]} | signs, position.nimg)
         self._log_samples(gan, position.nimg)
         if is_best:
             checkpoint.save_generator(self.run_dir / "best" / "gen.safetensors", gan.ema.module, self._info(gan, best))
         say(f"{name} {value:.2f}" + (" (best so far)" if is_best else f" (best {best['value']:.2f})"))
+        for warning in warnings(signs, gan.config.stop, position.nimg / self.total):
+            say(f"warning: {warning}")
         extra = {
             "best": best,
             "last_metric": result,

@@ -17,7 +17,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 JOB_TIMEOUT_S = 400
 
-# Appended to trainer/recipes.py.
+# Appended to trainer/recipes/__init__.py.
 SHORTER = """
 
 _resolve = resolve
@@ -65,7 +65,7 @@ def short_checkout(checkout: Path) -> Path:
     """A checkout whose recipes are cut short: what a job without arguments would do, in a minute."""
     folder = checkout.with_name("short")
     shutil.copytree(checkout, folder)
-    with (folder / "trainer" / "recipes.py").open("a") as recipes:
+    with (folder / "trainer" / "recipes" / "__init__.py").open("a") as recipes:
         recipes.write(SHORTER)
     return folder
 

@@ -6,7 +6,18 @@ from dataclasses import replace
 import pytest
 
 from infer.command import UserError
-from trainer.config import Config, LossConfig, ModelConfig, Schedule, TrackConfig, constant, problems
+from trainer.checks import problems
+from trainer.config import (
+    AugmentConfig,
+    Config,
+    GrowConfig,
+    LossConfig,
+    ModelConfig,
+    Schedule,
+    StopConfig,
+    TrackConfig,
+    constant,
+)
 from trainer.recipes import DEFAULT_CPU, DEFAULT_GPU, FAMILIES, SIZES, resolve
 
 
@@ -69,6 +80,20 @@ def test_contradictions_are_found_all_at_once():
         ({"loss": LossConfig(penalty_every=4)}, "no penalty"),
         ({"seed": -1}, "--seed"),
         ({"model": ModelConfig(z_dim=0)}, "--model.z-dim 0"),
+        ({"model": ModelConfig(arch="vae")}, "--model.arch vae: give one of dcgan, progan, r3gan"),
+        ({"model": ModelConfig(d_dropout=1.0)}, "--model.d-dropout 1"),
+        ({"loss": LossConfig("bcd")}, "--loss.name bcd: give one of bce, hinge"),
+        ({"loss": LossConfig(gp=10.0)}, "batch norm mixes samples"),
+        ({"loss": LossConfig("hinge", smoothing=0.1)}, "--loss.smoothing with --loss.name hinge"),
+        ({"loss": LossConfig("rpgan", lecam=0.1)}, "--loss.lecam"),
+        ({"loss": LossConfig(n_critic=0)}, "--loss.n-critic 0"),
+        ({"loss": LossConfig(clip=-1.0)}, "--loss.clip -1"),
+        ({"accumulate": 2}, "--accumulate 2 with --loss.share-batch True"),
+        ({"augment": AugmentConfig(target=0.6)}, "--augment.target without --augment.policy"),
+        ({"augment": AugmentConfig(policy=("colour",), target=1.0)}, "--augment.target 1"),
+        ({"grow": GrowConfig(start=5)}, "--grow.start 5"),
+        ({"grow": GrowConfig(hold_kimg=0, fade_kimg=0)}, "not both 0"),
+        ({"stop": StopConfig(patience_kimg=-1)}, "--stop.patience-kimg -1"),
     ],
 )
 def test_single_problems(change: dict, part: str):

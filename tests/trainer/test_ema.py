@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from trainer.ema import EMA
+from trainer.models.common import BatchNorm
 
 
 def filled(value: float) -> nn.Module:
@@ -18,7 +19,7 @@ def test_half_of_the_way_after_a_half_life():
     ema = EMA(filled(0.0), half_life=100, ramp=1.0)
     for i in range(10):
         ema.update(filled(1.0), batch=10, nimg=10_000 + 10 * i)
-    for tensor in [*ema.module.parameters(), ema.module[1].running_mean]:
+    for tensor in ema.module.parameters():
         assert tensor.mean().item() == pytest.approx(0.5)
 
 
@@ -39,3 +40,24 @@ def test_the_average_is_for_use_only():
     assert not ema.module.training
     assert not any(p.requires_grad for p in ema.module.parameters())
     assert ema.module(torch.zeros(1, 1, 2, 2)).shape == (1, 1, 2, 2)
+
+
+def test_statistics_are_measured_under_the_averaged_weights():
+    """Scale by w, then batch norm: the variance is that of the averaged weight, not the average of the variances."""
+
+    def module(weight: float) -> nn.Module:
+        made = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), BatchNorm(1))
+        nn.init.constant_(made[0].weight, weight)
+        return made
+
+    ema = EMA(module(0.0), half_life=10, ramp=1)
+    ema.update(module(4.0), batch=10, nimg=1000)
+    random = torch.Generator().manual_seed(0)
+    batches = [torch.randn(64, 1, 8, 8, generator=random) for _ in range(4)]
+    ema.settle(batches)
+    norm = ema.module[1]
+    assert norm.running_var.item() == pytest.approx(4.0, rel=0.05)
+    expected = torch.stack([2 * b.mean() for b in batches]).mean().item()
+    assert norm.running_mean.item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert not norm.training
+    assert ema.module(torch.cat(batches)).std().item() == pytest.approx(1.0, rel=0.01)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from export.generator import MAX_ABS_DIFF, export_onnx, metadata
 from infer.command import UserError
+from tests.trainer.tiny import tiny
 from trainer import checkpoint
 from trainer.config import (
     AugmentConfig,
@@ -16,12 +18,14 @@ from trainer.config import (
     LoaderConfig,
     LossConfig,
     ModelConfig,
+    StopConfig,
     TrackConfig,
     constant,
 )
 from trainer.context import LocalContext
 from trainer.data.shards import Manifest
 from trainer.loop import Diverged, plan, train
+from trainer.recipes import FAMILIES
 from trainer.recorder import Recorder
 
 CONFIG = Config(
@@ -62,11 +66,18 @@ def manifest(shards: Path) -> Manifest:
     return Manifest.load(shards)
 
 
-def run(config: Config, manifest: Manifest, run_dir: Path, notes: Notes, resume_from: Path | None = None) -> None:
+def run(
+    config: Config,
+    manifest: Manifest,
+    run_dir: Path,
+    notes: Notes,
+    resume_from: Path | None = None,
+    init_from: Path | None = None,
+) -> None:
     torch.manual_seed(torch.seed())  # a process has no memory of the one before
     run_dir.mkdir(exist_ok=True)
     recorder = Recorder(manifest, run_dir, notes, "the-run")  # type: ignore[arg-type]
-    train(config, manifest, LocalContext(run_dir, resume_from), "the-run", recorder)
+    train(config, manifest, LocalContext(run_dir, resume_from), "the-run", recorder, init_from)
 
 
 def same(a: object, b: object) -> bool:
@@ -113,6 +124,50 @@ def test_resumed_is_bit_for_bit_uninterrupted(manifest: Manifest, tmp_path: Path
     assert whole.grids == parts.grids == [0, 64, 128, 192]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_recipe_resumes_as_if_uninterrupted_and_exports(family: str, manifest: Manifest, tmp_path: Path):
+    """Growing networks are cut off in the middle of a fade, critics between two generator steps' phases."""
+    config = tiny(family)
+    assert config.grow.level(64, 32) % 1, "the cut is not in a fade"
+    whole, parts = Notes(), Notes()
+    run(config, manifest, tmp_path / "whole", whole)
+    run(replace(config, kimg=0.064), manifest, tmp_path / "parts", parts)
+    run(config, manifest, tmp_path / "parts", parts, resume_from=checkpoint.find_all(tmp_path / "parts")[-1])
+    a, b = (checkpoint.load(checkpoint.find_all(tmp_path / name)[-1]) for name in ("whole", "parts"))
+    assert a["nimg"] == 192
+    assert same(without_times(a), without_times(b))
+
+    generator, info = checkpoint.load_generator(tmp_path / "whole")
+    assert export_onnx(generator, tmp_path / "gen.onnx", metadata(info)) <= MAX_ABS_DIFF
+
+
+def test_training_ends_when_nothing_improves(manifest: Manifest, tmp_path: Path, capsys):
+    still = replace(
+        CONFIG,
+        optim=replace(CONFIG.optim, g_lr=constant(1e-30), d_lr=constant(1e-30)),
+        stop=StopConfig(patience_kimg=0.1),
+        kimg=1.0,
+    )
+    run(still, manifest, tmp_path, Notes())
+    (last, end) = checkpoint.find_all(tmp_path)
+    assert checkpoint.position(end) == 192, "the first evaluation at 64 stays the best"
+    assert "no better for 0.1 kimg" in capsys.readouterr().err
+    run(still, manifest, tmp_path, Notes(), resume_from=end)
+    assert checkpoint.find_all(tmp_path) == [last, end], "asked again, it has nothing to do"
+
+
+def test_a_new_run_begins_with_given_weights(manifest: Manifest, tmp_path: Path, capsys):
+    run(CONFIG, manifest, tmp_path / "a", Notes())
+    frozen = replace(CONFIG, optim=replace(CONFIG.optim, g_lr=constant(1e-30), d_lr=constant(1e-30)), kimg=0.064)
+    run(frozen, manifest, tmp_path / "b", Notes(), init_from=tmp_path / "a")
+    a, b = (checkpoint.load(checkpoint.find_all(tmp_path / name)[-1]) for name in "ab")
+    parameters = [n for n in a["ema"] if "running" not in n and "num_batches" not in n]
+    assert parameters
+    assert all(torch.allclose(a["ema"][n], b["generator"][n], rtol=0, atol=1e-12) for n in parameters)
+    assert b["nimg"] == 64
+    assert "taken over" in capsys.readouterr().err
+
+
 def test_what_a_run_leaves_behind(manifest: Manifest, tmp_path: Path):
     notes = Notes()
     run(CONFIG, manifest, tmp_path, notes)
@@ -130,6 +185,8 @@ def test_what_a_run_leaves_behind(manifest: Manifest, tmp_path: Path):
     assert all(values["speed/images_per_second"] > 0 and 0 <= values["speed/data_wait"] < 1 for values in ticks)
     metrics = [values["fd16_efflite0"] for _, values in notes.points if "fd16_efflite0" in values]
     assert len(metrics) == 3
+    for values in (values for _, values in notes.points if "fd16_efflite0" in values):
+        assert {"diversity", "d/train", "d/val", "d/overfitting"} <= set(values)
     _, info = checkpoint.load_generator(tmp_path)
     assert info["metric"]["value"] == min(metrics)
     assert (info["recipe"], info["run_id"], info["dataset_digest"]) == ("tiny", "the-run", manifest.digest)
@@ -141,7 +198,7 @@ def test_a_checkpoint_holds_everything(manifest: Manifest, tmp_path: Path):
     state = checkpoint.load(checkpoint.find_all(tmp_path)[-1])
     assert {
         *("format_version", "nimg", "num_steps", "config", "augment_p", "generator", "discriminator", "ema"),
-        *("g_optimiser", "d_optimiser", "rng", "best", "last_metric", "run_id", "dataset_digest"),
+        *("g_optimiser", "d_optimiser", "anchors", "rng", "best", "last_metric", "run_id", "dataset_digest"),
     } == set(state)
     assert len(state["rng"]) == 1
     assert not any(key.startswith("module.") for key in state["generator"])

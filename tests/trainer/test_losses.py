@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from trainer.losses import LOSSES, zero_centred_penalty
+from trainer.losses import LOSSES, interpolate, lecam, one_centred_penalty, zero_centred_penalty
 
 
 def softplus(x: float) -> float:
@@ -33,9 +33,31 @@ def test_rpgan_sees_differences_of_pairs_only():
     torch.testing.assert_close(loss.discriminator(real + 7, fake + 7), loss.discriminator(real, fake))
 
 
+def test_hinge_stops_at_the_margin():
+    real, fake = torch.tensor([0.5, 2.0]), torch.tensor([-3.0, 0.25])
+    torch.testing.assert_close(LOSSES["hinge"].discriminator(real, fake), torch.tensor([0.5, 1.25]))
+    torch.testing.assert_close(LOSSES["hinge"].generator(real, fake), -fake)
+
+
+def test_wasserstein_is_the_difference_of_means():
+    real, fake = torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0])
+    assert LOSSES["wasserstein"].discriminator(real, fake).mean().item() == -1.5
+    assert LOSSES["wasserstein"].generator(real, fake).mean().item() == -0.5
+
+
+def test_ralsgan_is_least_squares_around_the_other_side():
+    """Real and fake come as differences to the other side's mean: reals are to lie one above, fakes one below."""
+    loss = LOSSES["ralsgan"]
+    assert loss.average
+    real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-1.0, 0.0])
+    torch.testing.assert_close(loss.discriminator(real, fake), torch.tensor([0.0, 4.0 + 1.0]))
+    torch.testing.assert_close(loss.generator(real, fake), torch.tensor([4.0 + 4.0, 16.0 + 1.0]))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_pull_the_right_way(name: str):
     loss = LOSSES[name]
+    assert loss.relativistic or not loss.average
     real = torch.zeros(3, requires_grad=True)
     fake = torch.zeros(3, requires_grad=True)
     d_real, d_fake = torch.autograd.grad(loss.discriminator(real, fake).sum(), [real, fake])
@@ -68,3 +90,33 @@ def test_penalty_adds_over_batches():
     reals, fakes = (torch.randn(2, 3, 2, 2, requires_grad=True) for _ in range(2))
     critic = torch.cat([(reals * weights).sum(dim=(1, 2, 3)), (fakes * 3 * weights).sum(dim=(1, 2, 3))])
     torch.testing.assert_close(zero_centred_penalty([reals, fakes], critic), (10 * weights.square().sum()).expand(2))
+
+
+def test_penalty_around_norm_one_of_a_linear_critic():
+    weights = torch.randn(3, 4, 4)
+    images = torch.randn(5, 3, 4, 4, requires_grad=True)
+    penalty = one_centred_penalty(images, (images * weights).sum(dim=(1, 2, 3)))
+    torch.testing.assert_close(penalty, (weights.norm() - 1).square().expand(5))
+
+
+def test_penalty_around_norm_one_has_a_gradient_where_the_critic_is_flat():
+    weights = torch.zeros(3, 2, 2, requires_grad=True)
+    images = torch.randn(2, 3, 2, 2, requires_grad=True)
+    one_centred_penalty(images, (images * weights).sum(dim=(1, 2, 3))).sum().backward()
+    assert torch.isfinite(weights.grad).all()
+
+
+def test_interpolation_lies_on_the_lines_between_reals_and_fakes():
+    torch.manual_seed(0)
+    points = interpolate(torch.zeros(500, 3, 2, 2), torch.ones(500, 3, 2, 2))
+    assert points.requires_grad
+    shares = points.detach().flatten(1)
+    torch.testing.assert_close(shares, shares[:, :1].expand_as(shares))
+    assert shares.min() < 0.02
+    assert shares.max() > 0.98
+
+
+def test_lecam_pulls_each_side_towards_the_other_ones_running_mean():
+    real, fake = torch.tensor([2.0, -3.0]), torch.tensor([-1.0, 4.0])
+    values = lecam(real, fake, torch.tensor(1.0), torch.tensor(-0.5))
+    torch.testing.assert_close(values, torch.tensor([2.5**2 + 2.0**2, 0.0]))

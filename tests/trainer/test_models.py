@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from trainer.config import ModelConfig
-from trainer.models import build_discriminator, build_generator
+from trainer.config import GrowConfig, ModelConfig
+from trainer.models import ARCHITECTURES, AtLevel, build_discriminator, build_generator, resize_to_level
+from trainer.models.progan import EqualConv, minibatch_stddev, pixel_norm
 
 TINY = ModelConfig(size=32, z_dim=8, g_width=16, d_width=16, max_width=32, blocks=1)
 
 
 @pytest.mark.parametrize("size", [8, 32, 64, 128])
-@pytest.mark.parametrize("arch", ["dcgan", "r3gan"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_shapes(arch: str, size: int):
     config = replace(TINY, arch=arch, size=size)
     generator, discriminator = build_generator(config), build_discriminator(config)
@@ -25,10 +27,10 @@ def test_shapes(arch: str, size: int):
 
 
 @pytest.mark.parametrize(
-    ("arch", "norm", "alike"), [("dcgan", "none", True), ("r3gan", "none", True), ("dcgan", "batch", True)]
+    ("arch", "norm"), [("dcgan", "none"), ("r3gan", "none"), ("dcgan", "batch"), ("progan", "none")]
 )
-def test_reals_and_fakes_together_are_judged_as_one_by_one(arch: str, norm: str, alike: bool):
-    """One forward for both must not let fakes colour the judgement of reals, batch norm included."""
+def test_reals_and_fakes_together_are_judged_as_one_by_one(arch: str, norm: str):
+    """One forward for both must not let fakes colour the judgement of reals, batch statistics included."""
     torch.manual_seed(0)
     discriminator = build_discriminator(replace(TINY, arch=arch, d_norm=norm))
     reals, fakes = torch.randn(4, 3, 32, 32), 5 * torch.randn(4, 3, 32, 32)
@@ -60,3 +62,84 @@ def test_resampling_keeps_a_constant():
     flat = torch.ones(1, 4, 8, 8)
     torch.testing.assert_close(_Downsample(4, 4)(flat)[..., 1:, 1:], torch.ones(1, 4, 3, 3))
     torch.testing.assert_close(_Upsample(4, 4)(flat)[..., :-1, :-1], torch.ones(1, 4, 15, 15))
+
+
+@pytest.mark.parametrize("head", ["conv", "dense"])
+def test_heads_make_the_same_maps(head: str):
+    generator = build_generator(replace(TINY, g_head=head))
+    assert generator.layers.to4(torch.randn(3, 8, 1, 1)).shape == (3, 32, 4, 4)
+
+
+def test_dropout_is_for_training_only():
+    torch.manual_seed(0)
+    discriminator = build_discriminator(replace(TINY, d_norm="none", d_dropout=0.5))
+    images = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(discriminator.critic(images), discriminator.critic(images))
+    discriminator.eval()
+    assert torch.equal(discriminator.critic(images), discriminator.critic(images))
+
+
+PROGAN = replace(TINY, arch="progan")
+
+
+def test_a_fade_goes_from_the_old_resolution_enlarged_to_the_new_one():
+    torch.manual_seed(0)
+    generator = build_generator(PROGAN)
+    z = torch.randn(2, 8)
+    old, new = generator(z, level=3.0), generator(z, level=4.0)
+    assert (old.shape[-1], new.shape[-1]) == (8, 16)
+    enlarged = old.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(generator(z, level=3.25), 0.75 * enlarged + 0.25 * new)
+    torch.testing.assert_close(generator(z, level=5.0), generator(z))
+
+
+def test_a_growing_discriminator_starts_a_fade_with_its_old_judgement():
+    torch.manual_seed(0)
+    discriminator = build_discriminator(PROGAN)
+    small = torch.randn(4, 3, 8, 8)
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(
+        discriminator.critic(large, level=3 + 1e-6), discriminator.critic(small, level=3.0), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_reals_fade_like_fakes():
+    images = torch.randn(2, 3, 32, 32)
+    assert resize_to_level(images, 5.0) is not None
+    torch.testing.assert_close(resize_to_level(images, 5.0), images)
+    torch.testing.assert_close(resize_to_level(images, 3.0), F.avg_pool2d(images, 4))
+    coarse = F.avg_pool2d(images, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(resize_to_level(images, 3.5), 0.5 * coarse + 0.5 * F.avg_pool2d(images, 2))
+
+
+def test_an_unfinished_generator_draws_at_full_size():
+    generator = build_generator(PROGAN)
+    z = torch.randn(2, 8)
+    pictures = AtLevel(generator, 3.0)(z)
+    torch.testing.assert_close(F.avg_pool2d(pictures, 4), generator(z, level=3.0))
+
+
+def test_the_minibatch_standard_deviation_sees_collapse():
+    same = torch.randn(1, 4, 4, 4).expand(6, 4, 4, 4)
+    assert minibatch_stddev(same).item() == pytest.approx(0.0, abs=1e-3)
+    spread = torch.tensor([-2.0, 2.0]).view(2, 1, 1, 1).expand(2, 4, 4, 4)
+    assert minibatch_stddev(spread).item() == pytest.approx(2.0)
+
+
+def test_equalised_layers_keep_the_scale_whatever_their_width():
+    torch.manual_seed(0)
+    for width in (16, 256):
+        conv = EqualConv(width, 64, 3, 1)
+        assert conv.weight.std().item() == pytest.approx(1.0, rel=0.1)
+        assert conv(torch.randn(8, width, 8, 8))[..., 1:-1, 1:-1].std().item() == pytest.approx(2**0.5, rel=0.1)
+
+
+def test_pixels_are_normalised_over_features():
+    torch.testing.assert_close(pixel_norm(3 * torch.randn(2, 5, 4, 4)).square().mean(1), torch.ones(2, 4, 4))
+
+
+def test_growth_holds_then_fades():
+    grow = GrowConfig(start=4, hold_kimg=10, fade_kimg=20)
+    levels = [grow.level(n, 16) for n in (0, 10_000, 20_000, 30_000, 40_000, 50_000, 60_000, 10**9)]
+    assert levels == pytest.approx([2, 2, 2.5, 3, 3, 3.5, 4, 4])
+    assert GrowConfig(start=8, hold_kimg=10, fade_kimg=0).level(10_000, 16) == 4

@@ -26,10 +26,10 @@ def test_options_change_a_recipe():
 
 def test_all_mistakes_come_in_one_line():
     with pytest.raises(UserError) as caught:
-        parse(["--kimg", "x", "--modle.z-dim", "3", "--model.arch", "foo", "--batch", "8"], RECIPE, "")
+        parse(["--kimg", "x", "--modle.z-dim", "3", "--model.g-head", "foo", "--batch", "8"], RECIPE, "")
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("--kimg", "'x'", "--modle.z-dim", "--model.arch", "'foo'", "'dcgan', 'r3gan'", "--help"):
+    for part in ("--kimg", "'x'", "--modle.z-dim", "--model.g-head", "'foo'", "'conv', 'dense'", "--help"):
         assert part in message, part
     assert "--batch" not in message
 

@@ -60,6 +60,7 @@ def test_mistakes_are_one_line_and_touch_nothing(shards: Path, tmp_path: Path):
     assert "families" in refused(run("no-such-recipe"))
     assert "catdata" in refused(run("--data", tmp_path / "nothing"))
     assert "--resume" in refused(run("--data", shards, "--out", tmp_path, "--resume", tmp_path / "nothing"))
+    assert "--init-from" in refused(run("--data", shards, "--out", tmp_path, "--init-from", tmp_path / "nothing"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,15 +4,21 @@ import functools
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from trainer.config import AugmentConfig, Config, LossConfig, ModelConfig, OptimConfig, constant
+from tests.trainer.tiny import tiny
+from trainer.config import AugmentConfig, Config, GrowConfig, LossConfig, ModelConfig, OptimConfig, Schedule, constant
 from trainer.data.stream import share
 from trainer.losses import LOSSES
+from trainer.models import resize_to_level
+from trainer.recipes import FAMILIES
 from trainer.step import GAN, frozen
 
 BATCH, SIZE = 6, 16
@@ -32,13 +38,33 @@ def config(loss: str = "bce", gamma: float = 0.0, every: int = 1, arch: str = "d
     )
 
 
+def without_chance(family: str) -> Config:
+    """A recipe without what each rank draws for itself, which no two world sizes could agree on."""
+    c = tiny(family, SIZE, BATCH)
+    return replace(c, model=replace(c.model, d_dropout=0.0), augment=AugmentConfig(flip=False))
+
+
+def changed_loss(c: Config, **values: Any) -> Config:
+    return replace(c, loss=replace(c.loss, **values))
+
+
+def accumulated(c: Config) -> Config:
+    return replace(c, accumulate=2, loss=replace(c.loss, share_batch=False))
+
+
 CASES = {
-    **{f"{name}": config(name) for name in LOSSES},
+    **{f"recipe {family}": without_chance(family) for family in FAMILIES},
     **{f"{name}, penalties": config(name, gamma=2.0) for name in LOSSES},
     "rpgan, lazy penalties": config("rpgan", gamma=2.0, every=2),
-    "bce, batch norm in D": config("bce", norm="batch"),
-    "r3gan networks": config("rpgan", gamma=2.0, arch="r3gan"),
+    "hinge, gradient penalty, drift": changed_loss(config("hinge"), gp=3.0, drift=0.1),
+    "hinge, LeCam": changed_loss(config("hinge"), lecam=0.5),
+    "rpgan, penalties, accumulated": accumulated(config("rpgan", gamma=2.0, arch="r3gan")),
+    "progan, accumulated": accumulated(replace(config("hinge", arch="progan"), grow=GrowConfig(4, 0.01, 0.02))),
 }
+
+
+def midpoint(reals: torch.Tensor, fakes: torch.Tensor) -> torch.Tensor:
+    return reals.lerp(fakes, 0.5).detach().requires_grad_()
 
 
 def two_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor]:
@@ -56,19 +82,24 @@ def two_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(1)
     kept: dict[str, torch.Tensor] = {}
     start, stop = share(BATCH, rank, world_size)
-    for step in range(2):
-        reals = torch.randn(BATCH, 3, SIZE, SIZE, generator=random)[start:stop]
-        z = torch.randn(BATCH, 8, generator=random)[start:stop]
-        fakes = gan._generate(z)
-        gan.discriminator_phase(reals, fakes.detach(), 0)
-        grads = {f"d.{n}": p.grad for n, p in gan.discriminator.named_parameters()}
-        gan.generator_phase(reals, fakes, 0)
-        grads |= {f"g.{n}": p.grad for n, p in gan.generator.named_parameters()}
-        gan.num_steps += 1
-        kept |= {f"grad{step}.{n}": g.clone() for n, g in grads.items() if g is not None}
+    # Each rank draws its own points between reals and fakes; here all draw the middle.
+    with mock.patch("trainer.step.interpolate", midpoint):
+        for step in range(2):
+            gan.num_steps += 1
+            gan.schedule(40 + 10 * step)  # a network that grows is in the middle of a fade
+            reals = torch.randn(BATCH, 3, SIZE, SIZE, generator=random)[start:stop]
+            reals = resize_to_level(reals, **gan.growth) if gan.growth else reals
+            z = torch.randn(BATCH, 8, generator=random)[start:stop]
+            parts = gan._parts(reals)
+            latents = z.tensor_split(c.accumulate)
+            gan.discriminator_phase((r, gan._generate(n).detach()) for r, n in zip(parts, latents, strict=True))
+            grads = {f"d.{n}": p.grad for n, p in gan.discriminator.named_parameters()}
+            gan.generator_phase((r, gan._generate(n)) for r, n in zip(parts, latents, strict=True))
+            grads |= {f"g.{n}": p.grad for n, p in gan.generator.named_parameters()}
+            kept |= {f"grad{step}.{n}": g.clone() for n, g in grads.items() if g is not None}
     kept |= {f"g.{n}": t for n, t in gan.generator.state_dict().items()}
     kept |= {f"d.{n}": t for n, t in gan.discriminator.state_dict().items()}
-    return kept
+    return kept | {"anchors": gan.anchors}
 
 
 def _rank(rank: int, world_size: int, port: int, folder: str) -> None:
@@ -120,13 +151,13 @@ def test_each_phase_trains_its_own_network():
     gan = GAN(config("rpgan", gamma=1.0), torch.device("cpu"))
     reals, fakes = torch.randn(BATCH, 3, SIZE, SIZE), gan._generate(torch.randn(BATCH, 8))
     g, d = weights(gan.generator), weights(gan.discriminator)
-    gan.discriminator_phase(reals, fakes.detach(), 0)
+    gan.discriminator_phase([(reals, fakes.detach())])
     assert changed(gan.discriminator, d)
     assert not changed(gan.generator, g)
     assert all(p.grad is None for p in gan.generator.parameters())
     d = weights(gan.discriminator)
     grads = [p.grad.clone() for p in gan.discriminator.parameters()]
-    gan.generator_phase(reals, fakes, 0)
+    gan.generator_phase([(reals, fakes)])
     assert changed(gan.generator, g)
     assert not changed(gan.discriminator, d)
     assert all(torch.equal(p.grad, q) for p, q in zip(gan.discriminator.parameters(), grads, strict=True))
@@ -141,7 +172,8 @@ def test_lazy_penalties_come_every_so_many_steps_and_that_much_stronger():
     def gradient(gamma: float, every: int) -> torch.Tensor:
         torch.manual_seed(0)
         gan = GAN(config("rpgan", gamma=gamma, every=every), torch.device("cpu"))
-        gan.discriminator_phase(reals.float() / 127.5 - 1, torch.zeros(BATCH, 3, SIZE, SIZE), 0)
+        gan.num_steps = 1
+        gan.discriminator_phase([(reals.float() / 127.5 - 1, torch.zeros(BATCH, 3, SIZE, SIZE))])
         return torch.cat([p.grad.flatten() for p in gan.discriminator.parameters()])
 
     torch.testing.assert_close(gradient(1.0, 3), gradient(3.0, 1))
@@ -151,7 +183,7 @@ def test_hyperparameters_follow_their_schedules():
     c = config()
     c = replace(c, optim=replace(c.optim, g_lr=replace(c.optim.g_lr, start=1.0, end=0.0, kimg=2.0)))
     gan = GAN(c, torch.device("cpu"))
-    gan._set_hyperparameters(1000)
+    gan.schedule(1000)
     assert gan.g_optimiser.param_groups[0]["lr"] == pytest.approx(0.5)
     assert gan.d_optimiser.param_groups[0]["lr"] == pytest.approx(1e-3)
 
@@ -178,5 +210,113 @@ def test_separate_batches_for_the_phases():
     gan = GAN(replace(c, loss=replace(c.loss, share_batch=False)), torch.device("cpu"))
     reals = torch.randn(BATCH, 3, SIZE, SIZE)
     stats = gan.step(reals, 0, torch.randn_like(reals))
-    assert {"loss/discriminator", "loss/generator", "loss/penalty", "d/real", "d/fake"} == set(stats)
+    assert {"loss/discriminator", "loss/generator", "loss/penalty", "d/real", "d/fake", "d/sign"} == set(stats)
     assert all(torch.isfinite(v) for v in stats.values())
+
+
+@pytest.mark.parametrize("arch", ["r3gan", "progan"])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(arch: str):
+    """Without batch norm and minibatch statistics, which are those of a part."""
+
+    def gradients(accumulate: int) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        c = changed_loss(config("hinge", gamma=2.0, arch=arch), share_batch=False, lecam=0.1)
+        gan = GAN(replace(c, accumulate=accumulate), torch.device("cpu"))
+        for module in (gan.generator, gan.discriminator):
+            for p in module.parameters():
+                torch.nn.init.normal_(p, 0.0, 0.1)
+        reals, z = torch.randn(BATCH, 3, SIZE, SIZE), torch.randn(BATCH, 8)
+        gan.num_steps = 1
+        gan.schedule(10**9)
+        with mock.patch("trainer.models.progan.minibatch_stddev", lambda x: x.new_zeros(())):
+            parts = list(zip(reals.tensor_split(accumulate), z.tensor_split(accumulate), strict=True))
+            gan.discriminator_phase((r, gan._generate(n).detach()) for r, n in parts)
+            kept = [p.grad.clone() for p in gan.discriminator.parameters() if p.grad is not None]
+            gan.generator_phase((r, gan._generate(n)) for r, n in parts)
+        return kept + [p.grad.clone() for p in gan.generator.parameters() if p.grad is not None]
+
+    for whole, parts in zip(gradients(1), gradients(3), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_the_generator_waits_for_the_critic():
+    gan = GAN(changed_loss(config("wasserstein"), n_critic=3), torch.device("cpu"))
+    reals = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
+    trained = []
+    for _ in range(6):
+        before = weights(gan.generator)
+        stats = gan.step(reals, 0)
+        trained.append(changed(gan.generator, before))
+        assert trained[-1] == ("loss/generator" in stats)
+    assert trained == [False, False, True, False, False, True]
+
+
+def test_clipped_weights_stay_within_bounds():
+    gan = GAN(changed_loss(config("wasserstein"), clip=0.01), torch.device("cpu"))
+    gan.step(torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8), 0)
+    assert max(p.abs().max().item() for p in gan.discriminator.parameters()) == pytest.approx(0.01)
+    assert max(p.abs().max().item() for p in gan.generator.parameters()) > 0.01
+
+
+def test_smoothed_labels_are_cross_entropy_with_soft_targets():
+    gan = GAN(changed_loss(config("bce"), smoothing=0.1), torch.device("cpu"))
+    reals, fakes = torch.randn(BATCH, 3, SIZE, SIZE), torch.randn(BATCH, 3, SIZE, SIZE)
+    real, fake = gan.discriminator(reals, fakes)
+    expected = binary_cross_entropy_with_logits(
+        torch.cat([real, fake]), torch.cat([torch.full_like(real, 0.9), torch.zeros_like(fake)]), reduction="sum"
+    )
+    loss = gan._discriminator_loss(reals, fakes, {})
+    torch.testing.assert_close(loss, expected / BATCH)
+
+
+def test_instance_noise_has_its_standard_deviation_and_ends():
+    c = config()
+    noisy = replace(c, augment=AugmentConfig(flip=False, noise=Schedule(0.3, 0.0, 1)))
+    gan = GAN(noisy, torch.device("cpu"))
+    images = torch.zeros(64, 3, SIZE, SIZE)
+    assert gan._view(images).std().item() == pytest.approx(0.3, rel=0.05)
+    gan.schedule(1000)
+    assert not gan._view(images).any()
+
+
+def test_adaptive_augmentation_follows_the_sign_of_the_critic_on_reals():
+    a = AugmentConfig(flip=False, policy=("cutout",), target=0.6, target_kimg=0.1)
+    gan = GAN(replace(config(), augment=a), torch.device("cpu"))
+    reals = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
+    with torch.no_grad():
+        gan.discriminator.layers.critic.bias.fill_(100.0)  # sure of everything
+    for _ in range(8):
+        gan.step(reals, 0)
+    assert float(gan.p) == pytest.approx(8 * BATCH / 100)
+    with torch.no_grad():
+        gan.discriminator.layers.critic.bias.fill_(-100.0)
+    for _ in range(4):
+        gan.step(reals, 0)
+    assert float(gan.p) == pytest.approx(4 * BATCH / 100)
+
+
+def test_lecam_anchors_start_at_the_first_batch_and_then_move_slowly():
+    gan = GAN(changed_loss(config("hinge"), lecam=0.3), torch.device("cpu"))
+    reals = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
+    first = gan.step(reals, 0)
+    torch.testing.assert_close(gan.anchors, torch.stack([first["d/real"], first["d/fake"]]))
+    gan.num_steps = 1000
+    second = gan.step(reals, 0)
+    torch.testing.assert_close(gan.anchors[0], 0.99 * first["d/real"] + 0.01 * second["d/real"])
+
+
+def test_networks_that_grow_train_the_layers_of_their_level_only():
+    gan = GAN(replace(config(arch="progan"), grow=GrowConfig(4, 1, 1)), torch.device("cpu"))
+    gan.step(torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8), 1500)  # halfway from 4 to 8
+    moved = {n for n, p in gan.generator.named_parameters() if p.grad is not None}
+    assert {"to_rgb.4.weight", "to_rgb.8.weight", "up.8.conv1.weight"} <= moved
+    assert not any(".16." in name for name in moved)
+    assert gan.draw(torch.randn(2, 8)).shape == (2, 3, SIZE, SIZE)
+
+
+def test_judging_changes_nothing():
+    gan = GAN(config(norm="batch"), torch.device("cpu"))
+    before = {n: t.clone() for n, t in gan.discriminator.state_dict().items()}
+    assert gan.judge(torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8)).shape == (3,)
+    assert all(torch.equal(t, before[n]) for n, t in gan.discriminator.state_dict().items())
+    assert gan.discriminator.training

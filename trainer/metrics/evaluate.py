@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,15 +97,20 @@ class Evaluator:
             self._real = moments.gaussian()
             self._real.save(path)
 
-    def __call__(self, generate: Callable[[Sequence[int]], Tensor]) -> dict[str, Any]:
+    def __call__(
+        self, generate: Callable[[Sequence[int]], Tensor], see: Callable[[Tensor], object] | None = None
+    ) -> dict[str, Any]:
         """The distance of ``generate`` from the real pictures; lower is better.
 
         Args:
             generate: makes the pictures of some seeds, uint8 ``[len(seeds), 3, H, W]``. Each seed is asked for once,
                 by one of the ranks.
+            see: is shown the features ``[n, dim]`` of each batch of this rank, in the order of the seeds, for measures
+                that need more than their mean and covariance.
 
         Returns:
-            On every rank the same: name, value, n_real, n_fake, extractor, weights_sha256, resize, seed, seconds.
+            On every rank the same: name, value, diversity (total variance of the features relative to that of the
+            reals': near 0 when modes collapse), n_real, n_fake, extractor, weights_sha256, resize, seed, seconds.
         """
         began = time.perf_counter()
         moments = Moments(self.extractor.dim, self.extractor.device)
@@ -113,17 +119,23 @@ class Evaluator:
             seeds = range(self.seed + first, self.seed + min(first + _BATCH, stop))
             images = generate(seeds)
             assert len(images) == len(seeds), (len(images), len(seeds))
-            moments.update(self.extractor(images))
+            features = self.extractor(images)
+            moments.update(features)
+            if see is not None:
+                see(features)
         moments.all_reduce()
         assert moments.n == self.num_fake, (moments.n, self.num_fake)
-        value = None
+        value = diversity = None
         if rank() == 0:
             assert self._real is not None, "prepare() first"
-            value = frechet_distance(self._real, moments.gaussian())
+            fake = moments.gaussian()
+            value = frechet_distance(self._real, fake)
+            diversity = float(np.trace(fake.cov) / np.trace(self._real.cov))
         return from_rank_zero(
             {
                 "name": self.name,
                 "value": value,
+                "diversity": diversity,
                 "n_real": self.num_real,
                 "n_fake": self.num_fake,
                 "extractor": self.extractor.name,

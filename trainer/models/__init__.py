@@ -12,20 +12,33 @@ from torch import nn
 from trainer.config import ModelConfig
 from trainer.models.common import Discriminator, Generator
 from trainer.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from trainer.models.progan import AtLevel, ProGANDiscriminator, ProGANGenerator, resize_to_level
 from trainer.models.r3gan import R3GANDiscriminator, R3GANGenerator
 
-__all__ = ["Discriminator", "Generator", "build_discriminator", "build_generator", "num_parameters"]
+__all__ = [
+    "ARCHITECTURES",
+    "AtLevel",
+    "Discriminator",
+    "Generator",
+    "build_discriminator",
+    "build_generator",
+    "num_parameters",
+    "resize_to_level",
+]
 
-_GENERATORS: dict[str, type[Generator]] = {"dcgan": DCGANGenerator, "r3gan": R3GANGenerator}
-_DISCRIMINATORS: dict[str, type[Discriminator]] = {"dcgan": DCGANDiscriminator, "r3gan": R3GANDiscriminator}
+ARCHITECTURES: dict[str, tuple[type[Generator], type[Discriminator]]] = {
+    "dcgan": (DCGANGenerator, DCGANDiscriminator),
+    "progan": (ProGANGenerator, ProGANDiscriminator),
+    "r3gan": (R3GANGenerator, R3GANDiscriminator),
+}
 
 
 def build_generator(config: ModelConfig) -> Generator:
-    return _GENERATORS[config.arch](config)
+    return ARCHITECTURES[config.arch][0](config)
 
 
 def build_discriminator(config: ModelConfig) -> Discriminator:
-    return _DISCRIMINATORS[config.arch](config)
+    return ARCHITECTURES[config.arch][1](config)
 
 
 def num_parameters(module: nn.Module) -> int:

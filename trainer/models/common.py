@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.collective import num_ranks, sum_over_ranks
 from trainer.config import ModelConfig
 
 
 class Generator(nn.Module):
-    """``z [n, z_dim]`` -> pictures ``[n, 3, size, size]``, nominally in [-1, 1]."""
+    """``z [n, z_dim]`` -> pictures ``[n, 3, size, size]``, nominally in [-1, 1].
+
+    A network that ``grows`` takes a keyword more, ``level``: the binary logarithm of the pictures' side, fractional
+    while a resolution fades in (``GrowConfig.level``). Without it it is fully grown. So does its discriminator.
+    """
+
+    grows = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -34,26 +38,11 @@ class Discriminator(nn.Module):
         """Pictures ``[n, 3, size, size]`` -> critic values ``[n]``."""
         raise NotImplementedError
 
-    def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
-        """Critic values of each batch, float32 ``[n]`` each."""
+    def forward(self, *batches: Tensor, **growth: float) -> tuple[Tensor, ...]:
+        """Critic values of each batch, float32 ``[n]`` each; ``growth`` is the level of networks that grow."""
         if self.mixes_samples:
-            return tuple(self.critic(batch).float() for batch in batches)
-        return self.critic(torch.cat(batches)).float().split([len(b) for b in batches])
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks; since every rank's output depends on every rank's input, so do the gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (gradient,) = gradients
-        return _SumOverRanks.apply(gradient.contiguous())
+            return tuple(self.critic(batch, **growth).float() for batch in batches)
+        return self.critic(torch.cat(batches), **growth).float().split([len(b) for b in batches])
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -64,8 +53,10 @@ class BatchNorm(nn.BatchNorm2d):
     can be differentiated twice, which the gradient penalties need.
     """
 
+    over_ranks = True
+
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+        if not (self.training and self.over_ranks and num_ranks() > 1):
             return super().forward(input)
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -74,7 +65,7 @@ class BatchNorm(nn.BatchNorm2d):
         x = input.float()
         channels = x.shape[1]
         size = x.new_tensor([x.numel() // channels])  # ranks may hold shares of different size
-        sums = _SumOverRanks.apply(torch.cat([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3)), size]))
+        sums = sum_over_ranks(torch.cat([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3)), size]))
         count = sums[-1].detach()
         mean, square = (sums[:-1] / count).split(channels)
         var = (square - mean.square()).clamp(min=0)

@@ -6,6 +6,7 @@ on machines where residual networks are too slow.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -14,15 +15,15 @@ from trainer.config import ModelConfig
 from trainer.models.common import BatchNorm, Discriminator, Generator
 
 
-def _widths(width: int, max_width: int, size: int) -> list[int]:
-    """Channels from the full-resolution end (half the picture's side) down to the 4x4 map."""
-    num_stages = size.bit_length() - 3
-    return [min(width << i, max_width) for i in range(num_stages)]
+def _widths(width: int, max_width: int, size: int) -> dict[int, int]:
+    """Channels by side of the map, from 4 to half the picture's."""
+    sides = [4 << i for i in range(size.bit_length() - 3)]
+    return {side: min(width * (size // 2 // side), max_width) for side in sides}
 
 
 def _initialise(module: nn.Module) -> None:
     """N(0, 0.02) weights, batch norm's scale N(1, 0.02): section 4 of the paper."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -32,25 +33,38 @@ def _initialise(module: nn.Module) -> None:
 
 
 class DCGANGenerator(Generator):
-    """z -> 4x4 -> ... -> size, each step a transposed convolution, batch norm and ReLU; tanh at the end."""
+    """z -> 4x4 -> ... -> size, each step a transposed convolution, batch norm and ReLU; tanh at the end.
+
+    Layers are named after the side of the map they make, so that weights of another size can be taken over.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        widths = _widths(config.g_width, config.max_width, config.size)[::-1]
-        layers: list[nn.Module] = [nn.ConvTranspose2d(config.z_dim, widths[0], 4, 1, 0, bias=False)]
-        for above, below in pairwise(widths):
-            layers += [BatchNorm(above), nn.ReLU(inplace=True), nn.ConvTranspose2d(above, below, 4, 2, 1, bias=False)]
-        layers += [
-            BatchNorm(widths[-1]),
-            nn.ReLU(inplace=True),
-            nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1),
-            nn.Tanh(),
-        ]
-        self.layers = nn.Sequential(*layers)
+        widths = _widths(config.g_width, config.max_width, config.size)
+        layers: dict[str, nn.Module] = {"to4": _head(config, widths[4])}
+        for above, side in pairwise(widths):
+            layers |= _norm_and_relu(above, widths[above])
+            layers[f"to{side}"] = nn.ConvTranspose2d(widths[above], widths[side], 4, 2, 1, bias=False)
+        last = config.size // 2
+        layers |= _norm_and_relu(last, widths[last])
+        layers |= {"rgb": nn.ConvTranspose2d(widths[last], 3, 4, 2, 1), "tanh": nn.Tanh()}
+        self.layers = nn.Sequential(OrderedDict(layers))
         self.apply(_initialise)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z[:, :, None, None])
+
+
+def _head(config: ModelConfig, width: int) -> nn.Module:
+    """``[n, z_dim, 1, 1]`` -> ``[n, width, 4, 4]``. Both kinds have the same weights, and the dense one's biases are
+    what batch norm does not cancel: those that differ between pixels."""
+    if config.g_head == "conv":
+        return nn.ConvTranspose2d(config.z_dim, width, 4, 1, 0, bias=False)
+    return nn.Sequential(nn.Flatten(), nn.Linear(config.z_dim, width * 16), nn.Unflatten(1, (width, 4, 4)))
+
+
+def _norm_and_relu(side: int, channels: int) -> dict[str, nn.Module]:
+    return {f"norm{side}": BatchNorm(channels), f"relu{side}": nn.ReLU(inplace=True)}
 
 
 class DCGANDiscriminator(Discriminator):
@@ -60,14 +74,18 @@ class DCGANDiscriminator(Discriminator):
         super().__init__()
         self.mixes_samples = config.d_norm == "batch"
         widths = _widths(config.d_width, config.max_width, config.size)
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
-        for above, below in pairwise(widths):
-            layers.append(nn.Conv2d(above, below, 4, 2, 1, bias=not self.mixes_samples))
-            if self.mixes_samples:
-                layers.append(BatchNorm(below))
-            layers.append(nn.LeakyReLU(0.2, inplace=True))
-        layers.append(nn.Conv2d(widths[-1], 1, 4, 1, 0))
-        self.layers = nn.Sequential(*layers)
+        sides = sorted(widths, reverse=True)
+        layers: dict[str, nn.Module] = {"rgb": nn.Conv2d(3, widths[sides[0]], 4, 2, 1)}
+        for side in sides:
+            if side != sides[0]:
+                layers[f"to{side}"] = nn.Conv2d(widths[2 * side], widths[side], 4, 2, 1, bias=not self.mixes_samples)
+                if self.mixes_samples:
+                    layers[f"norm{side}"] = BatchNorm(widths[side])
+            layers[f"act{side}"] = nn.LeakyReLU(0.2, inplace=True)
+            if config.d_dropout:
+                layers[f"drop{side}"] = nn.Dropout(config.d_dropout)
+        layers["critic"] = nn.Conv2d(widths[4], 1, 4, 1, 0)
+        self.layers = nn.Sequential(OrderedDict(layers))
         self.apply(_initialise)
 
     def critic(self, images: Tensor) -> Tensor:

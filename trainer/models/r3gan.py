@@ -7,6 +7,7 @@ buffer that training changes, which is what makes penalties and DistributedDataP
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -81,10 +82,14 @@ class _Downsample(nn.Module):
         return self.project(F.conv2d(x, _filter(channels, x), stride=2, padding=1, groups=channels))
 
 
-def _widths(width: int, max_width: int, size: int) -> list[int]:
-    """Channels from full resolution down to the 4x4 map."""
-    num_stages = size.bit_length() - 2
-    return [min(width << i, max_width) for i in range(num_stages)]
+def _widths(width: int, max_width: int, size: int) -> dict[int, int]:
+    """Channels by side of the map, from 4 to the picture's."""
+    sides = [4 << i for i in range(size.bit_length() - 2)]
+    return {side: min(width * (size // side), max_width) for side in sides}
+
+
+def _stage(width: int, config: ModelConfig, num_blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(_Block(width, config, num_blocks) for _ in range(config.blocks)))
 
 
 class R3GANGenerator(Generator):
@@ -92,18 +97,18 @@ class R3GANGenerator(Generator):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        widths = _widths(config.g_width, config.max_width, config.size)[::-1]
+        widths = _widths(config.g_width, config.max_width, config.size)
         num_blocks = len(widths) * config.blocks
-        self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
-        self.linear = nn.Linear(config.z_dim, widths[0], bias=False)
+        self.basis = nn.Parameter(torch.randn(widths[4], 4, 4))
+        self.linear = nn.Linear(config.z_dim, widths[4], bias=False)
         nn.init.normal_(self.linear.weight, 0.0, 1 / math.sqrt(config.z_dim))
-        layers: list[nn.Module] = []
-        for stage, width in enumerate(widths):
-            if stage:
-                layers.append(_Upsample(widths[stage - 1], width))
-            layers += [_Block(width, config, num_blocks) for _ in range(config.blocks)]
-        layers.append(_conv(widths[-1], 3, 1))
-        self.layers = nn.Sequential(*layers)
+        layers: dict[str, nn.Module] = {}
+        for side, width in widths.items():
+            if side > 4:
+                layers[f"up{side}"] = _Upsample(widths[side // 2], width)
+            layers[f"blocks{side}"] = _stage(width, config, num_blocks)
+        layers["rgb"] = _conv(widths[config.size], 3, 1)
+        self.layers = nn.Sequential(OrderedDict(layers))
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(self.basis * self.linear(z)[:, :, None, None])
@@ -116,16 +121,16 @@ class R3GANDiscriminator(Discriminator):
         super().__init__()
         widths = _widths(config.d_width, config.max_width, config.size)
         num_blocks = len(widths) * config.blocks
-        layers: list[nn.Module] = [_conv(3, widths[0], 1)]
-        for stage, width in enumerate(widths):
-            if stage:
-                layers.append(_Downsample(widths[stage - 1], width))
-            layers += [_Block(width, config, num_blocks) for _ in range(config.blocks)]
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Conv2d(widths[-1], widths[-1], 4, groups=widths[-1], bias=False)
+        layers: dict[str, nn.Module] = {"rgb": _conv(3, widths[config.size], 1)}
+        for side in sorted(widths, reverse=True):
+            if side < config.size:
+                layers[f"down{side}"] = _Downsample(widths[2 * side], widths[side])
+            layers[f"blocks{side}"] = _stage(widths[side], config, num_blocks)
+        self.layers = nn.Sequential(OrderedDict(layers))
+        self.head = nn.Conv2d(widths[4], widths[4], 4, groups=widths[4], bias=False)
         nn.init.normal_(self.head.weight, 0.0, 1 / 4)
-        self.linear = nn.Linear(widths[-1], 1, bias=False)
-        nn.init.normal_(self.linear.weight, 0.0, 1 / math.sqrt(widths[-1]))
+        self.linear = nn.Linear(widths[4], 1, bias=False)
+        nn.init.normal_(self.linear.weight, 0.0, 1 / math.sqrt(widths[4]))
 
     def critic(self, images: Tensor) -> Tensor:
         return self.linear(self.head(self.layers(images)).flatten(1)).flatten()

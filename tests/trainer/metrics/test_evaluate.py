@@ -100,6 +100,14 @@ def test_each_seed_is_asked_for_once_in_batches(cache: Path, manifest: Manifest)
     assert max(map(len, asked)) <= 64
 
 
+def test_the_features_can_be_seen(cache: Path, manifest: Manifest):
+    seen: list[torch.Tensor] = []
+    evaluator = ready(manifest, num_fake=150, seed=3)
+    result = evaluator(generate, seen.append)
+    assert torch.equal(torch.cat(seen), Toy()(generate(range(3, 153))))
+    assert result["value"] == evaluator(generate)["value"]
+
+
 def test_real_pictures_are_read_once(cache: Path, manifest: Manifest):
     first, second = Evaluator(Toy(), manifest, 20), Evaluator(Toy(), manifest, 20)
     first.prepare()

@@ -1,0 +1,56 @@
+"""What docs/extending.md tells to write is written into a copy of the program, which then trains that recipe."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infer.session import Generator
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"<!-- (.+?) -->\n```python\n(.*?)```", re.DOTALL)
+
+
+def follow(page: str, root: Path) -> int:
+    """Do what the page says in the checkout ``root``. Returns the lines of code that took."""
+    lines = 0
+    for place, code in BLOCK.findall(page):
+        lines += sum(bool(line.strip()) for line in code.splitlines())
+        if table := re.fullmatch(r"into (\w+) of (\S+)", place):
+            path = root / table[2]
+            text = path.read_text()
+            assert text.count(f"\n{table[1]} = {{\n") == 1, place
+            path.write_text(text.replace(f"\n{table[1]} = {{\n", f"\n{table[1]} = {{\n{code}"))
+        else:
+            assert not (root / place).exists(), place
+            (root / place).write_text(code)
+    recipes = root / "trainer" / "recipes" / "__init__.py"
+    recipes.write_text(recipes.read_text().replace("import dcgan, ", "import dcgan, lsgan, "))
+    return lines
+
+
+@pytest.mark.slow
+def test_the_example_is_a_recipe_like_any_other(shards: Path, tmp_path: Path):
+    for package in ("infer", "trainer", "export"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    assert follow((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), tmp_path) <= 20
+    done = subprocess.run(
+        [
+            *(sys.executable, "trainer/run.py", "lsgan", "--data", str(shards), "--out", "out", "--name", "mine"),
+            *("--workers", "0", "--kimg", "0.128", "--batch", "8", "--eval.extractor", "efflite0", "--eval.num", "32"),
+            *("--model.g-width", "4", "--model.d-width", "4", "--track.tick-kimg", "0.064"),
+            *("--track.snapshot-kimg", "0.128"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert json.loads((tmp_path / "out" / "mine" / "config.json").read_text())["recipe"] == "lsgan-32"
+    assert Generator(Path(result["onnx"]), "cpu").size == 32

@@ -1,0 +1,41 @@
+"""Sums over ranks that gradients flow through, twice if need be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def num_ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over ranks; since every rank's output depends on every rank's input, so do the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        return _SumOverRanks.apply(gradient.contiguous())
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """``x`` summed over ranks, on every rank; ``x`` itself if there is one. A collective."""
+    return _SumOverRanks.apply(x) if num_ranks() > 1 else x
+
+
+def batch_mean(values: Tensor) -> Tensor:
+    """The mean of values ``[n]`` over all ranks, which may hold shares of different size: a scalar. A collective."""
+    if num_ranks() == 1:
+        return values.mean()
+    total, count = sum_over_ranks(torch.stack([values.sum(), values.new_tensor(float(len(values)))])).unbind()
+    return total / count.detach()

@@ -1,0 +1,79 @@
+"""Recipes: complete configurations with a name, written as data, a file for each system.
+
+A recipe's name is a family and a size, ``r3gan-64``; the family alone takes the size of the data. Every value can be
+changed on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from infer.command import UserError
+from trainer.config import Config
+from trainer.recipes import dcgan, progan, r3gan, ralsgan, wgan
+
+SIZES = (32, 64, 128)
+ON_CPU = 2048  # pictures judged where a CPU makes them
+
+
+@dataclass(frozen=True)
+class Family:
+    """Recipes that differ in size only."""
+
+    summary: str
+    make: Callable[[int], Config]
+
+
+FAMILIES = {
+    "dcgan": Family("DCGAN as published (Radford et al. 2016)", dcgan.published),
+    "dcgan-keras": Family("DCGAN with smoothed labels, instance noise, dropout, a dense head, batch 200", dcgan.keras),
+    "dcgan-cpu": Family("DCGAN in small batches, judged by its average: for a few CPU cores", dcgan.cpu),
+    "wgan": Family("Wasserstein GAN with weight clipping (Arjovsky et al. 2017)", wgan.clipped),
+    "wgan-gp": Family("Wasserstein GAN with gradient penalty (Gulrajani et al. 2017)", wgan.penalised),
+    "ralsgan": Family("relativistic average least squares (Jolicoeur-Martineau 2019)", ralsgan.make),
+    "progan": Family("progressive growing (Karras et al. 2018)", progan.published),
+    "progan-cpu": Family("progressive growing in two hundred thousand images, for a few CPU cores", progan.cpu),
+    "r3gan": Family("the modern recipe: relativistic loss, R1 + R2, residual networks (Huang et al. 2024)", r3gan.make),
+    "r3gan-cpu": Family("R3GAN's loss on strided networks, for a few CPU cores", r3gan.cpu),
+}
+DEFAULT_CPU = "dcgan-cpu"
+DEFAULT_GPU = "r3gan"
+
+
+def _on(gpu: bool, config: Config) -> Config:
+    """A recipe where it will run: a CPU judges fewer pictures, and has no core to spare for readers."""
+    if gpu:
+        return config
+    return replace(
+        config,
+        eval=replace(config.eval, num=min(config.eval.num, ON_CPU)),
+        loader=replace(config.loader, workers=0),
+    )
+
+
+def resolve(name: str | None, data_size: int | None, gpu: bool) -> Config:
+    """The recipe called ``name``.
+
+    Args:
+        name: ``family-size``, ``family`` (the data's size, else the default one) or None (the default family).
+        data_size: side of the shards' pictures in pixels, if there are shards.
+        gpu: whether training will run on GPUs; chooses the default family.
+
+    Raises:
+        UserError: no such recipe.
+    """
+    name = name or (DEFAULT_GPU if gpu else DEFAULT_CPU)
+    if name in FAMILIES:
+        return _on(gpu, FAMILIES[name].make(data_size or (64 if gpu else 32)))
+    family, _, size = name.rpartition("-")
+    if family in FAMILIES and size.isdecimal() and int(size) in SIZES:
+        return _on(gpu, FAMILIES[family].make(int(size)))
+    names = [*FAMILIES, *(f"{f}-{s}" for f in FAMILIES for s in SIZES)]
+    near = difflib.get_close_matches(name, names, 1)
+    raise UserError(
+        f"no recipe {name!r}"
+        + (f"; did you mean {near[0]}?" if near else "")
+        + f"; families: {', '.join(FAMILIES)}, alone or with a size, e.g. r3gan-64 ({', '.join(map(str, SIZES))})"
+    )

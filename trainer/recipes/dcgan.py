@@ -1,0 +1,72 @@
+"""DCGAN: as published, as small repositories run it, and fitted to a few CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trainer.config import (
+    AugmentConfig,
+    Config,
+    EMAConfig,
+    EvalConfig,
+    LoaderConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    Schedule,
+    TrackConfig,
+    constant,
+)
+
+
+def published(size: int) -> Config:
+    """Radford et al. 2016, section 4: 64 channels, z of 100, Adam(2e-4, 0.5), BCE.
+
+    The batch is that of the widely copied PyTorch example, 64; the paper has 128.
+    """
+    return Config(
+        recipe=f"dcgan-{size}",
+        model=ModelConfig(arch="dcgan", size=size, z_dim=100, g_width=64, d_width=64),
+        loss=LossConfig("bce"),
+        augment=AugmentConfig(flip=True),
+        optim=OptimConfig(g_lr=constant(2e-4), d_lr=constant(2e-4), beta1=0.5, beta2=constant(0.999)),
+        ema=EMAConfig(half_life_kimg=20),
+        loader=LoaderConfig(workers=4),
+        eval=EvalConfig(num=50_000),
+        track=TrackConfig(tick_kimg=10, snapshot_kimg=200),
+        batch=64,
+        kimg=2000,
+    )
+
+
+def keras(size: int) -> Config:
+    """What popular Keras DCGANs on cats do to keep the discriminator in check: labels of 0.9, decaying Gaussian noise
+    on what it sees, dropout, a dense layer from z, one noise vector for both phases, batch 200, Adam(1e-4, 0.5)."""
+    base = published(size)
+    return replace(
+        base,
+        recipe=f"dcgan-keras-{size}",
+        model=replace(base.model, g_head="dense", d_dropout=0.3),
+        loss=LossConfig("bce", smoothing=0.1, share_batch=True),
+        augment=AugmentConfig(flip=True, noise=Schedule(0.1, 0.0, 500)),
+        optim=replace(base.optim, g_lr=constant(1e-4), d_lr=constant(1e-4)),
+        batch=200,
+    )
+
+
+def cpu(size: int) -> Config:
+    """DCGAN for two cores: small batches make many steps, and the average hides their noise."""
+    base = published(size)
+    width = max(64 * 32 // size, 16)  # a step's cost grows slowly with the size
+    return replace(
+        base,
+        recipe=f"dcgan-cpu-{size}",
+        model=replace(base.model, g_width=width, d_width=width),
+        optim=replace(base.optim, g_lr=constant(3e-4), d_lr=constant(3e-4)),
+        ema=EMAConfig(half_life_kimg=10, ramp=0.1),
+        loader=LoaderConfig(workers=0),
+        eval=EvalConfig(num=2048),
+        track=TrackConfig(tick_kimg=2, snapshot_kimg=20),
+        batch=16,
+        kimg=100,
+    )

@@ -1,0 +1,62 @@
+"""Progressive growing: from 4x4 pictures to the full size while training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trainer.config import (
+    AugmentConfig,
+    Config,
+    EMAConfig,
+    EvalConfig,
+    GrowConfig,
+    LoaderConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TrackConfig,
+    constant,
+)
+
+
+def published(size: int) -> Config:
+    """Karras et al. 2018, appendix A: WGAN-GP with drift, one critic step a generator step, Adam(1e-3, 0, 0.99), 600
+    thousand images at each resolution and as many to fade in the next, up to 512 channels.
+
+    Widths follow the paper's 16 channels at 1024x1024: 512 from 32x32 down, 256 at 64x64, 128 at 128x128.
+    """
+    width = {32: 512, 64: 256, 128: 128}.get(size, max(128 * 128 // size, 16))
+    return Config(
+        recipe=f"progan-{size}",
+        model=ModelConfig(arch="progan", size=size, z_dim=512, g_width=width, d_width=width, max_width=512),
+        grow=GrowConfig(start=4, hold_kimg=600, fade_kimg=600),
+        loss=LossConfig("wasserstein", gp=10.0, drift=1e-3, share_batch=False),
+        augment=AugmentConfig(flip=True),
+        optim=OptimConfig(g_lr=constant(1e-3), d_lr=constant(1e-3), beta1=0.0, beta2=constant(0.99)),
+        ema=EMAConfig(half_life_kimg=10),
+        loader=LoaderConfig(workers=4),
+        eval=EvalConfig(num=50_000),
+        track=TrackConfig(tick_kimg=10, snapshot_kimg=200),
+        batch=64,
+        kimg=1200 * (size.bit_length() - 3) + 2000,
+    )
+
+
+def cpu(size: int) -> Config:
+    """Small networks and a short schedule; the non-saturating loss with lazy R1 and R2 instead of WGAN-GP, which wants
+    many critic steps."""
+    base = published(size)
+    return replace(
+        base,
+        recipe=f"progan-cpu-{size}",
+        model=replace(base.model, z_dim=64, g_width=32, d_width=32, max_width=128),
+        grow=GrowConfig(start=8, hold_kimg=10, fade_kimg=10),
+        loss=LossConfig("bce", gamma=constant(1.0), penalty_every=8),
+        optim=OptimConfig(g_lr=constant(2e-3), d_lr=constant(2e-3), beta1=0.0, beta2=constant(0.99)),
+        ema=EMAConfig(half_life_kimg=10, ramp=0.1),
+        loader=LoaderConfig(workers=0),
+        eval=EvalConfig(num=2048),
+        track=TrackConfig(tick_kimg=2, snapshot_kimg=20),
+        batch=16,
+        kimg=200,
+    )
