@@ -51,12 +51,6 @@ def _check_model(config: Config, check: Check) -> None:
         min(grow.hold_kimg, grow.fade_kimg) >= 0 and grow.hold_kimg + grow.fade_kimg > 0,
         "--grow.hold-kimg and --grow.fade-kimg: give 0 or more, not both 0",
     )
-    grown = len(bin(m.size // max(grow.start, 1))) - 3
-    check(
-        m.arch != "progan" or config.kimg >= grown * (grow.hold_kimg + grow.fade_kimg),
-        f"--kimg {config.kimg:g}: growing to {m.size}x{m.size} alone takes"
-        f" {grown * (grow.hold_kimg + grow.fade_kimg):g}; give more, or shorter --grow.hold-kimg and --grow.fade-kimg",
-    )
 
 
 def _check_loss(config: Config, check: Check) -> None:

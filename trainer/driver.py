@@ -37,6 +37,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     run_dir = _run_dir(options)
     resume_from = _resume_from(options.resume, run_dir)
     init_from = _init_from(options, resume_from)
+    _warn(options)
     if options.dry_run:
         return _dry_run(options, manifest, workers, run_dir, resume_from)
     return _train(options, workers, run_dir, resume_from, init_from)
@@ -116,6 +117,16 @@ def _resume_from(resume: str, run_dir: Path) -> Path | None:
     if not candidates:
         raise UserError(f"--resume {resume}: neither auto nor never, nor a checkpoint or run folder")
     return candidates[-1]
+
+
+def _warn(options: Options) -> None:
+    """Say what is allowed but seldom meant."""
+    side = 2 ** int(options.grow.level(round(options.kimg * 1000), options.model.size))
+    if options.model.arch == "progan" and side < options.model.size:
+        say(
+            f"warning: at --kimg {options.kimg:g} {options.recipe} will have grown to {side}x{side} only;"
+            " give more, or shorter --grow.hold-kimg and --grow.fade-kimg"
+        )
 
 
 def _init_from(options: Options, resume_from: Path | None) -> Path | None:

@@ -55,14 +55,14 @@ def keras(size: int) -> Config:
 
 
 def cpu(size: int) -> Config:
-    """DCGAN for two cores: small batches make many steps, and the average hides their noise."""
+    """DCGAN for two cores: narrow networks and small batches make many steps, and the average hides their noise."""
     base = published(size)
-    width = max(64 * 32 // size, 16)  # a step's cost grows slowly with the size
+    width = {32: 48, 64: 32}.get(size, 16)
     return replace(
         base,
         recipe=f"dcgan-cpu-{size}",
         model=replace(base.model, g_width=width, d_width=width),
-        optim=replace(base.optim, g_lr=constant(3e-4), d_lr=constant(3e-4)),
+        optim=replace(base.optim, g_lr=constant(4e-4), d_lr=constant(4e-4)),
         ema=EMAConfig(half_life_kimg=10, ramp=0.1),
         loader=LoaderConfig(workers=0),
         eval=EvalConfig(num=2048),

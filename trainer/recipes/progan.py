@@ -49,8 +49,8 @@ def cpu(size: int) -> Config:
     return replace(
         base,
         recipe=f"progan-cpu-{size}",
-        model=replace(base.model, z_dim=64, g_width=32, d_width=32, max_width=128),
-        grow=GrowConfig(start=8, hold_kimg=10, fade_kimg=10),
+        model=replace(base.model, z_dim=64, g_width=16, d_width=16, max_width=128),
+        grow=GrowConfig(start=8, hold_kimg=5, fade_kimg=10),
         loss=LossConfig("bce", gamma=constant(1.0), penalty_every=8),
         optim=OptimConfig(g_lr=constant(2e-3), d_lr=constant(2e-3), beta1=0.0, beta2=constant(0.99)),
         ema=EMAConfig(half_life_kimg=10, ramp=0.1),
