@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import webdataset
-from measure import Parser, Work, compare, count, device, machine, positive, table
+from measure import Work, compare, count, device, machine, positive, table
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor, ToTensor
 
-from infer.command import run_command, say
+from infer.command import Parser, run_command, say
 from trainer.data.shards import Manifest, write_shards
 from trainer.data.stream import eval_images, train_batches
 from trainer.data.synth import draw_many
@@ -46,7 +46,7 @@ examples:
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(NAME, _DESCRIPTION)
+    parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION)
     parser.add_argument(
         "--sizes", type=count, nargs="+", default=[32, 64, 128], metavar="PX", help="sides (default: 32 64 128)"
     )

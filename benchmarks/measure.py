@@ -10,30 +10,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from infer.command import UserError, say
+from infer.command import say
 from trainer.data.shards import progress
 
 Work = Callable[[], int]
 """A unit of work, such as a training step. Returns the images it was about."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are one line and exit status 2, as in the commands."""
-
-    def __init__(self, name: str, description: str) -> None:
-        super().__init__(
-            prog=f"python benchmarks/{name}",
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (`{self.prog} --help` shows what is allowed)")
 
 
 def positive(text: str) -> float:

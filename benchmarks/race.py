@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Parser, count, device, machine, positive
+from measure import count, device, machine, positive
 from measure import table as print_table
 from race_data import check_size, open_at, train_files
 from race_foreign import Foreign, parse_foreign, run_foreign
@@ -18,7 +18,7 @@ from race_report import CURVES, TABLE, check_matplotlib, draw_curves, write_resu
 from race_schedule import Entrant, Race
 from race_training import PLAIN, PLAIN_BATCH, Contestant, plain_contestant, recipe_contestant, train
 
-from infer.command import UserError, run_command
+from infer.command import Parser, UserError, run_command
 from trainer.checks import problems
 from trainer.config import Config
 from trainer.data.shards import Manifest
@@ -149,8 +149,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(NAME, _DESCRIPTION)
-    parser.epilog = _EXAMPLES
+    parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION, _EXAMPLES)
     add = parser.add_argument
     add("--data", metavar="SHARDS", help="folder of shards (default: drawn cats)")
     add("--size", type=count, metavar="N", help="side in pixels; larger pictures are shrunk (default: the shards')")

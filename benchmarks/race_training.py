@@ -96,7 +96,7 @@ def recipe_contestant(config: Config, pictures: Tensor, place: torch.device) -> 
     gan = GAN(config, place)
 
     def step(nimg: int) -> None:
-        more_reals = None if config.loss.share_batch else _draw(pictures, config.batch)
+        more_reals = _draw(pictures, config.batch) if gan.fresh_reals else None
         gan.step(_draw(pictures, config.batch), nimg, more_reals)
         gan.ema.update(gan.generator, config.batch, nimg + config.batch)
 

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import Parser, count, device, machine, median_ratio, positive, table
+from measure import count, device, machine, median_ratio, positive, table
 
-from infer.command import UserError, run_command, say
+from infer.command import Parser, UserError, run_command, say
 from trainer.data.drawn import open_data
 from trainer.data.shards import Manifest
 from trainer.recipes import DEFAULT_CPU, resolve
@@ -40,7 +40,7 @@ examples:
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(NAME, _DESCRIPTION)
+    parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION)
     parser.add_argument(
         "--recipe", default=f"{DEFAULT_CPU}-32", help="as run.py takes it, trained on drawn cats (default: %(default)s)"
     )

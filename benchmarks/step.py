@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from measure import Parser, compare, count, device, machine, positive, table
+from measure import compare, count, device, machine, positive, table
 from plain_dcgan import PlainDCGAN
 
-from infer.command import run_command
+from infer.command import Parser, run_command
 from trainer.config import Config
 from trainer.recipes import SIZES, resolve
 from trainer.step import GAN
@@ -33,7 +33,7 @@ examples:
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(NAME, _DESCRIPTION)
+    parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION)
     parser.add_argument(
         "--batch", type=count, nargs="+", default=[16, 64], metavar="N", help="batches to measure (default: 16 64)"
     )

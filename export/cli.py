@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from infer.command import UserError, run_command, say
+from infer.command import Parser, UserError, run_command, say
 
 NAME = "catexport"
 
@@ -27,19 +27,8 @@ Progress goes to stderr, one line of JSON to stdout: onnx, precision, max_abs_di
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {NAME} --help)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=NAME,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(NAME, _DESCRIPTION, _EPILOG)
     parser.add_argument(
         "source",
         metavar="CHECKPOINT_OR_RUN",

@@ -7,10 +7,9 @@ Only the arguments are handled here; NumPy, Pillow and onnxruntime are imported 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
-from infer.command import UserError, run_command
+from infer.command import Parser, number, run_command
 
 NAME = "catinfer"
 MAX_N = 1_000_000
@@ -34,45 +33,18 @@ Progress goes to stderr, one line of JSON to stdout: out, n, provider, seconds. 
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {NAME} --help)")
-
-
-def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], Any]:
-    """A parser of an option's value: a number of ``kind`` from ``low`` to ``high``."""
-
-    def parse(text: str) -> int | float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            name = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"'{text}' is not {name} from {low} to {high}")
-        return value
-
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=NAME,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(NAME, _DESCRIPTION, _EPILOG)
     parser.add_argument("--onnx", required=True, metavar="FILE", help="the generator, one ONNX file below 2 GiB")
     parser.add_argument(
-        "--n", type=_number(int, 1, MAX_N), default=16, metavar="N", help="how many pictures (default 16)"
+        "--n", type=number(int, 1, MAX_N), default=16, metavar="N", help="how many pictures (default 16)"
     )
     parser.add_argument(
-        "--seed", type=_number(int, 0, MAX_SEED), default=0, metavar="S", help="seed of picture 0 (default 0)"
+        "--seed", type=number(int, 0, MAX_SEED), default=0, metavar="S", help="seed of picture 0 (default 0)"
     )
     parser.add_argument(
         "--psi",
-        type=_number(float, 0, MAX_PSI),
+        type=number(float, 0, MAX_PSI),
         default=1.0,
         metavar="P",
         help="scales the latents: below 1 the cats are more typical and more alike, above 1 odder; 0 to 2 (default 1)",

@@ -6,15 +6,49 @@ and a user's mistake is one clear line with exit status 2 (a traceback only unde
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
     """A mistake of the user's: the message says what was given, what is allowed and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are ``UserError``, options cannot be abbreviated, and its texts keep their line breaks."""
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (`{self.prog} --help` shows what is allowed)")
+
+
+def number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], Any]:
+    """An argument type: a value of ``kind`` with low <= value <= high."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            word = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a {word} from {low:,} to {high:,}")
+        return value
+
+    return parse
 
 
 def say(message: str) -> None:

@@ -81,7 +81,7 @@ def train(
     torch.manual_seed(_rank_seed(config.seed, rank, 0))
     position = _resume(config, context, gan, run_id, init_from)
     start, stop = share(config.batch, rank, world_size)
-    draws = 1 if config.loss.share_batch else 2
+    draws = 2 if gan.fresh_reals else 1
     tick, snapshot, total = plan(config)
     batches = train_batches(
         manifest,
@@ -110,7 +110,7 @@ def train(
             break
         waiting = time.perf_counter()
         reals = next(batches)
-        more_reals = None if config.loss.share_batch else next(batches)
+        more_reals = next(batches) if gan.fresh_reals else None
         meter.waited += time.perf_counter() - waiting
         meter.add(gan.step(reals, position.nimg, more_reals))
         position.nimg += config.batch

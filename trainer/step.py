@@ -52,6 +52,7 @@ class GAN:
     def __init__(self, config: Config, device: torch.device, world_size: int = 1) -> None:
         self.config, self.device = config, device
         self.loss = LOSSES[config.loss.name]
+        self.fresh_reals = self.loss.relativistic and not config.loss.share_batch
         self.generator: Generator = _place(build_generator(config.model), device)
         self.discriminator: Discriminator = _place(build_discriminator(config.model), device)
         self.ema = EMA(self.generator, config.ema.half_life_kimg * 1000, config.ema.ramp)
@@ -93,7 +94,7 @@ class GAN:
         Args:
             reals: this rank's part of the batch, uint8 or float in [-1, 1] ``[n, 3, size, size]``.
             nimg: images seen by all ranks before this step.
-            more_reals: fresh reals for the generator's phase; None: the same ones.
+            more_reals: other reals for the generator's phase, wanted if ``fresh_reals``; None: the same ones.
 
         Returns:
             Detached scalars on the device, nothing here waits for it. Their mean over ranks is that over the batch.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from infer.command import UserError, run_command, say
+from infer.command import Parser, number, run_command, say
 from trainer.data.build import build
 from trainer.data.shards import Manifest, progress, verify, write_shards
 from trainer.data.synth import draw_many
@@ -63,72 +62,42 @@ example:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line and exit status 2, like every mistake of the user's."""
-
-    def __init__(self, command: str, description: str) -> None:
-        prog = f"{NAME} {command}".strip()
-        super().__init__(
-            prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
-        self.help_command = f"{prog} --help"
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (`{self.help_command}` shows what is allowed)")
-
-
-def _number(kind: Callable[[str], float], low: float, high: float) -> Callable[[str], Any]:
-    """An argument type: ``kind`` is int or float, low <= value <= high."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            word = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a {word} from {low:,} to {high:,}")
-        return value
-
-    return parse
-
-
-def _add_common(parser: _Parser) -> None:
+def _add_common(parser: Parser) -> None:
     parser.add_argument(
         "--size",
-        type=_number(int, 8, 1024),
+        type=number(int, 8, 1024),
         default=64,
         metavar="PX",
         help="pictures in OUT are PX x PX pixels (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
-        type=_number(int, 0, 2**63),
+        type=number(int, 0, 2**63),
         default=0,
         metavar="N",
         help="chance: what is drawn, the order, which pictures are for validation (default: %(default)s)",
     )
     parser.add_argument(
         "--val-fraction",
-        type=_number(float, 0, 0.5),
+        type=number(float, 0, 0.5),
         default=0.1,
         metavar="X",
         help="share of the pictures kept for validation, 0 to 0.5; at least one unless 0 (default: %(default)s)",
     )
     parser.add_argument(
         "--processes",
-        type=_number(int, 1, 1024),
+        type=number(int, 1, 1024),
         metavar="N",
         help="processes to work with (default: one for each core)",
     )
 
 
 def _synth(argv: list[str]) -> dict[str, Any]:
-    parser = _Parser("synth", _SYNTH)
+    parser = Parser(f"{NAME} synth", _SYNTH)
     parser.usage = f"{parser.prog} OUT [options]"
     parser.add_argument("out", metavar="OUT", help="folder to make; must not exist, or be empty")
     parser.add_argument(
-        "--num", type=_number(int, 1, 10**8), default=4096, metavar="N", help="pictures (default: %(default)s)"
+        "--num", type=number(int, 1, 10**8), default=4096, metavar="N", help="pictures (default: %(default)s)"
     )
     _add_common(parser)
     a = parser.parse_args(argv)
@@ -145,7 +114,7 @@ def _synth(argv: list[str]) -> dict[str, Any]:
 
 
 def _build(argv: list[str]) -> dict[str, Any]:
-    parser = _Parser("build", _BUILD)
+    parser = Parser(f"{NAME} build", _BUILD)
     parser.usage = f"{parser.prog} SRC... OUT [options]"
     parser.add_argument("paths", nargs="+", metavar="SRC... OUT", help="sources, then the folder to make")
     _add_common(parser)
@@ -157,7 +126,7 @@ def _build(argv: list[str]) -> dict[str, Any]:
     )
     parser.add_argument(
         "--min-size",
-        type=_number(int, 1, 65535),
+        type=number(int, 1, 65535),
         metavar="PX",
         help="reject pictures with a shorter side below this (default: half of --size; enlarged pictures are blurred)",
     )
@@ -193,7 +162,7 @@ def _totals(manifest: Manifest) -> tuple[int, int]:
 
 
 def _verify(argv: list[str]) -> dict[str, Any]:
-    parser = _Parser("verify", _VERIFY)
+    parser = Parser(f"{NAME} verify", _VERIFY)
     parser.add_argument("location", metavar="DIR", help="folder of the data set")
     manifest = verify(parser.parse_args(argv).location)
     images, shards = _totals(manifest)
@@ -205,7 +174,7 @@ _COMMANDS = {"synth": _synth, "build": _build, "verify": _verify}
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Run ``catdata`` with these arguments. Returns the JSON object of the command."""
-    parser = _Parser("", _OVERVIEW)
+    parser = Parser(NAME, _OVERVIEW)
     parser.add_argument("command", choices=_COMMANDS, help=argparse.SUPPRESS)
     parser.usage = f"{NAME} {{{','.join(_COMMANDS)}}} ..."
     command = parser.parse_args(argv[:1]).command

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from infer.command import UserError, run_command, say
+from infer.command import Parser, UserError, number, run_command, say
 from trainer.metrics.evaluate import MIN_FID, metric_name
 from trainer.metrics.extractors import CHOICES, Extractor, choose_extractor
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
@@ -41,23 +40,6 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line and exit status 2, like every mistake of the user's."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (`{NAME} --help` shows what is allowed)")
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text) if text.lstrip("-").isascii() and text.lstrip("-").isdigit() else None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number from {low:,} to {high:,}")
-        return value
-
-    return parse
-
-
 def _metrics(text: str) -> list[str]:
     names = list(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in METRICS]:
@@ -66,13 +48,7 @@ def _metrics(text: str) -> list[str]:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog=NAME,
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(NAME, _DESCRIPTION, _EXAMPLES)
     parser.add_argument("real", metavar="REAL", help="the pictures to compare with")
     parser.add_argument("fake", metavar="FAKE", help="the pictures to judge")
     parser.add_argument(
@@ -90,11 +66,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--weights", metavar="PATH", help="pytorch-fid's InceptionV3 weights (a .pth file)")
     parser.add_argument("--split", choices=("train", "val"), help="of a folder of shards (default: all pictures)")
     parser.add_argument(
-        "--num", type=_integer(2, 10**7), metavar="N", help=f"pictures that gen.onnx makes (default: {MIN_FID})"
+        "--num", type=number(int, 2, 10**7), metavar="N", help=f"pictures that gen.onnx makes (default: {MIN_FID})"
     )
     parser.add_argument(
         "--seed",
-        type=_integer(0, 2**62),
+        type=number(int, 0, 2**62),
         default=0,
         metavar="N",
         help="first seed of gen.onnx's pictures, and seed of kid's subsets (default: %(default)s)",

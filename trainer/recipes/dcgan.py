@@ -57,7 +57,7 @@ def keras(size: int) -> Config:
 def cpu(size: int) -> Config:
     """DCGAN for two cores: narrow networks and small batches make many steps, and the average hides their noise."""
     base = published(size)
-    width = {32: 48, 64: 32}.get(size, 16)
+    width = {32: 48, 64: 24}.get(size, 16)
     return replace(
         base,
         recipe=f"dcgan-cpu-{size}",

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trainer.config import (
-    AugmentConfig,
-    Config,
-    EMAConfig,
-    EvalConfig,
-    GrowConfig,
-    LoaderConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    TrackConfig,
-    constant,
-)
+from trainer.config import Config, EMAConfig, GrowConfig, LossConfig, ModelConfig, OptimConfig, constant
+from trainer.recipes import dcgan
 
 
 def published(size: int) -> Config:
@@ -26,18 +15,14 @@ def published(size: int) -> Config:
     Widths follow the paper's 16 channels at 1024x1024: 512 from 32x32 down, 256 at 64x64, 128 at 128x128.
     """
     width = {32: 512, 64: 256, 128: 128}.get(size, max(128 * 128 // size, 16))
-    return Config(
+    return replace(
+        dcgan.published(size),
         recipe=f"progan-{size}",
         model=ModelConfig(arch="progan", size=size, z_dim=512, g_width=width, d_width=width, max_width=512),
         grow=GrowConfig(start=4, hold_kimg=600, fade_kimg=600),
         loss=LossConfig("wasserstein", gp=10.0, drift=1e-3, share_batch=False),
-        augment=AugmentConfig(flip=True),
         optim=OptimConfig(g_lr=constant(1e-3), d_lr=constant(1e-3), beta1=0.0, beta2=constant(0.99)),
         ema=EMAConfig(half_life_kimg=10),
-        loader=LoaderConfig(workers=4),
-        eval=EvalConfig(num=50_000),
-        track=TrackConfig(tick_kimg=10, snapshot_kimg=200),
-        batch=64,
         kimg=1200 * (size.bit_length() - 3) + 2000,
     )
 
@@ -45,18 +30,12 @@ def published(size: int) -> Config:
 def cpu(size: int) -> Config:
     """Small networks and a short schedule; the non-saturating loss with lazy R1 and R2 instead of WGAN-GP, which wants
     many critic steps."""
-    base = published(size)
     return replace(
-        base,
+        dcgan.cpu(size),
         recipe=f"progan-cpu-{size}",
-        model=replace(base.model, z_dim=64, g_width=16, d_width=16, max_width=128),
+        model=ModelConfig(arch="progan", size=size, z_dim=64, g_width=16, d_width=16, max_width=128),
         grow=GrowConfig(start=8, hold_kimg=5, fade_kimg=10),
         loss=LossConfig("bce", gamma=constant(1.0), penalty_every=8),
         optim=OptimConfig(g_lr=constant(2e-3), d_lr=constant(2e-3), beta1=0.0, beta2=constant(0.99)),
-        ema=EMAConfig(half_life_kimg=10, ramp=0.1),
-        loader=LoaderConfig(workers=0),
-        eval=EvalConfig(num=2048),
-        track=TrackConfig(tick_kimg=2, snapshot_kimg=20),
-        batch=16,
         kimg=200,
     )

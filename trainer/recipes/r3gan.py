@@ -8,13 +8,10 @@ from trainer.config import (
     AugmentConfig,
     Config,
     EMAConfig,
-    EvalConfig,
-    LoaderConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
     Schedule,
-    TrackConfig,
     Transform,
     constant,
 )
@@ -31,7 +28,8 @@ def make(size: int) -> Config:
     """
     gamma = {32: 0.5, 64: 2.0, 128: 16.0}.get(size, 2.0 * (size / 64) ** 3)
     ramp = 5000.0
-    return Config(
+    return replace(
+        dcgan.published(size),
         recipe=f"r3gan-{size}",
         model=ModelConfig(arch="r3gan", size=size, z_dim=64, g_width=96, d_width=96, max_width=384),
         loss=LossConfig("rpgan", gamma=Schedule(gamma, gamma / 10, ramp), share_batch=False),
@@ -40,9 +38,6 @@ def make(size: int) -> Config:
             g_lr=Schedule(2e-4, 5e-5, ramp), d_lr=Schedule(2e-4, 5e-5, ramp), beta1=0.0, beta2=Schedule(0.9, 0.99, ramp)
         ),
         ema=EMAConfig(half_life_kimg=500),
-        loader=LoaderConfig(workers=4),
-        eval=EvalConfig(num=50_000),
-        track=TrackConfig(tick_kimg=10, snapshot_kimg=200),
         batch=256 if size <= 64 else 64,
         kimg=ramp,
     )
