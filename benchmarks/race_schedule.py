@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from race_judge import Judge
 from race_report import load_trainings, mean_row, write_results
 
+import trainer
 from infer.command import UserError, say
 
 
@@ -40,7 +42,7 @@ class Race:
         self.entrants, self.header, self.intervals, self.out = entrants, header, intervals, out
         self.trainings = load_trainings(out)
         conditions = {key: header[key] for key in ("metric", "split", "minutes", "size", "dataset_digest", "machine")}
-        self.conditions = {**conditions, "intervals": intervals, "num": num}
+        self.conditions = {**conditions, "intervals": intervals, "num": num, "code": code_digest()}
 
     def order(self) -> list[tuple[Entrant, int]]:
         """Every training: the entrants in turn with seed 0, backwards with seed 1, forwards again with seed 2, ..."""
@@ -100,6 +102,14 @@ class Race:
         """How long so many trainings take, with evaluations as long as those so far (average and live weights)."""
         evaluation = judge.seconds / judge.evaluations if judge.evaluations else 0.0
         return trainings * (self.header["minutes"] * 60 + 2 * self.intervals * evaluation)
+
+
+def code_digest() -> str:
+    """SHA-256 (hex, its start) of the training program: results of another version of it do not count."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(trainer.__path__[0]).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from measure import wait_for_device
 from plain_dcgan import Z_DIM, PlainDCGAN
-from torch import Tensor, nn
+from torch import Tensor
 
 from infer.command import say
 from infer.grid import grid
@@ -73,22 +73,11 @@ def plain_contestant(pictures: Tensor, place: torch.device) -> Contestant:
         plain.generator.train()
         return ((made.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-    settle = partial(_settle, ema.module, place)
+    def settle() -> None:
+        random = torch.Generator().manual_seed(0)
+        ema.settle(torch.randn(64, Z_DIM, generator=random).to(place) for _ in range(16))
+
     return Contestant(PLAIN_BATCH, step, settle, partial(make, True), partial(make, False))
-
-
-@torch.no_grad()
-def _settle(generator: nn.Module, place: torch.device) -> None:
-    """What ``GAN.settle_average`` does, for the plain generator's batch norms: statistics of the averaged weights."""
-    norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
-        norm.train()
-    random = torch.Generator().manual_seed(0)
-    for _ in range(16):
-        generator(torch.randn(64, Z_DIM, generator=random).to(place))
-    generator.eval()
 
 
 def recipe_contestant(config: Config, pictures: Tensor, place: torch.device) -> Contestant:

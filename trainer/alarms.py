@@ -7,9 +7,10 @@ import itertools
 import torch
 
 from infer.latents import latents
-from trainer.config import StopConfig
+from trainer.config import Config
 from trainer.data.shards import Manifest
 from trainer.data.stream import eval_images
+from trainer.losses import LOSSES
 from trainer.step import GAN
 
 _NUM = 512
@@ -28,10 +29,11 @@ class CriticGap:
 
     def __init__(self, manifest: Manifest) -> None:
         """Without a val split there is nothing to compare with, and a call gives nothing."""
-        splits = ("train", "val") if manifest.splits["val"].images else ()
+        # Batches of one size throughout: a discriminator may look at a batch's spread.
+        size = min(_BATCH, *(split.images for split in manifest.splits.values()))
         self.batches = {
-            split: list(itertools.islice(eval_images(manifest, split, batch_size=_BATCH), _NUM // _BATCH))
-            for split in splits
+            split: list(itertools.islice(eval_images(manifest, split, batch_size=size), _NUM // _BATCH))
+            for split in (("train", "val") if size else ())
         }
 
     def __call__(self, gan: GAN) -> dict[str, float]:
@@ -40,26 +42,32 @@ class CriticGap:
             return {}
         train, val = (torch.cat([gan.judge(b) for b in batches]).mean().item() for batches in self.batches.values())
         z = torch.from_numpy(latents(range(_NUM), gan.generator.z_dim)).to(gan.device)
-        fake = torch.cat([gan.judge(gan.draw(part, average=False)) for part in z.split(_BATCH)]).mean().item()
-        overfitting = (train - val) / (train - fake) if train != fake else 0.0
-        return {"d/train": train, "d/val": val, "d/overfitting": overfitting}
+        fake = torch.cat([gan.judge_fakes(part) for part in z.split(_BATCH)]).mean().item()
+        found = {"d/train": train, "d/val": val}
+        # Where reals are not above fakes the discriminator knows nothing yet, and the ratio would be noise.
+        return found | ({"d/overfitting": (train - val) / (train - fake)} if train > fake else {})
 
 
-def warnings(signs: dict[str, float], config: StopConfig, progress: float) -> list[str]:
+def warnings(signs: dict[str, float], config: Config, progress: float) -> list[str]:
     """What to tell about an evaluation's ``diversity`` and ``d/overfitting``.
 
     Args:
-        progress: share of the training that is done; an untrained generator has little diversity, and that is no news.
+        progress: share of the training that is done; at first networks know nothing, and that is no news.
     """
-    found = []
-    if progress >= _GRACE and signs["diversity"] < config.min_diversity:
+    found: list[str] = []
+    if progress < _GRACE:
+        return found
+    if signs["diversity"] < config.stop.min_diversity:
         found.append(
             f"mode collapse? the pictures' features spread {signs['diversity']:.2f} times as much as the reals'"
-            f" (--stop.min-diversity {config.min_diversity:g}); look at the samples"
+            f" (--stop.min-diversity {config.stop.min_diversity:g}); look at the samples"
         )
     if signs.get("d/overfitting", 0.0) > _OVERFITTED:
+        strength = "--augment.p.start 0.3 --augment.p.end 0.3"
+        if not LOSSES[config.loss.name].relativistic:
+            strength = "--augment.target 0.6"
         found.append(
             f"the discriminator knows its training pictures by heart (d/overfitting {signs['d/overfitting']:.2f});"
-            " augment more, as in --augment.policy colour translation cutout --augment.target 0.6"
+            f" augment more, as in --augment.policy colour translation cutout {strength}"
         )
     return found

@@ -163,6 +163,10 @@ def _from_safetensors(path: Path) -> tuple[Generator, dict[str, Any]]:
     if header is None:
         raise UserError(f"{path} was not written by this program: its header lacks the configuration")
     info = json.loads(header)
+    if info.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {info.get('format_version')}; this program reads version {FORMAT_VERSION}"
+        )
     return _generator(info, tensors), info
 
 

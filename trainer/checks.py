@@ -24,6 +24,7 @@ def problems(config: Config) -> list[str]:
     _check_augmentation(config, check)
     _check_optimisers(config, check)
     _check_progress(config, check)
+    _check_schedules(config, check)
     return found
 
 
@@ -42,6 +43,18 @@ def _check_model(config: Config, check: Check) -> None:
     for name in ("z_dim", "g_width", "d_width", "max_width", "blocks", "expansion", "group_width"):
         value = getattr(m, name)
         check(value >= 1, f"--model.{name.replace('_', '-')} {value}: give 1 or more")
+    for name in ("g_width", "d_width", "max_width"):
+        inner = getattr(m, name) * m.expansion
+        check(
+            m.arch != "r3gan" or inner <= m.group_width or inner % m.group_width == 0,
+            f"--model.{name.replace('_', '-')} {getattr(m, name)}: times --model.expansion {m.expansion} it must be a"
+            f" multiple of --model.group-width {m.group_width}",
+        )
+    check(
+        m.arch == "dcgan" or (m.g_head, m.d_norm, m.d_dropout) == ("conv", "batch", 0.0),
+        f"--model.g-head, --model.d-norm and --model.d-dropout have no effect with --model.arch {m.arch}: they are"
+        " dcgan's; leave them out",
+    )
     check(0 <= m.d_dropout < 1, f"--model.d-dropout {m.d_dropout:g}: give 0 or more, below 1")
     check(
         grow.start in (4, 8, 16, 32, 64, 128, 256) and grow.start <= m.size,
@@ -82,7 +95,15 @@ def _check_loss(config: Config, check: Check) -> None:
         f"--loss.lecam or --augment.target with --loss.name {loss.name}: both read the critic's level, which a"
         " relativistic loss leaves undetermined; take bce, hinge or wasserstein",
     )
-    check(config.accumulate >= 1, f"--accumulate {config.accumulate}: give 1 or more")
+    check(
+        not (_positive(loss.gamma) and loss.gp > 0),
+        f"--loss.gamma and --loss.gp {loss.gp:g} together: one flattens the critic, the other wants slopes of one;"
+        " set one of them to 0",
+    )
+    check(
+        1 <= config.accumulate <= config.batch,
+        f"--accumulate {config.accumulate}: give 1 to --batch, {config.batch}: each part needs a picture",
+    )
     check(
         config.accumulate == 1 or not loss.share_batch,
         f"--accumulate {config.accumulate} with --loss.share-batch True: the shared generator pass holds the whole"
@@ -110,6 +131,7 @@ def _check_optimisers(config: Config, check: Check) -> None:
     check(0 <= o.beta1 < 1, f"--optim.beta1 {o.beta1}: give 0 or more, below 1")
     check(_not_negative(o.beta2) and max(o.beta2.start, o.beta2.end) < 1, "--optim.beta2: give 0 or more, below 1")
     check(config.ema.half_life_kimg >= 0, "--ema.half-life-kimg: give 0 or more")
+    check(config.ema.ramp > 0, f"--ema.ramp {config.ema.ramp:g}: give more than 0")
 
 
 def _check_progress(config: Config, check: Check) -> None:
@@ -127,3 +149,23 @@ def _check_progress(config: Config, check: Check) -> None:
         f"--track.snapshot-kimg {track.snapshot_kimg:g}: give at least --track.tick-kimg ({track.tick_kimg:g})",
     )
     check(1 <= track.grid <= 1024, f"--track.grid {track.grid}: give 1 to 1024")
+
+
+def _check_schedules(config: Config, check: Check) -> None:
+    """Two values and no time to go from one to the other: only one of them would ever be used."""
+    schedules = {
+        "--loss.gamma": config.loss.gamma,
+        "--augment.noise": config.augment.noise,
+        "--optim.g-lr": config.optim.g_lr,
+        "--optim.d-lr": config.optim.d_lr,
+        "--optim.beta2": config.optim.beta2,
+    }
+    if not config.augment.target:  # else p only starts somewhere
+        schedules["--augment.p"] = config.augment.p
+    for name, schedule in schedules.items():
+        check(
+            schedule.start == schedule.end or schedule.kimg > 0,
+            f"{name} from {schedule.start:g} to {schedule.end:g} in no time: give {name}.kimg for a ramp, or the same"
+            f" {name}.start and {name}.end",
+        )
+        check(schedule.kimg >= 0, f"{name}.kimg {schedule.kimg:g}: give 0 or more")

@@ -37,5 +37,5 @@ def batch_mean(values: Tensor) -> Tensor:
     """The mean of values ``[n]`` over all ranks, which may hold shares of different size: a scalar. A collective."""
     if num_ranks() == 1:
         return values.mean()
-    total, count = sum_over_ranks(torch.stack([values.sum(), values.new_tensor(float(len(values)))])).unbind()
+    total, count = sum_over_ranks(torch.stack([values.sum(), values.new_full((), len(values))])).unbind()
     return total / count.detach()

@@ -226,13 +226,18 @@ class Config:
     batch: int = 64
     """Global batch: reals per iteration over all workers together."""
     accumulate: int = 1
-    """Process each worker's share of a batch in so many parts, to fit in memory; the gradient is that of the whole."""
+    """Process each worker's share of a batch in so many parts, to fit in memory. The gradient is that of the whole
+    batch, except that batch norm, minibatch standard deviation and ralsgan's means are those of a part."""
     kimg: float = 1000.0
     """Length of the training in thousands of reals seen."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware multiplies bf16 natively, else fp32."""
     seed: int = 0
     """Seed of everything random."""
+
+    def side(self, nimg: int) -> int:
+        """Side of the pictures that the networks fully know at ``nimg`` images: less than the size while they grow."""
+        return 2 ** int(self.grow.level(nimg, self.model.size)) if self.model.arch == "progan" else self.model.size
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: ``Config.from_dict`` reads it back."""

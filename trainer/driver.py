@@ -77,6 +77,11 @@ def _check(options: Options, manifest: Manifest | None, workers: Workers) -> Non
         found.append(
             f"--workers {most} with --batch {options.batch}: each worker needs a picture; ask for fewer workers"
         )
+    elif options.batch // max(most, 1) < options.accumulate:
+        found.append(
+            f"--workers {most} with --batch {options.batch} and --accumulate {options.accumulate}: each part needs a"
+            " picture; accumulate less"
+        )
     if options.out and "://" in options.out:
         found.append(f"--out {options.out}: give a folder (shared by all nodes); URLs are not supported yet")
     if options.name is not None and Path(options.name).name != options.name:
@@ -121,8 +126,8 @@ def _resume_from(resume: str, run_dir: Path) -> Path | None:
 
 def _warn(options: Options) -> None:
     """Say what is allowed but seldom meant."""
-    side = 2 ** int(options.grow.level(round(options.kimg * 1000), options.model.size))
-    if options.model.arch == "progan" and side < options.model.size:
+    side = options.side(round(options.kimg * 1000))
+    if side < options.model.size:
         say(
             f"warning: at --kimg {options.kimg:g} {options.recipe} will have grown to {side}x{side} only;"
             " give more, or shorter --grow.hold-kimg and --grow.fade-kimg"
@@ -190,7 +195,8 @@ def _train(
         position = Position(state["nimg"], state["best"], state["last_metric"])
         is_done = position.nimg >= config.kimg * 1000 or stalled(config, position)
         if is_done and (run_dir / "best" / "gen.onnx").is_file():
-            say(f"{run_dir} is finished; a larger --kimg trains it further")
+            longer = "--kimg" if position.nimg >= config.kimg * 1000 else "--stop.patience-kimg"
+            say(f"{run_dir} is finished; a larger {longer} trains it further")
             return summary(run_dir, known)
     run_id = tracking.open_run(
         uri,

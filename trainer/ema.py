@@ -43,16 +43,19 @@ class EMA(Generic[M]):
         An average of the statistics is not those of the average: measured ones are what BigGAN calls standing
         statistics (Brock et al. 2019, appendix B). Needs no other rank. A no-op without batch norm.
         """
-        norms = [m for m in self.module.modules() if isinstance(m, BatchNorm)]
+        norms = [m for m in self.module.modules() if isinstance(m, nn.BatchNorm2d)]
         if not norms:
             return
+        spanning = [norm for norm in norms if isinstance(norm, BatchNorm)]
         for norm in norms:
             norm.train()
+        for norm in spanning:
             norm.over_ranks = False
         for i, z in enumerate(batches, 1):
             for norm in norms:
                 norm.momentum = 1 / i  # a plain mean over the batches
             self.module(z, **growth)
         for norm in norms:
-            norm.over_ranks = True
             norm.eval()
+        for norm in spanning:
+            norm.over_ranks = True

@@ -177,6 +177,8 @@ def stalled(config: Config, position: Position) -> bool:
     """Whether the metric has not improved for the patience of the configuration, at the latest evaluation."""
     if not config.stop.patience_kimg or position.best is None or position.last_metric is None:
         return False
+    if config.side(position.nimg) < config.model.size:
+        return False  # what no longer improves at a low resolution does at the next
     return position.last_metric["kimg"] - position.best["kimg"] >= config.stop.patience_kimg
 
 
@@ -185,7 +187,9 @@ def _hyperparameters(gan: GAN) -> dict[str, float]:
         "lr/generator": gan.g_optimiser.param_groups[0]["lr"],
         "lr/discriminator": gan.d_optimiser.param_groups[0]["lr"],
         "augment/p": float(gan.p),
-        **gan.growth,
+        "augment/noise": gan.noise,
+        "loss/gamma": gan.gamma,
+        **{f"grow/{name}": value for name, value in gan.growth.items()},
     }
 
 

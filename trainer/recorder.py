@@ -93,7 +93,7 @@ class Recorder:
         if is_best:
             checkpoint.save_generator(self.run_dir / "best" / "gen.safetensors", gan.ema.module, self._info(gan, best))
         say(f"{name} {value:.2f}" + (" (best so far)" if is_best else f" (best {best['value']:.2f})"))
-        for warning in warnings(signs, gan.config.stop, position.nimg / self.total):
+        for warning in warnings(signs, gan.config, position.nimg / self.total):
             say(f"warning: {warning}")
         extra = {
             "best": best,

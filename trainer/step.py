@@ -52,6 +52,7 @@ class GAN:
     def __init__(self, config: Config, device: torch.device, world_size: int = 1) -> None:
         self.config, self.device = config, device
         self.loss = LOSSES[config.loss.name]
+        # Whether a step wants other reals for the generator's phase: only relativistic losses look at any there.
         self.fresh_reals = self.loss.relativistic and not config.loss.share_batch
         self.generator: Generator = _place(build_generator(config.model), device)
         self.discriminator: Discriminator = _place(build_discriminator(config.model), device)
@@ -151,11 +152,11 @@ class GAN:
         if c.smoothing:  # -(1-s) log p - s log(1-p) = -log p + s x, where p = sigmoid(x)
             loss = loss + c.smoothing * self._mean(real)
         if penalise:
-            found["loss/penalty"] = self._mean(zero_centred_penalty([reals, fakes], torch.cat([real, fake])))
-            loss = loss + self.gamma * c.penalty_every / 2 * found["loss/penalty"]
+            found["loss/r1r2"] = self._mean(zero_centred_penalty([reals, fakes], torch.cat([real, fake])))
+            loss = loss + self.gamma * c.penalty_every / 2 * found["loss/r1r2"]
         if c.gp:
-            found["loss/penalty"] = self._mean(one_centred_penalty(views[2], between[0]))
-            loss = loss + c.gp * found["loss/penalty"]
+            found["loss/gp"] = self._mean(one_centred_penalty(views[2], between[0]))
+            loss = loss + c.gp * found["loss/gp"]
         if c.drift:  # Karras et al. 2018, appendix A.1
             loss = loss + c.drift * self._mean(real.square())
         if c.lecam:
@@ -201,10 +202,19 @@ class GAN:
         """Critic values ``[n]`` of pictures ``[n, 3, size, size]`` as they are, uint8 or in [-1, 1], with batch norm's
         running statistics; nothing in the discriminator changes."""
         images = _to_float(images.to(self.device))
+        return self._judge(resize_to_level(images, **self.growth) if self.growth else images)
+
+    @torch.no_grad()
+    def judge_fakes(self, z: Tensor) -> Tensor:
+        """Critic values ``[n]`` of what the live generator makes of latents, both with running statistics."""
+        self.generator.eval()
+        fakes = self._autocast(self.generator, z).float()
+        self.generator.train()
+        return self._judge(fakes)
+
+    def _judge(self, images: Tensor) -> Tensor:
         self.discriminator.eval()
-        (critic,) = self._autocast(
-            self.discriminator, resize_to_level(images, **self.growth) if self.growth else images
-        )
+        (critic,) = self._autocast(self.discriminator, images)
         self.discriminator.train()
         return critic
 

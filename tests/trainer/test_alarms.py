@@ -7,8 +7,8 @@ import torch
 
 from tests.trainer.tiny import tiny
 from trainer.alarms import CriticGap, warnings
-from trainer.config import StopConfig
 from trainer.data.shards import Manifest
+from trainer.recipes import FAMILIES
 from trainer.step import GAN
 
 
@@ -21,8 +21,6 @@ class Memory:
             self.values |= {image.sum().item(): value for batch in batches for image in batch}
 
     def judge(self, images: torch.Tensor) -> torch.Tensor:
-        if images.dtype != torch.uint8:
-            return torch.zeros(len(images))
         return torch.tensor([self.values[image.sum().item()] for image in images])
 
 
@@ -30,6 +28,7 @@ class Memory:
 def test_the_gap_is_the_share_of_trust_that_unseen_pictures_lack(shards: Path, monkeypatch, trust: float):
     gap = CriticGap(Manifest.load(shards))
     gan = GAN(tiny("dcgan"), torch.device("cpu"))
+    monkeypatch.setattr(gan, "judge_fakes", lambda z: torch.zeros(len(z)))
     monkeypatch.setattr(gan, "judge", Memory(gap.batches["train"], gap.batches["val"], trust).judge)
     found = gap(gan)
     assert found["d/train"] == pytest.approx(1.0)
@@ -37,17 +36,33 @@ def test_the_gap_is_the_share_of_trust_that_unseen_pictures_lack(shards: Path, m
     assert found["d/overfitting"] == pytest.approx(1 - trust)
 
 
-def test_the_real_networks_can_be_asked(shards: Path):
-    gan = GAN(tiny("progan"), torch.device("cpu"))
-    found = CriticGap(Manifest.load(shards))(gan)
-    assert set(found) == {"d/train", "d/val", "d/overfitting"}
+def test_a_discriminator_that_knows_nothing_is_not_asked_what_it_remembers(shards: Path, monkeypatch):
+    gap = CriticGap(Manifest.load(shards))
+    gan = GAN(tiny("dcgan"), torch.device("cpu"))
+    monkeypatch.setattr(gan, "judge", lambda images: -torch.ones(len(images)))
+    monkeypatch.setattr(gan, "judge_fakes", lambda z: torch.zeros(len(z)))
+    assert gap(gan) == {"d/train": -1.0, "d/val": -1.0}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_real_networks_can_be_asked(family: str, shards: Path):
+    gan = GAN(tiny(family), torch.device("cpu"))
+    gap = CriticGap(Manifest.load(shards))
+    assert len({len(batch) for batches in gap.batches.values() for batch in batches[:1]}) == 1
+    assert {"d/train", "d/val"} <= set(gap(gan))
     assert gan.discriminator.training
+    assert gan.generator.training
 
 
 def test_collapse_and_overfitting_are_told():
-    (collapse,) = warnings({"diversity": 0.1}, StopConfig(min_diversity=0.2), 0.5)
+    config = tiny("dcgan")
+    (collapse,) = warnings({"diversity": 0.1}, config, 0.5)
     assert "mode collapse" in collapse
-    (overfitted,) = warnings({"diversity": 0.9, "d/overfitting": 0.8}, StopConfig(), 0.5)
-    assert "by heart" in overfitted
-    assert warnings({"diversity": 0.9, "d/overfitting": 0.1}, StopConfig(), 0.5) == []
-    assert warnings({"diversity": 0.1}, StopConfig(), 0.05) == [], "untrained, not collapsed"
+    overfitted = {"diversity": 0.9, "d/overfitting": 0.8}
+    (warning,) = warnings(overfitted, config, 0.5)
+    assert "by heart" in warning
+    assert "--augment.target" in warning
+    (warning,) = warnings(overfitted, tiny("r3gan"), 0.5)
+    assert "--augment.target" not in warning, "its critic has no level to steer by"
+    assert warnings({"diversity": 0.9, "d/overfitting": 0.1}, config, 0.5) == []
+    assert warnings({"diversity": 0.1, "d/overfitting": 0.8}, config, 0.05) == [], "untrained"

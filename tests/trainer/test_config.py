@@ -10,9 +10,11 @@ from trainer.checks import problems
 from trainer.config import (
     AugmentConfig,
     Config,
+    EMAConfig,
     GrowConfig,
     LossConfig,
     ModelConfig,
+    OptimConfig,
     Schedule,
     StopConfig,
     TrackConfig,
@@ -74,6 +76,9 @@ def test_contradictions_are_found_all_at_once():
         assert part in found, part
 
 
+NO_NORM = ModelConfig(d_norm="none")
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
@@ -93,6 +98,19 @@ def test_contradictions_are_found_all_at_once():
         ({"augment": AugmentConfig(policy=("colour",), target=1.0)}, "--augment.target 1"),
         ({"grow": GrowConfig(start=5)}, "--grow.start 5"),
         ({"grow": GrowConfig(hold_kimg=0, fade_kimg=0)}, "not both 0"),
+        (
+            {"loss": LossConfig(gamma=Schedule(1.0, 0.5)), "model": NO_NORM},
+            "--loss.gamma from 1 to 0.5 in no time",
+        ),
+        ({"optim": OptimConfig(g_lr=Schedule(1e-3, 2e-4))}, "--optim.g-lr from 0.001 to 0.0002 in no time"),
+        (
+            {"loss": LossConfig(gamma=constant(1.0), gp=1.0), "model": NO_NORM},
+            "--loss.gamma and --loss.gp 1 together",
+        ),
+        ({"model": ModelConfig(arch="r3gan", g_width=100)}, "--model.g-width 100"),
+        ({"model": ModelConfig(arch="progan", d_dropout=0.5)}, "are dcgan's"),
+        ({"ema": EMAConfig(ramp=0.0)}, "--ema.ramp 0"),
+        ({"accumulate": 65, "loss": LossConfig(share_batch=False)}, "--accumulate 65: give 1 to --batch, 64"),
         ({"stop": StopConfig(patience_kimg=-1)}, "--stop.patience-kimg -1"),
     ],
 )

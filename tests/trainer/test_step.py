@@ -3,6 +3,7 @@
 import functools
 import socket
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -59,8 +60,19 @@ CASES = {
     "hinge, gradient penalty, drift": changed_loss(config("hinge"), gp=3.0, drift=0.1),
     "hinge, LeCam": changed_loss(config("hinge"), lecam=0.5),
     "rpgan, penalties, accumulated": accumulated(config("rpgan", gamma=2.0, arch="r3gan")),
-    "progan, accumulated": accumulated(replace(config("hinge", arch="progan"), grow=GrowConfig(4, 0.01, 0.02))),
 }
+
+
+def steered(family: str) -> Config:
+    """A recipe, with feedback from the critic where its loss allows it."""
+    c = tiny(family, SIZE, BATCH)
+    if LOSSES[c.loss.name].relativistic:
+        return c
+    a = replace(c.augment, policy=("colour", "translation", "cutout"), target=0.6, target_kimg=0.05)
+    return replace(changed_loss(c, lecam=0.1), augment=a)
+
+
+STEERED = {family: steered(family) for family in FAMILIES}
 
 
 def midpoint(reals: torch.Tensor, fakes: torch.Tensor) -> torch.Tensor:
@@ -102,11 +114,40 @@ def two_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor]:
     return kept | {"anchors": gan.anchors}
 
 
+def whole_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """Weights, and what steers them, after four calls of ``step`` itself, each rank drawing its own chance; in between
+    rank 0 alone does what it does at a snapshot, which must not wait for the others."""
+    torch.manual_seed(0)
+    gan = GAN(c, torch.device("cpu"), world_size)
+    torch.manual_seed(rank + 1)
+    start, stop = share(BATCH, rank, world_size)
+    for step in range(4):
+        reals = torch.randint(0, 256, (stop - start, 3, SIZE, SIZE), dtype=torch.uint8)
+        gan.step(reals, 40 + 10 * step, reals.flip(3) if gan.fresh_reals else None)
+        gan.ema.update(gan.generator, BATCH, 50 + 10 * step)
+        if rank == 0:
+            gan.settle_average()
+            gan.draw(torch.randn(2, 8))
+            gan.judge(reals)
+            gan.judge_fakes(torch.randn(2, 8))
+    networks = {"g": gan.generator, "d": gan.discriminator}
+    return {
+        **{f"{n}.{key}": t for n, module in networks.items() for key, t in module.state_dict().items()},
+        "anchors": gan.anchors,
+        "p": torch.as_tensor(gan.p),
+    }
+
+
 def _rank(rank: int, world_size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+    )
     for name, c in CASES.items():
         torch.save(two_steps(c, rank, world_size), Path(folder) / f"{name}.{rank}.pt")
+    if world_size == 2:
+        for name, c in STEERED.items():
+            torch.save(whole_steps(c, rank, world_size), Path(folder) / f"step {name}.{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -138,6 +179,15 @@ def test_ranks_equal_one_process_with_the_whole_batch(ranks, name: str, world_si
             torch.testing.assert_close(together[key], value, rtol=2e-4, atol=2e-6, msg=lambda m, k=key: f"{k}: {m}")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ranks_stay_equal_through_whole_steps(ranks, family: str):
+    a, b = (torch.load(ranks(2) / f"step {family}.{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert torch.isfinite(value).all(), key
+        assert torch.equal(value, b[key]), key
+
+
 def weights(module: torch.nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in module.parameters()]
 
@@ -166,7 +216,7 @@ def test_each_phase_trains_its_own_network():
 def test_lazy_penalties_come_every_so_many_steps_and_that_much_stronger():
     reals = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
     gan = GAN(config("rpgan", gamma=1.0, every=3), torch.device("cpu"))
-    has_penalty = ["loss/penalty" in gan.step(reals, 0) for _ in range(7)]
+    has_penalty = ["loss/r1r2" in gan.step(reals, 0) for _ in range(7)]
     assert has_penalty == [True, False, False, True, False, False, True]
 
     def gradient(gamma: float, every: int) -> torch.Tensor:
@@ -210,7 +260,7 @@ def test_separate_batches_for_the_phases():
     gan = GAN(replace(c, loss=replace(c.loss, share_batch=False)), torch.device("cpu"))
     reals = torch.randn(BATCH, 3, SIZE, SIZE)
     stats = gan.step(reals, 0, torch.randn_like(reals))
-    assert {"loss/discriminator", "loss/generator", "loss/penalty", "d/real", "d/fake", "d/sign"} == set(stats)
+    assert {"loss/discriminator", "loss/generator", "loss/r1r2", "d/real", "d/fake", "d/sign"} == set(stats)
     assert all(torch.isfinite(v) for v in stats.values())
 
 
@@ -228,7 +278,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(arch: str):
         reals, z = torch.randn(BATCH, 3, SIZE, SIZE), torch.randn(BATCH, 8)
         gan.num_steps = 1
         gan.schedule(10**9)
-        with mock.patch("trainer.models.progan.minibatch_stddev", lambda x: x.new_zeros(())):
+        with mock.patch("trainer.models.progan.minibatch_stddev", lambda x, over_ranks: x.new_zeros(())):
             parts = list(zip(reals.tensor_split(accumulate), z.tensor_split(accumulate), strict=True))
             gan.discriminator_phase((r, gan._generate(n).detach()) for r, n in parts)
             kept = [p.grad.clone() for p in gan.discriminator.parameters() if p.grad is not None]
@@ -312,6 +362,16 @@ def test_networks_that_grow_train_the_layers_of_their_level_only():
     assert {"to_rgb.4.weight", "to_rgb.8.weight", "up.8.conv1.weight"} <= moved
     assert not any(".16." in name for name in moved)
     assert gan.draw(torch.randn(2, 8)).shape == (2, 3, SIZE, SIZE)
+
+
+def test_what_is_judged_of_fakes_is_what_training_shows_of_them():
+    gan = GAN(replace(config(arch="progan"), grow=GrowConfig(4, 1, 1)), torch.device("cpu"))
+    gan.schedule(1500)  # in a fade, where pictures enlarged and shrunk again would be blended twice
+    z = torch.randn(4, 8)
+    fakes = gan.generator(z, **gan.growth)
+    gan.discriminator.eval()
+    (expected,) = gan.discriminator(fakes, **gan.growth)
+    torch.testing.assert_close(gan.judge_fakes(z), expected.detach())
 
 
 def test_judging_changes_nothing():

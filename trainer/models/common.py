@@ -27,9 +27,9 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Critic values of pictures.
 
-    ``forward`` takes reals and fakes together and calls ``critic`` once per training step: one forward per backward
-    is what DistributedDataParallel expects (pytorch#175024), and one big batch is faster than two small ones. Where
-    batch norm must not mix reals and fakes, they go through one after the other inside the same call.
+    ``forward`` takes all that a loss needs in one call: one forward per backward is what DistributedDataParallel
+    expects (pytorch#175024), and one big batch of reals and fakes is faster than two small ones. Where batch
+    statistics must not mix them (``mixes_samples``), they go through one after the other inside the same call.
     """
 
     mixes_samples = False
@@ -39,10 +39,17 @@ class Discriminator(nn.Module):
         raise NotImplementedError
 
     def forward(self, *batches: Tensor, **growth: float) -> tuple[Tensor, ...]:
-        """Critic values of each batch, float32 ``[n]`` each; ``growth`` is the level of networks that grow."""
-        if self.mixes_samples:
-            return tuple(self.critic(batch, **growth).float() for batch in batches)
-        return self.critic(torch.cat(batches), **growth).float().split([len(b) for b in batches])
+        """Critic values of each batch, float32 ``[n]`` each; ``growth`` is the level of networks that grow.
+
+        Reals and fakes share a pass, further batches have one each: what a penalty differentiates twice should hold
+        no other pictures.
+        """
+        passes = [[batch] for batch in batches] if self.mixes_samples else [batches[:2], *([b] for b in batches[2:])]
+        critics: list[Tensor] = []
+        for together in passes:
+            values = self.critic(torch.cat(list(together)), **growth).float()
+            critics += values.split([len(batch) for batch in together])
+        return tuple(critics)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -64,7 +71,7 @@ class BatchNorm(nn.BatchNorm2d):
         assert self.momentum is not None
         x = input.float()
         channels = x.shape[1]
-        size = x.new_tensor([x.numel() // channels])  # ranks may hold shares of different size
+        size = x.new_full((1,), x.numel() // channels)  # ranks may hold shares of different size
         sums = sum_over_ranks(torch.cat([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3)), size]))
         count = sums[-1].detach()
         mean, square = (sums[:-1] / count).split(channels)

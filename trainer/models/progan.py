@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.collective import num_ranks, sum_over_ranks
+from trainer.collective import sum_over_ranks
 from trainer.config import ModelConfig
 from trainer.models.common import Discriminator, Generator
 
@@ -38,15 +38,15 @@ def pixel_norm(x: Tensor) -> Tensor:
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
-def minibatch_stddev(x: Tensor) -> Tensor:
-    """The standard deviation over the global batch, averaged over features and pixels: a scalar (section 3).
+def minibatch_stddev(x: Tensor, over_ranks: bool) -> Tensor:
+    """The standard deviation over the batch, averaged over features and pixels: a scalar (section 3).
 
-    Over the whole minibatch as in the paper, not in groups, and summed over ranks: so that ranks with shares of any
-    size see what one process would see.
+    Over the whole minibatch as in the paper, not in groups; in training summed over ranks, a collective, so that ranks
+    with shares of any size see what one process would see.
     """
-    count = float(len(x))
-    sums = torch.cat([x.float().sum(0).flatten(), x.float().square().sum(0).flatten(), x.new_tensor([count]).float()])
-    sums = sum_over_ranks(sums) if num_ranks() > 1 else sums
+    x = x.float()
+    sums = torch.cat([x.sum(0).flatten(), x.square().sum(0).flatten(), x.new_full((1,), len(x))])
+    sums = sum_over_ranks(sums) if over_ranks else sums
     mean, square = (sums[:-1] / sums[-1].detach()).chunk(2)
     return ((square - mean.square()).clamp(min=0) + 1e-8).sqrt().mean()
 
@@ -151,7 +151,7 @@ class ProGANDiscriminator(Discriminator):
             if n == top and alpha:
                 old = _act(self.from_rgb[str(1 << (n - 1))](F.avg_pool2d(images, 2)))
                 x = old.lerp(x, alpha)
-        stddev = minibatch_stddev(x).to(x.dtype).expand(len(x), 1, *x.shape[2:])
+        stddev = minibatch_stddev(x, over_ranks=self.training).to(x.dtype).expand(len(x), 1, *x.shape[2:])
         x = _act(self.conv(torch.cat([x, stddev], dim=1)))
         return self.out(_act(self.dense(x))).flatten()
 

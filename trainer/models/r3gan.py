@@ -55,31 +55,32 @@ class _Block(nn.Module):
         return x + self.layers(x)
 
 
-def _filter(channels: int, like: Tensor) -> Tensor:
-    """The separable [1, 2, 1] low-pass filter as a depthwise kernel that sums to one."""
-    taps = torch.tensor([1.0, 2.0, 1.0], device=like.device, dtype=like.dtype) / 4
-    return torch.outer(taps, taps).expand(channels, 1, 3, 3)
+class _Resample(nn.Module):
+    """A change of channels where there is one, and the separable [1, 2, 1] low-pass filter, which sums to one."""
 
+    taps: Tensor
 
-class _Upsample(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.project = _conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        # A constant, so that no step copies it to the device; not part of the state.
+        taps = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("taps", torch.outer(taps, taps), persistent=False)
 
+    def kernel(self, x: Tensor) -> Tensor:
+        """The filter for each channel of ``x``."""
+        return self.taps.to(x.dtype).expand(x.shape[1], 1, 3, 3)
+
+
+class _Upsample(_Resample):
     def forward(self, x: Tensor) -> Tensor:
         x = self.project(x)
-        channels = x.shape[1]
-        return F.conv_transpose2d(x, 4 * _filter(channels, x), stride=2, padding=1, output_padding=1, groups=channels)
+        return F.conv_transpose2d(x, 4 * self.kernel(x), stride=2, padding=1, output_padding=1, groups=x.shape[1])
 
 
-class _Downsample(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.project = _conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-
+class _Downsample(_Resample):
     def forward(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        return self.project(F.conv2d(x, _filter(channels, x), stride=2, padding=1, groups=channels))
+        return self.project(F.conv2d(x, self.kernel(x), stride=2, padding=1, groups=x.shape[1]))
 
 
 def _widths(width: int, max_width: int, size: int) -> dict[int, int]:
