@@ -50,6 +50,6 @@ def cpu(size: int) -> Config:
         base,
         recipe=f"r3gan-cpu-{size}",
         model=replace(base.model, d_norm="none"),
-        loss=LossConfig("rpgan", gamma=constant(0.5), penalty_every=4),
+        loss=LossConfig("rpgan", gamma=constant(0.05), penalty_every=4),
         augment=AugmentConfig(policy=_POLICY, p=Schedule(0.0, 0.1, 100)),
     )

@@ -64,11 +64,15 @@ def ready(manifest: Manifest, **options) -> Evaluator:
 
 def test_the_result_is_the_distance_and_how_it_was_measured(cache: Path, manifest: Manifest):
     sides = [Moments(6), Moments(6)]
-    sides[0].update(Toy()(torch.cat(list(eval_images(manifest, "train")))))
-    sides[1].update(Toy()(generate(range(7, 307))))
+    reals = Toy()(torch.cat(list(eval_images(manifest, "train"))))
+    sides[0].update(reals)
+    fakes = Toy()(generate(range(7, 307)))
+    sides[1].update(fakes)
     result = ready(manifest, num_fake=300, seed=7)(generate)
     assert result.pop("seconds") >= 0
     assert result.pop("value") == pytest.approx(frechet_distance(*(side.gaussian() for side in sides)), rel=1e-9)
+    spread = fakes.double().var(0).sum() / reals.double().var(0).sum()
+    assert result.pop("diversity") == pytest.approx(spread.item(), rel=1e-6)
     assert result == {
         "name": "fd300_toy",
         "n_real": manifest.splits["train"].images,
