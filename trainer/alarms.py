@@ -11,6 +11,7 @@ from trainer.config import Config
 from trainer.data.shards import Manifest
 from trainer.data.stream import eval_images
 from trainer.losses import LOSSES
+from trainer.models import grown_kimg
 from trainer.step import GAN
 
 _NUM = 512
@@ -30,10 +31,11 @@ class CriticGap:
     def __init__(self, manifest: Manifest) -> None:
         """Without a val split there is nothing to compare with, and a call gives nothing."""
         # Batches of one size throughout: a discriminator may look at a batch's spread.
-        size = min(_BATCH, *(split.images for split in manifest.splits.values()))
+        self.batch = min(_BATCH, *(split.images for split in manifest.splits.values()))
         self.batches = {
-            split: list(itertools.islice(eval_images(manifest, split, batch_size=size), _NUM // _BATCH))
-            for split in (("train", "val") if size else ())
+            split: list(itertools.islice(eval_images(manifest, split, batch_size=self.batch), count))
+            for split in ("train", "val")
+            if self.batch and (count := min(_NUM, manifest.splits[split].images) // self.batch)
         }
 
     def __call__(self, gan: GAN) -> dict[str, float]:
@@ -41,21 +43,20 @@ class CriticGap:
         if not self.batches:
             return {}
         train, val = (torch.cat([gan.judge(b) for b in batches]).mean().item() for batches in self.batches.values())
-        z = torch.from_numpy(latents(range(_NUM), gan.generator.z_dim)).to(gan.device)
-        fake = torch.cat([gan.judge_fakes(part) for part in z.split(_BATCH)]).mean().item()
+        z = torch.from_numpy(latents(range(_NUM // self.batch * self.batch), gan.generator.z_dim)).to(gan.device)
+        fake = torch.cat([gan.judge_fakes(part) for part in z.split(self.batch)]).mean().item()
         found = {"d/train": train, "d/val": val}
         # Where reals are not above fakes the discriminator knows nothing yet, and the ratio would be noise.
         return found | ({"d/overfitting": (train - val) / (train - fake)} if train > fake else {})
 
 
-def warnings(signs: dict[str, float], config: Config, progress: float) -> list[str]:
-    """What to tell about an evaluation's ``diversity`` and ``d/overfitting``.
+def warnings(signs: dict[str, float], config: Config, nimg: int) -> list[str]:
+    """What to tell about an evaluation's ``diversity`` and ``d/overfitting`` at ``nimg`` images.
 
-    Args:
-        progress: share of the training that is done; at first networks know nothing, and that is no news.
+    Nothing while networks know nothing yet, or are not grown up: that is no news.
     """
     found: list[str] = []
-    if progress < _GRACE:
+    if nimg / 1000 < max(_GRACE * config.kimg, grown_kimg(config)):
         return found
     if signs["diversity"] < config.stop.min_diversity:
         found.append(
@@ -64,7 +65,7 @@ def warnings(signs: dict[str, float], config: Config, progress: float) -> list[s
         )
     if signs.get("d/overfitting", 0.0) > _OVERFITTED:
         strength = "--augment.p.start 0.3 --augment.p.end 0.3"
-        if not LOSSES[config.loss.name].relativistic:
+        if LOSSES[config.loss.name].has_level:
             strength = "--augment.target 0.6"
         found.append(
             f"the discriminator knows its training pictures by heart (d/overfitting {signs['d/overfitting']:.2f});"

@@ -89,11 +89,11 @@ def _check_loss(config: Config, check: Check) -> None:
         loss.penalty_every == 1 or _positive(loss.gamma),
         f"--loss.penalty-every {loss.penalty_every} without --loss.gamma: there is no penalty to compute",
     )
-    relativistic = loss.name in LOSSES and LOSSES[loss.name].relativistic
+    floats = loss.name in LOSSES and not LOSSES[loss.name].has_level
     check(
-        not (relativistic and (loss.lecam > 0 or config.augment.target > 0)),
-        f"--loss.lecam or --augment.target with --loss.name {loss.name}: both read the critic's level, which a"
-        " relativistic loss leaves undetermined; take bce, hinge or wasserstein",
+        not (floats and (loss.lecam > 0 or config.augment.target > 0)),
+        f"--loss.lecam or --augment.target with --loss.name {loss.name}: both read the critic's level, which"
+        " this loss leaves undetermined; take bce or hinge",
     )
     check(
         not (_positive(loss.gamma) and loss.gp > 0),
@@ -127,7 +127,7 @@ def _check_optimisers(config: Config, check: Check) -> None:
     o = config.optim
     for name in ("g_lr", "d_lr"):
         lr = getattr(o, name)
-        check(_not_negative(lr) and _positive(lr), f"--optim.{name}: give more than 0")
+        check(_not_negative(lr) and _positive(lr), f"--optim.{name.replace('_', '-')}: give more than 0")
     check(0 <= o.beta1 < 1, f"--optim.beta1 {o.beta1}: give 0 or more, below 1")
     check(_not_negative(o.beta2) and max(o.beta2.start, o.beta2.end) < 1, "--optim.beta2: give 0 or more, below 1")
     check(config.ema.half_life_kimg >= 0, "--ema.half-life-kimg: give 0 or more")

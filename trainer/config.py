@@ -73,6 +73,10 @@ class GrowConfig:
     fade_kimg: float = 600.0
     """Thousands of images over which a new resolution fades in."""
 
+    def grown_kimg(self, size: int) -> float:
+        """Thousands of images after which the last resolution has faded in."""
+        return math.log2(size / self.start) * (self.hold_kimg + self.fade_kimg)
+
     def level(self, nimg: int, size: int) -> float:
         """Binary logarithm of the side at ``nimg`` images, fractional while a resolution fades in: 3.25 is one
         quarter of the way from 8x8 to 16x16."""
@@ -234,10 +238,6 @@ class Config:
     """auto: bf16 autocast where the hardware multiplies bf16 natively, else fp32."""
     seed: int = 0
     """Seed of everything random."""
-
-    def side(self, nimg: int) -> int:
-        """Side of the pictures that the networks fully know at ``nimg`` images: less than the size while they grow."""
-        return 2 ** int(self.grow.level(nimg, self.model.size)) if self.model.arch == "progan" else self.model.size
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: ``Config.from_dict`` reads it back."""

@@ -17,7 +17,7 @@ from trainer.data.shards import Manifest
 from trainer.finish import finish, summary
 from trainer.launch import Workers
 from trainer.loop import plan, stalled
-from trainer.models import build_discriminator, build_generator, num_parameters
+from trainer.models import build_discriminator, build_generator, grown_kimg, num_parameters
 from trainer.options import Options, parse, parse_workers, split_recipe, value_of
 from trainer.outbox import redact
 from trainer.recipes import FAMILIES, SIZES, resolve
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def _description() -> str:
-    families = "\n".join(f"  {name:10s} {family.summary}" for name, family in FAMILIES.items())
+    families = "\n".join(f"  {name:11s} {family.summary}" for name, family in FAMILIES.items())
     sizes = ", ".join(map(str, SIZES))
     return (
         "Train a GAN on shards and export the best generator to ONNX.\n\n"
@@ -126,11 +126,10 @@ def _resume_from(resume: str, run_dir: Path) -> Path | None:
 
 def _warn(options: Options) -> None:
     """Say what is allowed but seldom meant."""
-    side = options.side(round(options.kimg * 1000))
-    if side < options.model.size:
+    if options.kimg < (grown := grown_kimg(options)):
         say(
-            f"warning: at --kimg {options.kimg:g} {options.recipe} will have grown to {side}x{side} only;"
-            " give more, or shorter --grow.hold-kimg and --grow.fade-kimg"
+            f"warning: --kimg {options.kimg:g}, but {options.recipe} takes {grown:g} to grow up; give more, or shorter"
+            " --grow.hold-kimg and --grow.fade-kimg"
         )
 
 

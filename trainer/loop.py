@@ -22,6 +22,7 @@ from trainer.data.shards import Manifest
 from trainer.data.stream import share, train_batches
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.extractors import choose_extractor
+from trainer.models import grown_kimg
 from trainer.recorder import Position, Recorder, generate
 from trainer.step import GAN
 
@@ -177,9 +178,9 @@ def stalled(config: Config, position: Position) -> bool:
     """Whether the metric has not improved for the patience of the configuration, at the latest evaluation."""
     if not config.stop.patience_kimg or position.best is None or position.last_metric is None:
         return False
-    if config.side(position.nimg) < config.model.size:
-        return False  # what no longer improves at a low resolution does at the next
-    return position.last_metric["kimg"] - position.best["kimg"] >= config.stop.patience_kimg
+    # What no longer improves at a low resolution does at the next one.
+    since = max(position.best["kimg"], grown_kimg(config))
+    return position.last_metric["kimg"] - since >= config.stop.patience_kimg
 
 
 def _hyperparameters(gan: GAN) -> dict[str, float]:

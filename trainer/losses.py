@@ -22,8 +22,10 @@ class Loss:
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
     relativistic: bool = False
-    """Whether the generator's loss depends on ``real``; otherwise it is an empty tensor. What a critic says of reals
-    alone has no meaning then, only what it says of them next to fakes."""
+    """Whether the generator's loss depends on ``real``; otherwise it is an empty tensor."""
+    has_level: bool = True
+    """Whether a critic value means something by itself, with zero between real and fake, as ADA and LeCam take it. A
+    Wasserstein critic and a relativistic one may float."""
     average: bool = False
     """Relativistic average: ``real`` and ``fake`` come with the mean of the other side subtracted, taken over the
     global batch (Jolicoeur-Martineau 2019, section 4.2)."""
@@ -45,18 +47,21 @@ LOSSES = {
     "wasserstein": Loss(
         discriminator=lambda real, fake: fake - real,
         generator=lambda real, fake: -fake,
+        has_level=False,
     ),
     # Relativistic paired loss: Jolicoeur-Martineau 2019; with R1 and R2 it is R3GAN (Huang et al. 2024, eq. 2 and 5).
     "rpgan": Loss(
         discriminator=lambda real, fake: softplus(fake - real),
         generator=lambda real, fake: softplus(real - fake),
         relativistic=True,
+        has_level=False,
     ),
     # Jolicoeur-Martineau 2019, appendix B, RaLSGAN.
     "ralsgan": Loss(
         discriminator=lambda real, fake: (real - 1).square() + (fake + 1).square(),
         generator=lambda real, fake: (fake - 1).square() + (real + 1).square(),
         relativistic=True,
+        has_level=False,
         average=True,
     ),
 }
@@ -82,7 +87,8 @@ def zero_centred_penalty(images: Sequence[Tensor], critic: Tensor) -> Tensor:
 
     Args:
         images: batches ``[n, c, h, w]`` that require grad; all of the same ``n``.
-        critic: critic values of all of them, any shape; each value depends on one image only.
+        critic: critic values of all of them, any shape; each value depends on one image only (or nearly so: through
+            minibatch standard deviation each has a little of the others).
     """
     gradients = torch.autograd.grad(critic.sum(), list(images), create_graph=True)
     return torch.stack([g.float().square().sum(dim=(1, 2, 3)) for g in gradients]).sum(dim=0)

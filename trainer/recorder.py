@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class Recorder:
         say(
             f"kimg {nimg / 1000:8.2f}/{self.total / 1000:g}"
             f"  {values['speed/images_per_second']:6.0f} images/s"
-            f"  loss D {values['loss/discriminator']:7.4f} G {values['loss/generator']:7.4f}"
+            f"  loss D {values['loss/discriminator']:7.4f} G {values.get('loss/generator', math.nan):7.4f}"
             f"  D(real) {values['d/real']:+6.2f} D(fake) {values['d/fake']:+6.2f}"
             f"  left {_duration(left)}"
         )
@@ -93,7 +94,7 @@ class Recorder:
         if is_best:
             checkpoint.save_generator(self.run_dir / "best" / "gen.safetensors", gan.ema.module, self._info(gan, best))
         say(f"{name} {value:.2f}" + (" (best so far)" if is_best else f" (best {best['value']:.2f})"))
-        for warning in warnings(signs, gan.config, position.nimg / self.total):
+        for warning in warnings(signs, gan.config, position.nimg):
             say(f"warning: {warning}")
         extra = {
             "best": best,

@@ -142,15 +142,16 @@ class GAN:
         if c.gp:
             views.append(interpolate(*views))
         real, fake, *between = self._autocast(self._d, *views)
-        loss = adversarial = self._mean(self.loss.discriminator(*self._relate(real, fake)))
+        adversarial = self._mean(self.loss.discriminator(*self._relate(real, fake)))
+        if c.smoothing:  # -(1-s) log p - s log(1-p) = -log p + s x, where p = sigmoid(x)
+            adversarial = adversarial + c.smoothing * self._mean(real)
+        loss = adversarial
         found = {
             "loss/discriminator": adversarial,
             "d/real": self._mean(real),
             "d/fake": self._mean(fake),
             "d/sign": self._mean(real.sign()),
         }
-        if c.smoothing:  # -(1-s) log p - s log(1-p) = -log p + s x, where p = sigmoid(x)
-            loss = loss + c.smoothing * self._mean(real)
         if penalise:
             found["loss/r1r2"] = self._mean(zero_centred_penalty([reals, fakes], torch.cat([real, fake])))
             loss = loss + self.gamma * c.penalty_every / 2 * found["loss/r1r2"]
@@ -228,7 +229,7 @@ class GAN:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """``state`` is that of a GAN of the same model configuration."""
         for name, part in self._stateful().items():
-            if name in state:  # a checkpoint from before ADA was switched on has none
+            if name != "adaptive" or name in state:  # a checkpoint from before ADA was switched on has none
                 part.load_state_dict(state[name])
         self.num_steps = state["num_steps"]
         self.anchors.copy_(state["anchors"])

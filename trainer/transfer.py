@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from infer.command import UserError
 from trainer import checkpoint
+from trainer.models import AtLevel
 from trainer.step import GAN
 
 
@@ -44,17 +45,16 @@ def _source(path: Path) -> dict[str, dict[str, Tensor]]:
         state = checkpoint.load(folders[-1])
         return {"generator": state["ema"], "discriminator": state["discriminator"]}
     generator, _ = checkpoint.load_generator(path)
-    bare = getattr(generator, "generator", generator)  # inside AtLevel
-    return {"generator": bare.state_dict()}
+    return {"generator": (generator.generator if isinstance(generator, AtLevel) else generator).state_dict()}
 
 
 def _take_over(module: nn.Module, source: dict[str, Tensor], path: Path) -> str:
     own = module.state_dict()
     fitting = {n: source[n] for n, tensor in own.items() if n in source and source[n].shape == tensor.shape}
-    if not fitting:
+    if all(tensor.ndim < 2 for tensor in fitting.values()):  # counters and biases fit anything
         raise UserError(
-            f"--init-from {path}: none of its {len(source)} tensors has the name and shape of one of this model's"
-            f" {len(own)}; give weights of the same architecture and widths"
+            f"--init-from {path}: no layer of it has the name and shape of one of this model's; give weights of the"
+            " same architecture, with the same channels at the same sides of the maps"
         )
     module.load_state_dict(fitting, strict=False)
     total, taken = (sum(t.numel() for t in tensors.values()) for tensors in (own, fitting))

@@ -315,12 +315,13 @@ def test_a_race_with_a_foreign_script(
     (point,) = theirs["curve"]
     assert theirs["distance_live"] is None
     assert theirs["kimg"] == 5
-    assert theirs["images_per_second"] == pytest.approx(5000 / theirs["seconds"], rel=0.2)
     assert point["distance"] < min(plain["distance"], recipe["distance"]), "cats are nearer to cats than noise is"
     assert "trained for 0.12" in (out / "theirs-seed1.log").read_text()
     kept = json.loads((out / "results.json").read_text())
     assert kept["results"] == record["results"]
     assert len(kept["trainings"]) == 6
+    scripts = [t for t in kept["trainings"] if t["settings"]["recipe"] == "theirs"]
+    assert [t["images_per_second"] for t in scripts] == pytest.approx([5000 / t["seconds"] for t in scripts], rel=0.1)
     table = (out / "table.md").read_text().splitlines()
     assert table[4].startswith("| theirs | ")
     assert len(table) == 2 + 2 + 3
@@ -370,9 +371,9 @@ def test_a_script_that_takes_too_long_is_ended_with_its_children(
         "time.sleep(60)\n"
     )
     began = time.perf_counter()
-    with pytest.raises(UserError, match="slow: the command was ended after 1 s; its output"):
-        foreign._run([sys.executable, "-c", code], tmp_path / "log", limit=1.0, label="slow")
-    assert time.perf_counter() - began < 20
+    with pytest.raises(UserError, match="slow: the command was ended after 8 s; its output"):
+        foreign._run([sys.executable, "-c", code], tmp_path / "log", limit=8.0, label="slow")
+    assert time.perf_counter() - began < 40
     child = int((tmp_path / "log").read_text())
     for _ in range(100):
         if not _alive(child):

@@ -20,23 +20,25 @@ def follow(page: str, root: Path) -> int:
     lines = 0
     for place, code in BLOCK.findall(page):
         lines += sum(bool(line.strip()) for line in code.splitlines())
-        if table := re.fullmatch(r"into (\w+) of (\S+)", place):
-            path = root / table[2]
-            text = path.read_text()
-            assert text.count(f"\n{table[1]} = {{\n") == 1, place
-            path.write_text(text.replace(f"\n{table[1]} = {{\n", f"\n{table[1]} = {{\n{code}"))
-        else:
-            assert not (root / place).exists(), place
+        table = re.fullmatch(r"into (\w+) of (\S+)", place)
+        if table is None:
             (root / place).write_text(code)
+            continue
+        path = root / table[2]
+        text = path.read_text()
+        assert text.count(f"\n{table[1]} = {{\n") == 1, place
+        if code not in text:  # else somebody has followed the page in this very checkout
+            path.write_text(text.replace(f"\n{table[1]} = {{\n", f"\n{table[1]} = {{\n{code}"))
     recipes = root / "trainer" / "recipes" / "__init__.py"
-    recipes.write_text(recipes.read_text().replace("import dcgan, ", "import dcgan, lsgan, "))
+    recipes.write_text(recipes.read_text().replace("import dcgan, progan", "import dcgan, lsgan, progan"))
     return lines
 
 
 @pytest.mark.slow
 def test_the_example_is_a_recipe_like_any_other(shards: Path, tmp_path: Path):
-    for package in ("infer", "trainer", "export"):
+    for package in ("infer", "trainer", "export", "tests"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     assert follow((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), tmp_path) <= 20
     done = subprocess.run(
         [
@@ -54,3 +56,23 @@ def test_the_example_is_a_recipe_like_any_other(shards: Path, tmp_path: Path):
     result = json.loads(done.stdout)
     assert json.loads((tmp_path / "out" / "mine" / "config.json").read_text())["recipe"] == "lsgan-32"
     assert Generator(Path(result["onnx"]), "cpu").size == 32
+
+    promises = ["tests/trainer/test_losses.py", "tests/trainer/test_config.py"]
+    held = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *promises],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert held.returncode == 0, held.stdout
+    assert (
+        "lsgan"
+        in subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--collect-only", *promises],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        ).stdout
+    )

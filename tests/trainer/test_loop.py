@@ -129,7 +129,7 @@ def test_resumed_is_bit_for_bit_uninterrupted(manifest: Manifest, tmp_path: Path
 def test_every_recipe_resumes_as_if_uninterrupted_and_exports(family: str, manifest: Manifest, tmp_path: Path):
     """Cut off in the middle of a fade where it grows; steered by its critic where the loss allows that."""
     config = tiny(family)
-    if not LOSSES[config.loss.name].relativistic:
+    if LOSSES[config.loss.name].has_level:
         policy = AugmentConfig(policy=("colour", "cutout"), p=constant(0.5), target=0.6, target_kimg=0.3)
         config = replace(config, augment=policy, loss=replace(config.loss, lecam=0.1))
     assert config.grow.level(64, 32) % 1, "the cut is not in a fade"

@@ -58,8 +58,8 @@ def test_ralsgan_is_least_squares_around_the_other_side():
 def test_losses_pull_the_right_way(name: str):
     loss = LOSSES[name]
     assert loss.relativistic or not loss.average
-    real = torch.zeros(3, requires_grad=True)
-    fake = torch.zeros(3, requires_grad=True)
+    real = torch.full((3,), 0.25, requires_grad=True)
+    fake = torch.full((3,), 0.25, requires_grad=True)
     d_real, d_fake = torch.autograd.grad(loss.discriminator(real, fake).sum(), [real, fake])
     (g_fake,) = torch.autograd.grad(loss.generator(real, fake).sum(), [fake])
     assert (d_real < 0).all(), "the discriminator raises the critic on reals"

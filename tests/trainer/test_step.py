@@ -66,7 +66,7 @@ CASES = {
 def steered(family: str) -> Config:
     """A recipe, with feedback from the critic where its loss allows it."""
     c = tiny(family, SIZE, BATCH)
-    if LOSSES[c.loss.name].relativistic:
+    if not LOSSES[c.loss.name].has_level:
         return c
     a = replace(c.augment, policy=("colour", "translation", "cutout"), target=0.6, target_kimg=0.05)
     return replace(changed_loss(c, lecam=0.1), augment=a)
@@ -141,7 +141,7 @@ def whole_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor
 def _rank(rank: int, world_size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size, timeout=timedelta(seconds=300)
     )
     for name, c in CASES.items():
         torch.save(two_steps(c, rank, world_size), Path(folder) / f"{name}.{rank}.pt")

@@ -64,7 +64,7 @@ def test_layers_of_the_same_resolution_go_to_a_larger_model(tmp_path: Path):
     for name in ("layers.to4.weight", "layers.norm4.weight", "layers.to8.weight"):
         assert torch.equal(own[name], other[name]), name
         assert f" {name}" not in report.split("discriminator")[0]
-    for name in ("layers.to16.weight", "layers.rgb.weight"):
+    for name in ("layers.to16.weight", "layers.rgb32.weight"):
         assert torch.equal(own[name], fresh[name]), name
         assert f" {name}" in report.split("discriminator")[0]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from trainer.config import ModelConfig
+from trainer.config import Config, ModelConfig
 from trainer.models.common import Discriminator, Generator
 from trainer.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from trainer.models.progan import AtLevel, ProGANDiscriminator, ProGANGenerator, resize_to_level
@@ -22,6 +22,7 @@ __all__ = [
     "Generator",
     "build_discriminator",
     "build_generator",
+    "grown_kimg",
     "num_parameters",
     "resize_to_level",
 ]
@@ -39,6 +40,11 @@ def build_generator(config: ModelConfig) -> Generator:
 
 def build_discriminator(config: ModelConfig) -> Discriminator:
     return ARCHITECTURES[config.arch][1](config)
+
+
+def grown_kimg(config: Config) -> float:
+    """Thousands of images until the networks make pictures of the full size; 0 for those that do not grow."""
+    return config.grow.grown_kimg(config.model.size) if ARCHITECTURES[config.model.arch][0].grows else 0.0
 
 
 def num_parameters(module: nn.Module) -> int:

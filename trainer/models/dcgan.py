@@ -47,7 +47,7 @@ class DCGANGenerator(Generator):
             layers[f"to{side}"] = nn.ConvTranspose2d(widths[above], widths[side], 4, 2, 1, bias=False)
         last = config.size // 2
         layers |= _norm_and_relu(last, widths[last])
-        layers |= {"rgb": nn.ConvTranspose2d(widths[last], 3, 4, 2, 1), "tanh": nn.Tanh()}
+        layers |= {f"rgb{config.size}": nn.ConvTranspose2d(widths[last], 3, 4, 2, 1), "tanh": nn.Tanh()}
         self.layers = nn.Sequential(OrderedDict(layers))
         self.apply(_initialise)
 
@@ -75,7 +75,7 @@ class DCGANDiscriminator(Discriminator):
         self.mixes_samples = config.d_norm == "batch"
         widths = _widths(config.d_width, config.max_width, config.size)
         sides = sorted(widths, reverse=True)
-        layers: dict[str, nn.Module] = {"rgb": nn.Conv2d(3, widths[sides[0]], 4, 2, 1)}
+        layers: dict[str, nn.Module] = {f"rgb{config.size}": nn.Conv2d(3, widths[sides[0]], 4, 2, 1)}
         for side in sides:
             if side != sides[0]:
                 layers[f"to{side}"] = nn.Conv2d(widths[2 * side], widths[side], 4, 2, 1, bias=not self.mixes_samples)

@@ -161,7 +161,8 @@ class AtLevel(Generator):
 
     def __init__(self, generator: Generator, level: float) -> None:
         nn.Module.__init__(self)
-        self.generator, self.level = generator, level
+        self.generator: Generator = generator
+        self.level = level
         self.z_dim, self.size = generator.z_dim, generator.size
 
     def forward(self, z: Tensor) -> Tensor:

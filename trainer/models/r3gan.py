@@ -108,7 +108,7 @@ class R3GANGenerator(Generator):
             if side > 4:
                 layers[f"up{side}"] = _Upsample(widths[side // 2], width)
             layers[f"blocks{side}"] = _stage(width, config, num_blocks)
-        layers["rgb"] = _conv(widths[config.size], 3, 1)
+        layers[f"rgb{config.size}"] = _conv(widths[config.size], 3, 1)
         self.layers = nn.Sequential(OrderedDict(layers))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class R3GANDiscriminator(Discriminator):
         super().__init__()
         widths = _widths(config.d_width, config.max_width, config.size)
         num_blocks = len(widths) * config.blocks
-        layers: dict[str, nn.Module] = {"rgb": _conv(3, widths[config.size], 1)}
+        layers: dict[str, nn.Module] = {f"rgb{config.size}": _conv(3, widths[config.size], 1)}
         for side in sorted(widths, reverse=True):
             if side < config.size:
                 layers[f"down{side}"] = _Downsample(widths[2 * side], widths[side])

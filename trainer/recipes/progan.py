@@ -14,7 +14,7 @@ def published(size: int) -> Config:
 
     Widths follow the paper's 16 channels at 1024x1024: 512 from 32x32 down, 256 at 64x64, 128 at 128x128.
     """
-    width = {32: 512, 64: 256, 128: 128}.get(size, max(128 * 128 // size, 16))
+    width = max(128 * 128 // size, 16)
     return replace(
         dcgan.published(size),
         recipe=f"progan-{size}",
