@@ -36,6 +36,6 @@ def cpu(size: int) -> Config:
         model=ModelConfig(arch="progan", size=size, z_dim=64, g_width=16, d_width=16, max_width=128),
         grow=GrowConfig(start=8, hold_kimg=5, fade_kimg=10),
         loss=LossConfig("bce", gamma=constant(0.05), penalty_every=4),
-        optim=OptimConfig(g_lr=constant(1e-3), d_lr=constant(1e-3), beta1=0.0, beta2=constant(0.99)),
+        optim=OptimConfig(g_lr=constant(8e-3), d_lr=constant(8e-3), beta1=0.0, beta2=constant(0.99)),
         kimg=200,
     )
