@@ -17,7 +17,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor, ToTensor
 
 from infer.command import Parser, run_command, say
-from trainer.data.shards import Manifest, write_shards
+from trainer.data.manifest import Manifest
+from trainer.data.shards import write_shards
 from trainer.data.stream import eval_images, train_batches
 from trainer.data.synth import draw_many
 

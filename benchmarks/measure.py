@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from infer.command import say
-from trainer.data.shards import progress
+from trainer.data.progress import progress
 
 Work = Callable[[], int]
 """A unit of work, such as a training step. Returns the images it was about."""

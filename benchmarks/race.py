@@ -21,7 +21,7 @@ from race_training import PLAIN, PLAIN_BATCH, Contestant, plain_contestant, reci
 from infer.command import Parser, UserError, run_command
 from trainer.checks import problems
 from trainer.config import Config
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.extractors import CHOICES, choose_extractor

@@ -16,7 +16,8 @@ from infer.grid import grid
 from trainer.data.drawn import open_data
 from trainer.data.folder import new_folder
 from trainer.data.images import decode, encode, to_square
-from trainer.data.shards import MANIFEST, Manifest, Shard, Split, progress
+from trainer.data.manifest import MANIFEST, Manifest, Shard, Split
+from trainer.data.progress import progress
 from trainer.data.stream import eval_images
 from trainer.metrics.cache import cache_dir
 

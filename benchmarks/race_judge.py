@@ -10,7 +10,7 @@ from race_training import Pictures
 from torch import Tensor
 
 from infer.command import UserError, say
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.kernel import kernel_distance

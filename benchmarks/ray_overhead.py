@@ -16,7 +16,7 @@ from measure import count, device, machine, median_ratio, positive, table
 
 from infer.command import Parser, UserError, run_command, say
 from trainer.data.drawn import open_data
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 from trainer.recipes import DEFAULT_CPU, resolve
 
 NAME = "ray_overhead.py"

@@ -8,7 +8,7 @@ import torch
 
 from infer.latents import latents
 from trainer.config import Config
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
 from trainer.losses import LOSSES
 from trainer.models import grown_kimg

@@ -13,7 +13,7 @@ from infer.command import UserError, say
 from trainer import checkpoint, launch, tracking
 from trainer.checks import problems
 from trainer.data.drawn import NUM, open_data
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 from trainer.finish import finish, summary
 from trainer.launch import Workers
 from trainer.loop import plan, stalled

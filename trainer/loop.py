@@ -18,7 +18,7 @@ from infer.command import UserError, say
 from trainer import checkpoint, transfer
 from trainer.config import Config
 from trainer.context import Context, gather_objects, mean_over_ranks
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 from trainer.data.stream import share, train_batches
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.extractors import choose_extractor

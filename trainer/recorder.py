@@ -21,7 +21,7 @@ from infer.grid import grid
 from infer.latents import latents
 from trainer import checkpoint
 from trainer.alarms import CriticGap, warnings
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
 from trainer.step import GAN
 from trainer.tracking import Tracker

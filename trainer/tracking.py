@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from infer.command import UserError, say
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 from trainer.outbox import Outbox, brief, redact
 
 if TYPE_CHECKING:

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from infer.command import UserError
 from trainer.data.images import to_square
-from trainer.data.shards import Manifest, verify, write_shards
+from trainer.data.manifest import Manifest
+from trainer.data.shards import write_shards
 from trainer.data.stream import eval_images
 from trainer.data.synth import draw_many
+from trainer.data.verify import verify
 
 Script = Callable[[str], ModuleType]
 

@@ -18,7 +18,7 @@ from PIL import Image
 from export.generator import export_onnx
 from export.registry import register
 from trainer.config import ModelConfig
-from trainer.data.shards import Manifest, Split
+from trainer.data.manifest import Manifest, Split
 from trainer.models import build_generator
 from trainer.tracking import Tracker, connect, end_run, open_run
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.trainer.tiny import tiny
 from trainer.alarms import CriticGap, warnings
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 from trainer.recipes import FAMILIES
 from trainer.step import GAN
 

@@ -23,7 +23,7 @@ from trainer.config import (
     constant,
 )
 from trainer.context import LocalContext
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 from trainer.loop import Diverged, plan, train
 from trainer.losses import LOSSES
 from trainer.recipes import FAMILIES

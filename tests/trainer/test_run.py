@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from infer.command import UserError
-from trainer.data.shards import Manifest, Shard, Split
+from trainer.data.manifest import Manifest, Shard, Split
 from trainer.tracking import Tracker, _code_version, connect, end_run, open_run, resolve_uri
 
 CONFIG: dict[str, Any] = {

@@ -20,7 +20,9 @@ from infer.command import UserError
 from trainer.data import sources
 from trainer.data.folder import new_folder
 from trainer.data.images import ImageError, decode, encode, pixel_digest, to_square
-from trainer.data.shards import Manifest, ShardWriter, progress
+from trainer.data.manifest import Manifest
+from trainer.data.progress import progress
+from trainer.data.shards import ShardWriter
 from trainer.data.workers import cores, workers
 
 

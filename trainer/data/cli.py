@@ -8,8 +8,11 @@ from typing import Any
 
 from infer.command import Parser, number, run_command, say
 from trainer.data.build import build
-from trainer.data.shards import Manifest, progress, verify, write_shards
+from trainer.data.manifest import Manifest
+from trainer.data.progress import progress
+from trainer.data.shards import write_shards
 from trainer.data.synth import draw_many
+from trainer.data.verify import verify
 
 NAME = "catdata"
 

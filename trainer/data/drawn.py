@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from infer.command import UserError, say
-from trainer.data.shards import MANIFEST, Manifest, write_shards
+from trainer.data.manifest import MANIFEST, Manifest
+from trainer.data.shards import write_shards
 from trainer.data.synth import draw_many
 from trainer.metrics.cache import cache_dir
 

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from infer.command import UserError
 from trainer.data.folder import local_path
 from trainer.data.images import ImageError
-from trainer.data.shards import MANIFEST, Manifest
+from trainer.data.manifest import MANIFEST, Manifest
 
 MAX_BYTES = 256 << 20
 """Longer files are not read: they have to fit into memory, and a zip can unpack to any length."""

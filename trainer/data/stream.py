@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.filters import shuffle
 from webdataset.tariterators import tarfile_to_samples
 
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 
 _SUFFIXES = ("png", "webp")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from infer.command import UserError, say
-from trainer.data.shards import Manifest
+from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images, share
 from trainer.metrics.cache import cache_dir
 from trainer.metrics.extractors import Extractor

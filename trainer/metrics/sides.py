@@ -16,7 +16,7 @@ from infer.command import UserError
 from infer.latents import latents
 from infer.session import Generator
 from trainer.data.images import ImageError, decode
-from trainer.data.shards import MANIFEST, Manifest
+from trainer.data.manifest import MANIFEST, Manifest
 from trainer.data.stream import eval_images
 from trainer.metrics.frechet import Gaussian
 

@@ -18,7 +18,9 @@ import webdataset
 from PIL import Image
 
 from infer.command import UserError
-from trainer.data.shards import Manifest, Shard, Split, verify, write_shards
+from trainer.data.manifest import Manifest, Shard, Split
+from trainer.data.shards import write_shards
+from trainer.data.verify import verify
 
 SIZE = 8
 

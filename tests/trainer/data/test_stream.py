@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.shards import Manifest, Split, write_shards
+from trainer.data.manifest import Manifest, Split
+from trainer.data.shards import write_shards
 from trainer.data.stream import eval_images, share, train_batches
 
 SIZE, NUM = 16, 53

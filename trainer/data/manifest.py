@@ -1,0 +1,150 @@
+"""The data set on disk: WebDataset shards, and the manifest that names them.
+
+A data set is a folder with ``train-000000.tar``..., ``val-000000.tar``..., ``manifest.json``, ``contact.png`` and,
+when it was made from files, ``rejected.csv``. Each picture is a sample ``<key>.webp`` (lossless RGB, square) with
+``<key>.json`` (where it came from, or how it was drawn).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from infer.command import UserError
+from trainer.data.folder import local_path
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its name in the data set's folder, number of pictures, SHA-256 (hex) and size in bytes."""
+
+    name: str
+    images: int
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """``train`` or ``val``: its shards in order. An empty split has none."""
+
+    shards: tuple[Shard, ...]
+
+    @property
+    def images(self) -> int:
+        return sum(shard.images for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data set holds. ``root`` is its folder, absolute; pictures are RGB, ``size`` x ``size``."""
+
+    root: str
+    size: int
+    splits: dict[str, Split]
+    seed: int
+    source: tuple[str, ...]
+    options: dict[str, Any]
+    tool: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the size and the shards' hashes: the identity of the data set, wherever it lies."""
+        hashes = {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
+        return hashlib.sha256(canonical_json([FORMAT_VERSION, self.size, hashes])).hexdigest()
+
+    def paths(self, split: str) -> list[str]:
+        """The files of a split's shards, in order."""
+        return [str(Path(self.root, shard.name)) for shard in self.splits[split].shards]
+
+    def save(self) -> None:
+        record = {
+            "format_version": FORMAT_VERSION,
+            "size": self.size,
+            "digest": self.digest,
+            "splits": {
+                name: {"images": split.images, "shards": [asdict(shard) for shard in split.shards]}
+                for name, split in self.splits.items()
+            },
+            "seed": self.seed,
+            "source": list(self.source),
+            "options": self.options,
+            "tool": self.tool,
+        }
+        Path(self.root, MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, location: str | Path) -> Manifest:
+        """Read ``manifest.json`` in the folder ``location`` and look whether its shards are there in full length.
+
+        Raises:
+            UserError: no such folder or manifest, not a manifest of this format, or a shard is missing or cut off.
+        """
+        root = local_path(location).absolute()  # the manifest travels to processes that work elsewhere
+        try:
+            if not root.is_dir():
+                raise UserError(f"no data set at {root}: make one with `catdata synth` or `catdata build`")
+            record = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{root} holds no {MANIFEST}: give a folder made by `catdata build` or `synth`") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {root / MANIFEST}: {error}") from None
+        found = record.get("format_version") if isinstance(record, dict) else None
+        if found != FORMAT_VERSION:
+            raise UserError(
+                f"{root / MANIFEST} has format_version {found!r}, this version reads {FORMAT_VERSION}: "
+                "build the data set again"
+            )
+        try:
+            manifest = _parse(str(root), record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{root / MANIFEST} is damaged ({error!r}): build the data set again") from None
+        manifest._check_files()
+        return manifest
+
+    def _check_files(self) -> None:
+        for shard in (shard for split in self.splits.values() for shard in split.shards):
+            path = Path(self.root, shard.name)
+            if not path.is_file():
+                raise UserError(f"{path} is missing: copy the data set again, or build it again")
+            if (length := path.stat().st_size) != shard.bytes:
+                raise UserError(f"{path} has {length} bytes instead of {shard.bytes}: copy it again, or build it again")
+
+
+def _parse(root: str, record: dict[str, Any]) -> Manifest:
+    splits = {}
+    for name in SPLITS:
+        shards = tuple(
+            Shard(str(s["name"]), int(s["images"]), str(s["sha256"]), int(s["bytes"]))
+            for s in record["splits"][name]["shards"]
+        )
+        for shard in shards:
+            if not re.fullmatch(r"[\w.-]+\.tar", shard.name):
+                raise ValueError(f"shard name {shard.name!r}")
+        splits[name] = Split(shards)
+        if splits[name].images != record["splits"][name]["images"]:
+            raise ValueError(f"the images of the {name} shards do not add up")
+    manifest = Manifest(
+        root=root,
+        size=int(record["size"]),
+        splits=splits,
+        seed=int(record["seed"]),
+        source=tuple(record["source"]),
+        options=dict(record["options"]),
+        tool=str(record["tool"]),
+    )
+    if manifest.digest != record["digest"]:
+        raise ValueError("the digest does not belong to the shards listed")
+    return manifest
+
+
+def canonical_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,73 @@
+"""Reading a whole data set and comparing it with its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+from infer.command import UserError
+from trainer.data.manifest import MANIFEST, Manifest, Shard
+from trainer.data.progress import progress
+
+
+def verify(location: str | Path) -> Manifest:
+    """Read a whole data set: hashes, numbers of pictures, and that each sample is a picture of its size with JSON.
+
+    Raises:
+        UserError: the first shard that is not what the manifest says, and in what.
+    """
+    manifest = Manifest.load(location)
+    shards = {shard.name: shard for split in manifest.splits.values() for shard in split.shards}
+    if strangers := sorted({path.name for path in Path(manifest.root).glob("*.tar")} - set(shards)):
+        raise UserError(f"{Path(manifest.root, strangers[0])} is not in {MANIFEST}: remove it, or build again")
+    keys: set[str] = set()
+    for shard in progress(shards.values(), "verify", "shard", len(shards)):
+        path = Path(manifest.root, shard.name)
+        try:
+            found = _shard_keys(path, shard, manifest.size)
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise UserError(f"{path} is damaged: {error}; copy it again, or build it again") from None
+        if twice := keys.intersection(found):
+            raise UserError(f"{path}: sample {min(twice)} is also in an earlier shard; build the data set again")
+        keys.update(found)
+    return manifest
+
+
+def _shard_keys(path: Path, shard: Shard, size: int) -> list[str]:
+    """The keys of a shard, after all checks. Raises ValueError, OSError or TarError with what is wrong."""
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            raise ValueError("its sha256 is not the manifest's")
+    samples: dict[str, set[str]] = {}
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            key, _, suffix = member.name.partition(".")
+            content = tar.extractfile(member)
+            if content is None or suffix in samples.setdefault(key, set()):
+                raise ValueError(f"{member.name} is no file, or is there twice")
+            samples[key].add(suffix)
+            try:
+                _check_member(suffix, content, size)
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ValueError(f"{member.name}: {error}") from None
+    for key, suffixes in samples.items():
+        if suffixes not in ({"webp", "json"}, {"png", "json"}):
+            raise ValueError(f"sample {key} has {', '.join(sorted(suffixes))} instead of a picture and its json")
+    if len(samples) != shard.images:
+        raise ValueError(f"it holds {len(samples)} pictures, the manifest says {shard.images}")
+    return list(samples)
+
+
+def _check_member(suffix: str, content: IO[bytes], size: int) -> None:
+    if suffix == "json":
+        json.load(content)
+        return
+    with Image.open(content, formats=("PNG", "WEBP")) as image:
+        image.load()
+        if (image.mode, *image.size) != ("RGB", size, size):
+            raise ValueError(f"it is {image.mode} {image.width}x{image.height}, not RGB {size}x{size}")
