@@ -5,20 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from infer.command import UserError
-
-
-def local_path(location: str | Path) -> Path:
-    """``location`` as a path. Raises UserError for a URL."""
-    if re.match(r"[A-Za-z][\w+.-]*://|pipe:", str(location)):
-        raise UserError(f"{location} is a URL: only paths on this machine can be read, so copy it here first")
-    return Path(location)
+from trainer.data.location import local_path
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from infer.command import UserError
-from trainer.data.folder import local_path
+from trainer.data.location import local_path
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from infer.command import UserError
-from trainer.data.folder import local_path
 from trainer.data.images import ImageError
+from trainer.data.location import local_path
 from trainer.data.manifest import MANIFEST, Manifest
 
 MAX_BYTES = 256 << 20

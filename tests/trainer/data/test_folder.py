@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from infer.command import UserError
-from trainer.data.folder import local_path, new_folder
+from trainer.data.folder import new_folder
+from trainer.data.location import local_path
 
 
 def names(folder: Path) -> set[str]:
