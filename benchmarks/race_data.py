@@ -13,6 +13,7 @@ from PIL import Image
 
 from infer.command import UserError, say
 from infer.grid import grid
+from trainer.config import LoaderConfig
 from trainer.data.drawn import open_data
 from trainer.data.folder import new_folder
 from trainer.data.images import decode, encode, to_square
@@ -38,7 +39,7 @@ def check_size(size: int, data: Manifest | None) -> None:
 def open_at(data: Manifest | None, size: int) -> Manifest:
     """Shards of this size: ``data`` itself, a shrunk copy of it in the cache folder, or (None) drawn cats."""
     if data is None:
-        return open_data(None, size)
+        return open_data(None, size, LoaderConfig())
     if data.size == size:
         return data
     folder = cache_dir() / f"shrunk-{data.digest[:16]}-{size}"

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     a = parser.parse_args(argv)
     device()
     config = resolve(a.recipe, None, gpu=False)
-    manifest = open_data(None, config.model.size)
+    manifest = open_data(None, config.model.size, config.loader)
     speeds: dict[int, list[float]] = {n: [] for n in WORKERS}
     seconds: dict[int, list[float]] = {n: [] for n in WORKERS}
     with tempfile.TemporaryDirectory() as folder:

@@ -142,6 +142,8 @@ def _check_progress(config: Config, check: Check) -> None:
     check(config.stop.patience_kimg >= 0, f"--stop.patience-kimg {config.stop.patience_kimg:g}: give 0 or more")
     check(config.loader.workers >= 0, f"--loader.workers {config.loader.workers}: give 0 or more")
     check(config.loader.shuffle_buffer >= 1, "--loader.shuffle-buffer: give 1 or more")
+    check(config.loader.memory_mib >= 0, f"--loader.memory-mib {config.loader.memory_mib}: give 0 or more")
+    check(0 <= config.loader.max_broken < 1, f"--loader.max-broken {config.loader.max_broken}: give 0 to below 1")
     check(config.eval.num >= 2, f"--eval.num {config.eval.num}: give 2 or more")
     check(track.tick_kimg > 0, "--track.tick-kimg: give more than 0")
     check(

@@ -180,7 +180,7 @@ def _train(
     options: Options, workers: Workers, run_dir: Path, resume_from: Path | None, init_from: Path | None
 ) -> dict[str, Any]:
     config = options.config()
-    manifest = open_data(options.data, config.model.size)
+    manifest = open_data(options.data, config.model.size, config.loader)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -215,7 +215,7 @@ def _train(
     say(f"run {run_dir}")
     job = launch.Job(
         config=config.to_dict(),
-        data=str(Path(options.data).expanduser().resolve()) if options.data else None,
+        data=manifest.root if options.data else None,
         run_dir=str(run_dir),
         tracking_uri=uri,
         run_id=run_id,

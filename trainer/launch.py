@@ -172,7 +172,7 @@ def _ray_worker(values: dict[str, Any]) -> None:
 
 def _work(job: Job, context: Context) -> None:
     config = Config.from_dict(job.config)
-    manifest = open_data(job.data, config.model.size)
+    manifest = open_data(job.data, config.model.size, config.loader)
     init_from = Path(job.init_from) if job.init_from else None
     if context.rank:
         train(config, manifest, context, job.run_id, None, init_from)

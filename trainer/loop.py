@@ -19,7 +19,7 @@ from trainer import checkpoint, transfer
 from trainer.config import Config
 from trainer.context import Context, gather_objects, mean_over_ranks
 from trainer.data.manifest import Manifest
-from trainer.data.stream import share, train_batches
+from trainer.data.stream import TrainBatches, share, train_batches
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.extractors import choose_extractor
 from trainer.models import grown_kimg
@@ -94,6 +94,7 @@ def train(
         images_per_segment=snapshot * config.batch,
         readers=config.loader.workers,
         buffer=config.loader.shuffle_buffer,
+        memory=config.loader.memory_mib << 20,
         pin_memory=device.type == "cuda",
     )
     evaluator = Evaluator(
@@ -123,7 +124,7 @@ def train(
             gan.schedule(position.nimg)
             _check_finite(values, position.nimg)
             if recorder:
-                recorder.tick(values | _hyperparameters(gan), position.nimg)
+                recorder.tick(values | _hyperparameters(gan) | _unusable(batches), position.nimg)
             if at_snapshot:
                 _snapshot(context, gan, position, evaluator, recorder)
             meter = Meter(position.nimg)
@@ -192,6 +193,11 @@ def _hyperparameters(gan: GAN) -> dict[str, float]:
         "loss/gamma": gan.gamma,
         **{f"grow/{name}": value for name, value in gan.growth.items()},
     }
+
+
+def _unusable(batches: TrainBatches) -> dict[str, float]:
+    """Unusable pictures that this rank has met so far, by shard: in time all of them, as each rank reads all shards."""
+    return {f"data/broken/{Path(name).stem}": float(count) for name, count in batches.broken.items()}
 
 
 def _snapshot(context: Context, gan: GAN, position: Position, evaluator: Evaluator, recorder: Recorder | None) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from infer.command import UserError, say
+from trainer.config import LoaderConfig
 from trainer.data.manifest import MANIFEST, Manifest
 from trainer.data.shards import write_shards
 from trainer.data.synth import draw_many
@@ -11,13 +15,17 @@ from trainer.metrics.cache import cache_dir
 NUM = 4096
 
 
-def open_data(location: str | None, size: int) -> Manifest:
+def open_data(location: str | None, size: int, loader: LoaderConfig) -> Manifest:
     """The shards at ``location``; None: drawn cats of ``size`` pixels, drawn now if this machine has none yet.
 
     Drawing is deterministic, so each node of a cluster may make its own copy.
     """
-    if location is not None:
-        return Manifest.load(location)
+    manifest = _drawn(size) if location is None else Manifest.load(location)
+    cache = str(Path(loader.cache).expanduser().absolute()) if loader.cache else ""
+    return replace(manifest, cache=cache, max_broken=loader.max_broken)
+
+
+def _drawn(size: int) -> Manifest:
     folder = cache_dir() / f"drawn-cats-{NUM}-{size}"
     if not (folder / MANIFEST).exists():
         say(f"drawing {NUM} cats at {size}x{size} into {folder}")

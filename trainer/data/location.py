@@ -33,7 +33,7 @@ _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 
 def is_url(location: str | Path) -> bool:
     """Whether ``location`` names something elsewhere. ``C:\\x`` is a path."""
-    return re.match(r"[A-Za-z][\w+.-]+://|pipe:", str(location)) is not None
+    return re.match(r"[A-Za-z][\w+.-]+(://|::)|pipe:", str(location)) is not None
 
 
 def local_path(location: str | Path) -> Path:

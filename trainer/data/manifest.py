@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from infer.command import UserError
-from trainer.data.location import local_path
+from trainer.data.location import is_url, join, read
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -45,7 +45,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data set holds. ``root`` is its folder, absolute; pictures are RGB, ``size`` x ``size``."""
+    """What a data set holds, and how to read it; pictures are RGB, ``size`` x ``size``.
+
+    ``root`` is its folder: an absolute path or a URL. ``cache`` is a folder of this machine in which shards from
+    elsewhere are kept, "" for none. At most the share ``max_broken`` of a split may be unusable, see ``stream``.
+    """
 
     root: str
     size: int
@@ -54,6 +58,8 @@ class Manifest:
     source: tuple[str, ...]
     options: dict[str, Any]
     tool: str
+    cache: str = ""
+    max_broken: float = 0.01
 
     @property
     def digest(self) -> str:
@@ -63,7 +69,7 @@ class Manifest:
 
     def paths(self, split: str) -> list[str]:
         """The files of a split's shards, in order."""
-        return [str(Path(self.root, shard.name)) for shard in self.splits[split].shards]
+        return [join(self.root, shard.name) for shard in self.splits[split].shards]
 
     def save(self) -> None:
         record = {
@@ -83,31 +89,33 @@ class Manifest:
 
     @classmethod
     def load(cls, location: str | Path) -> Manifest:
-        """Read ``manifest.json`` in the folder ``location`` and look whether its shards are there in full length.
+        """Read ``manifest.json`` in the folder ``location``; on this machine look whether its shards are complete.
 
         Raises:
             UserError: no such folder or manifest, not a manifest of this format, or a shard is missing or cut off.
         """
-        root = local_path(location).absolute()  # the manifest travels to processes that work elsewhere
+        # Absolute, since the manifest travels to processes that work elsewhere.
+        root = str(location).rstrip("/") if is_url(location) else str(Path(location).expanduser().absolute())
+        path = join(root, MANIFEST)
+        if is_url(root) and ("?" in root or "#" in root):
+            raise UserError(f"{root}: give the URL of a folder, without ? and #, that {MANIFEST} and the shards lie in")
         try:
-            if not root.is_dir():
-                raise UserError(f"no data set at {root}: make one with `catdata synth` or `catdata build`")
-            record = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{root} holds no {MANIFEST}: give a folder made by `catdata build` or `synth`") from None
+            record = json.loads(read(path))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"no data set at {root}: it holds no {MANIFEST}; `catdata build` makes one") from None
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {root / MANIFEST}: {error}") from None
+            raise UserError(f"cannot read {path}: {error}") from None
         found = record.get("format_version") if isinstance(record, dict) else None
         if found != FORMAT_VERSION:
             raise UserError(
-                f"{root / MANIFEST} has format_version {found!r}, this version reads {FORMAT_VERSION}: "
-                "build the data set again"
+                f"{path} has format_version {found!r}, this version reads {FORMAT_VERSION}: build the data set again"
             )
         try:
-            manifest = _parse(str(root), record)
+            manifest = _parse(root, record)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{root / MANIFEST} is damaged ({error!r}): build the data set again") from None
-        manifest._check_files()
+            raise UserError(f"{path} is damaged ({error!r}): build the data set again") from None
+        if not is_url(root):
+            manifest._check_files()
         return manifest
 
     def _check_files(self) -> None:

@@ -22,6 +22,7 @@ from infer.command import UserError
 from trainer.data.images import ImageError
 from trainer.data.location import local_path
 from trainer.data.manifest import MANIFEST, Manifest
+from trainer.data.tars import StrictInfo
 
 MAX_BYTES = 256 << 20
 """Longer files are not read: they have to fit into memory, and a zip can unpack to any length."""
@@ -146,22 +147,9 @@ def _in_zip(path: Path, name: str) -> Iterator[Member]:
         yield Member(name, problem=f"not readable: {error}")
 
 
-class _StrictInfo(tarfile.TarInfo):
-    """tarfile takes garbage where a header should be for the end of the archive; here it is an error."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictInfo:
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if any(buf):
-                raise tarfile.ReadError(str(error)) from None
-            raise
-
-
 def _in_tar(path: Path, name: str) -> Iterator[Member]:
     try:
-        with tarfile.open(path, "r:*", tarinfo=_StrictInfo) as tar:
+        with tarfile.open(path, "r:*", tarinfo=StrictInfo) as tar:
             while (info := tar.next()) is not None:
                 # A TarFile remembers all it has met: a GiB for a million members.
                 tar.members = []  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import IO
 from PIL import Image
 
 from infer.command import UserError
+from trainer.data.fetch import shards_ahead
+from trainer.data.location import is_url, join
 from trainer.data.manifest import MANIFEST, Manifest, Shard
 from trainer.data.progress import progress
+from trainer.data.tars import StrictInfo
 
 
 def verify(location: str | Path) -> Manifest:
@@ -23,13 +27,18 @@ def verify(location: str | Path) -> Manifest:
     """
     manifest = Manifest.load(location)
     shards = {shard.name: shard for split in manifest.splits.values() for shard in split.shards}
-    if strangers := sorted({path.name for path in Path(manifest.root).glob("*.tar")} - set(shards)):
-        raise UserError(f"{Path(manifest.root, strangers[0])} is not in {MANIFEST}: remove it, or build again")
+    if not is_url(manifest.root):
+        there = {path.name for path in Path(manifest.root).glob("*.tar")}
+        if strangers := sorted(there - set(shards)):
+            raise UserError(f"{Path(manifest.root, strangers[0])} is not in {MANIFEST}: remove it, or build again")
     keys: set[str] = set()
-    for shard in progress(shards.values(), "verify", "shard", len(shards)):
-        path = Path(manifest.root, shard.name)
+    contents = shards_ahead(manifest, shards.values())
+    for shard, content in zip(progress(shards.values(), "verify", "shard", len(shards)), contents, strict=True):
+        path = join(manifest.root, shard.name)
         try:
-            found = _shard_keys(path, shard, manifest.size)
+            if isinstance(content, OSError):
+                raise content
+            found = _keys(content, shard, manifest.size)
         except (OSError, ValueError, tarfile.TarError) as error:
             raise UserError(f"{path} is damaged: {error}; copy it again, or build it again") from None
         if twice := keys.intersection(found):
@@ -38,21 +47,20 @@ def verify(location: str | Path) -> Manifest:
     return manifest
 
 
-def _shard_keys(path: Path, shard: Shard, size: int) -> list[str]:
+def _keys(content: bytes, shard: Shard, size: int) -> list[str]:
     """The keys of a shard, after all checks. Raises ValueError, OSError or TarError with what is wrong."""
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            raise ValueError("its sha256 is not the manifest's")
+    if hashlib.sha256(content).hexdigest() != shard.sha256:
+        raise ValueError("its sha256 is not the manifest's")
     samples: dict[str, set[str]] = {}
-    with tarfile.open(path, "r:") as tar:
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:", tarinfo=StrictInfo) as tar:
         for member in tar:
             key, _, suffix = member.name.partition(".")
-            content = tar.extractfile(member)
-            if content is None or suffix in samples.setdefault(key, set()):
+            file = tar.extractfile(member)
+            if file is None or suffix in samples.setdefault(key, set()):
                 raise ValueError(f"{member.name} is no file, or is there twice")
             samples[key].add(suffix)
             try:
-                _check_member(suffix, content, size)
+                _check_member(suffix, file, size)
             except (OSError, SyntaxError, ValueError) as error:
                 raise ValueError(f"{member.name}: {error}") from None
     for key, suffixes in samples.items():

@@ -92,10 +92,17 @@ class Evaluator:
             ):
                 moments.update(self.extractor(images))
         moments.all_reduce()
-        assert moments.n == self.num_real, (moments.n, self.num_real)
+        # A few unusable pictures are passed over by each rank; together they may be too many.
+        if moments.n < (1 - self.manifest.max_broken) * self.num_real:
+            raise UserError(
+                f"only {moments.n} of {self.num_real} {self.split} pictures of {self.manifest.root} can be used: "
+                "`catdata verify` tells what is damaged"
+            )
         if path:
             self._real = moments.gaussian()
-            self._real.save(path)
+            # Statistics with gaps may be those of a bad connection; the next training should try again.
+            if moments.n == self.num_real:
+                self._real.save(path)
 
     def __call__(
         self, generate: Callable[[Sequence[int]], Tensor], see: Callable[[Tensor], object] | None = None
@@ -125,18 +132,18 @@ class Evaluator:
                 see(features)
         moments.all_reduce()
         assert moments.n == self.num_fake, (moments.n, self.num_fake)
-        value = diversity = None
+        value = diversity = num_real = None
         if rank() == 0:
             assert self._real is not None, "prepare() first"
             fake = moments.gaussian()
-            value = frechet_distance(self._real, fake)
+            value, num_real = frechet_distance(self._real, fake), self._real.n
             diversity = float(np.trace(fake.cov) / np.trace(self._real.cov))
         return from_rank_zero(
             {
                 "name": self.name,
                 "value": value,
                 "diversity": diversity,
-                "n_real": self.num_real,
+                "n_real": num_real,
                 "n_fake": self.num_fake,
                 "extractor": self.extractor.name,
                 "weights_sha256": self.extractor.weights_sha256,

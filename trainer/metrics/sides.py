@@ -16,6 +16,7 @@ from infer.command import UserError
 from infer.latents import latents
 from infer.session import Generator
 from trainer.data.images import ImageError, decode
+from trainer.data.location import is_url
 from trainer.data.manifest import MANIFEST, Manifest
 from trainer.data.stream import eval_images
 from trainer.metrics.frechet import Gaussian
@@ -49,6 +50,8 @@ def open_side(location: str, *, split: str | None, num: int, seed: int) -> Pictu
     Raises:
         UserError: nothing there, or nothing usable.
     """
+    if is_url(location):
+        return _shards(str(location), split)
     path = Path(location).expanduser()
     if not path.exists():
         raise UserError(f"{location} does not exist: give a folder of pictures or shards, an .npz file or gen.onnx")
@@ -61,12 +64,12 @@ def open_side(location: str, *, split: str | None, num: int, seed: int) -> Pictu
     raise UserError(f"{location} is none of: folder of pictures or shards, .npz statistics, .onnx generator")
 
 
-def _shards(path: Path, split: str | None) -> Pictures:
-    manifest = Manifest.load(path)
+def _shards(location: str | Path, split: str | None) -> Pictures:
+    manifest = Manifest.load(location)
     splits = list(manifest.splits) if split is None else [split]
     count = sum(manifest.splits[name].images for name in splits)
     if not count:
-        raise UserError(f"{path} has no pictures in its split {split}: choose another --split")
+        raise UserError(f"{location} has no pictures in its split {split}: choose another --split")
 
     def batches() -> Iterator[Tensor]:
         return itertools.chain.from_iterable(eval_images(manifest, name, batch_size=BATCH) for name in splits)

@@ -1,0 +1,136 @@
+"""Decoded pictures in memory that all readers of a machine share, so that later epochs cost no decoding.
+
+The memory is a file in the system's shared memory (``/dev/shm``), named by the data set: the ranks of a training find
+each other's pictures there, and a training that is restarted on this machine finds those of its predecessor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import stat
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from infer.command import say
+from trainer.data.manifest import Manifest
+
+_UNKNOWN, _READY, _BROKEN = 0, 1, 2
+
+# Taking a lock orders memory accesses between processes too, also where the processor would not (Arm): a picture is in
+# place before its mark can be seen, and is looked at after the mark was.
+_fence = threading.Lock()
+
+
+class DecodedPictures:
+    """The pictures of the train split, uint8 ``[images, 3, size, size]``, each with a mark: unknown, ready or broken.
+
+    Everything goes by the picture's number in the concatenated shards. Two readers may decode the same picture at the
+    same time; both write the same bytes. Travels to reader processes by fork or pickle.
+    """
+
+    def __init__(self, path: Path, images: int, size: int, *, owner: bool = True) -> None:
+        self.path, self.images, self.size = path, images, size
+        length = images * (1 + 3 * size * size)
+        file = _open(path)
+        try:
+            _reserve(file, length)
+            memory = mmap.mmap(file, length)
+            if owner:
+                fcntl.flock(file, fcntl.LOCK_SH)
+        except OSError:
+            os.close(file)
+            raise
+        self._marks = np.frombuffer(memory, np.uint8, images)
+        self._pixels = np.frombuffer(memory, np.uint8, offset=images).reshape(images, 3, size, size)
+        weakref.finalize(self, _leave, file, path, os.getpid())
+
+    def __reduce__(self) -> tuple[Callable[..., DecodedPictures], tuple[Path, int, int]]:
+        return _reopen, (self.path, self.images, self.size)
+
+    def get(self, number: int) -> np.ndarray | None:
+        """A picture, uint8 ``[3, size, size]``, without copying it; None if it is not there."""
+        if self._marks[number] != _READY:
+            return None
+        with _fence:
+            return self._pixels[number]
+
+    def put(self, number: int, pixels: np.ndarray) -> None:
+        self._pixels[number] = pixels
+        with _fence:
+            self._marks[number] = _READY
+
+    def put_broken(self, number: int) -> None:
+        self._marks[number] = _BROKEN
+
+    def is_broken(self, number: int) -> bool:
+        return bool(self._marks[number] == _BROKEN)
+
+    def is_known(self, numbers: range) -> bool:
+        """Whether of each of these pictures there is no more to be learned."""
+        return bool((self._marks[numbers.start : numbers.stop] != _UNKNOWN).all())
+
+
+def decoded_pictures(manifest: Manifest, budget: int) -> DecodedPictures | None:
+    """Shared memory for the train split, or None if it takes more than ``budget`` bytes or than the machine has."""
+    images, size = manifest.splits["train"].images, manifest.size
+    needed = images * (1 + 3 * size * size)
+    if not 0 < needed <= budget:
+        return None
+    folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+    prefix = f"catgan-{os.getuid()}-"
+    path = folder / f"{prefix}{manifest.digest[:32]}"
+    for other in folder.glob(f"{prefix}*"):
+        if other != path:
+            with contextlib.suppress(OSError):
+                _remove_if_unused(_open(other), other)
+    try:
+        return DecodedPictures(path, images, size)
+    except OSError as error:
+        say(f"decoding in every epoch: no room for the decoded pictures ({needed >> 20:,} MiB in {folder}): {error}")
+        return None
+
+
+def _open(path: Path) -> int:
+    """Opens or makes the file, if it is a file of this user alone: the folder is everybody's."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    status = os.fstat(file)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        os.close(file)
+        raise PermissionError(f"{path} belongs to somebody else")
+    return file
+
+
+def _reserve(file: int, length: int) -> None:
+    """Makes the file so long, with memory behind all of it: without, writing into it could end in SIGBUS."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, length)
+    else:
+        os.ftruncate(file, length)
+
+
+def _reopen(path: Path, images: int, size: int) -> DecodedPictures:
+    return DecodedPictures(path, images, size, owner=False)
+
+
+def _leave(file: int, path: Path, pid: int) -> None:
+    """The owner that leaves last removes the file; who still has it mapped keeps the memory."""
+    if os.getpid() == pid:  # not in a forked reader, which shares the owner's lock
+        _remove_if_unused(file, path)
+
+
+def _remove_if_unused(file: int, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(file)

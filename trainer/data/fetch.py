@@ -1,0 +1,96 @@
+"""Whole shards, from wherever they lie, and the encoded pictures in them.
+
+A shard is read in one piece: a download that breaks off is tried again before any of its samples is seen, and a
+picture is a slice of memory.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import io
+import tarfile
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from infer.command import say
+from trainer.data.location import is_url, join, read
+from trainer.data.manifest import Manifest, Shard
+from trainer.data.tars import StrictInfo
+
+_AHEAD = 2  # shards that are read while the one before is used
+
+PICTURES = (".webp", ".png")
+
+
+def shard_bytes(manifest: Manifest, shard: Shard) -> bytes:
+    """The content of a shard. One from elsewhere is compared with its SHA-256, and kept in ``manifest.cache``.
+
+    Raises:
+        OSError: it cannot be read, or is not what the manifest says, also after some tries.
+    """
+    path = join(manifest.root, shard.name)
+    if not is_url(path):
+        return read(path)
+    kept = Path(manifest.cache, f"{shard.sha256}.tar") if manifest.cache else None
+    # Only whole files ever have this name.
+    if kept and kept.is_file():
+        return kept.read_bytes()
+    data = read(path, shard.bytes)
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise OSError("its sha256 is not the manifest's")
+    if kept:
+        _keep(data, kept)
+    return data
+
+
+def _keep(data: bytes, path: Path) -> None:
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:  # a full disk is no reason to stop a training that can go on without
+        say(f"cannot keep {path}: {error}; it will be read from its source again")
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def shards_ahead(manifest: Manifest, shards: Iterable[Shard | None]) -> Iterator[bytes | OSError]:
+    """The contents of shards in order, or why there is none; the next ones are read meanwhile. None gives ``b""``."""
+
+    def content(shard: Shard | None) -> bytes | OSError:
+        try:
+            return shard_bytes(manifest, shard) if shard else b""
+        except OSError as error:
+            return error
+
+    if not is_url(manifest.root):
+        yield from map(content, shards)
+        return
+    pool = ThreadPoolExecutor(_AHEAD, "shards")
+    reading: collections.deque[Future[bytes | OSError]] = collections.deque()
+    try:
+        for shard in shards:
+            reading.append(pool.submit(content, shard))
+            if len(reading) > _AHEAD:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def pictures(shard: bytes) -> Iterator[bytes]:
+    """The encoded pictures of a shard, in order. Whatever else is in it is passed over.
+
+    Raises:
+        tarfile.TarError: the tar breaks off.
+    """
+    with tarfile.open(fileobj=io.BytesIO(shard), mode="r:", tarinfo=StrictInfo) as tar:
+        for info in tar:
+            if info.isreg() and info.name.endswith(PICTURES):
+                yield shard[info.offset_data : info.offset_data + info.size]
