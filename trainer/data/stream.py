@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.filters import shuffle
@@ -94,9 +94,9 @@ class Reader:
                 raise ValueError("found to be unusable before")
             pixels = _decode(sample.encoded, self.manifest.size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            self._give_up(
-                next(shard for shard, numbers in self.ranges.items() if number in numbers), number, str(error)
-            )
+            shard = next(shard for shard, numbers in self.ranges.items() if number in numbers)
+            reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
+            self._give_up(shard, [number], reason)
             return None
         if self.decoded:
             self.decoded.put(number, pixels)

@@ -1,4 +1,4 @@
-"""Data sets in buckets and on web servers: read as if they lay here, in spite of failures, and nothing run by a name."""
+"""Data sets in buckets and on web servers: read as if they lay here, in spite of failures; no name runs a program."""
 
 from __future__ import annotations
 
@@ -186,14 +186,22 @@ def test_a_shard_that_stays_away_is_named(local: Manifest, web: Server) -> None:
 
 
 def test_what_does_not_exist_is_not_asked_for_again(web: Server) -> None:
-    with pytest.raises(UserError, match="holds no manifest.json"):
+    with pytest.raises(UserError, match="holds no manifest"):
         Manifest.load(f"{web.url}/dogs")
     assert web.asked["/dogs/manifest.json"] == 1
 
 
-def test_a_bucket_without_the_right_to_read_says_so(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="holds no manifest.json"):
-        Manifest.load("s3://cats/nothing")
+def test_buckets_that_cannot_be_read_say_why(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for nothing in ("s3://cats/nothing", "s3://dogs/sets"):
+        with pytest.raises(UserError, match="holds no manifest"):
+            Manifest.load(nothing)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    filesystem(bucket)[0].clear_instance_cache()
+    with pytest.raises(UserError, match="Unable to locate credentials"):
+        Manifest.load(bucket)
+    filesystem(bucket)[0].clear_instance_cache()
 
 
 def test_cached_shards_are_downloaded_once_and_only_whole(local: Manifest, web: Server, tmp_path: Path) -> None:

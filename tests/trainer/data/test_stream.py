@@ -1,6 +1,11 @@
 """Reading shards: each picture exactly once for evaluation, endless and reproducible for training."""
 
+import gc
+import io
 import itertools
+import pickle
+import shutil
+import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +15,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from trainer.data.manifest import Manifest, Split
+from infer.command import UserError
+from trainer.data.decoded import decoded_pictures
+from trainer.data.fetch import pictures
+from trainer.data.manifest import Manifest, Shard, Split
 from trainer.data.shards import write_shards
-from trainer.data.stream import eval_images, share, train_batches
+from trainer.data.stream import Reader, Sample, eval_images, share, train_batches
 
 SIZE, NUM = 16, 53
 
@@ -65,11 +74,11 @@ def test_evaluation_meets_each_picture_once_with_reader_processes(manifest: Mani
 def test_shards_that_hold_less_than_the_manifest_says_are_noticed(manifest: Manifest):
     shards = manifest.splits["val"].shards
     lying = replace(manifest, splits={"val": Split((replace(shards[0], images=99), *shards[1:]))})
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(UserError, match=rf"{shards[0].name}: 88 \(pictures are missing\)"):
         list(eval_images(lying, "val"))
 
 
-def stream(manifest: Manifest, *, rank=0, nimg=0, seed=0, readers=0, batch=4, per_segment=6):
+def stream(manifest: Manifest, *, rank=0, nimg=0, seed=0, readers=0, batch=4, per_segment=6, memory=0):
     return train_batches(
         manifest,
         rank=rank,
@@ -80,6 +89,7 @@ def stream(manifest: Manifest, *, rank=0, nimg=0, seed=0, readers=0, batch=4, pe
         images_per_segment=batch * per_segment,
         readers=readers,
         buffer=20,
+        memory=memory,
     )
 
 
@@ -111,22 +121,206 @@ def test_readers_that_do_not_divide_the_segment_are_lowered(manifest: Manifest):
     assert take(stream(manifest, readers=4, per_segment=6, nimg=24), 6) == whole[24:48]
 
 
-def test_other_files_in_a_sample_are_not_read(tmp_path: Path):
-    """No decoder but ours: a sample without a lossless picture is an error, not an unpickled surprise."""
-    import tarfile
-
-    from trainer.data.stream import _decode, _samples
-
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        (tmp_path / "a.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-        tar.add(tmp_path / "a.pkl", "a.pkl")
-    (sample,) = _samples([str(tmp_path / "x.tar")])
-    with pytest.raises(ValueError, match=r"no \.png or \.webp"):
-        _decode(sample, SIZE)
-
-
 def test_batches_are_pictures_as_written(manifest: Manifest):
     batch = next(stream(manifest))
     assert batch.dtype == torch.uint8
     assert batch.shape == (4, 3, SIZE, SIZE)
     assert (batch[:, :, 1:, 1:] == 128).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    shards=st.integers(1, 7),
+    rank=st.integers(0, 5),
+    batch=st.integers(1, 9),
+    per_segment=st.integers(1, 5),
+    segments=st.integers(0, 3),
+)
+def test_training_never_ends_for_any_shape(
+    manifest: Manifest, shards: int, rank: int, batch: int, per_segment: int, segments: int
+):
+    """Few shards, more ranks than shards, batches larger than the set: always full batches, always the same ones."""
+    few = replace(manifest, splits={"train": Split(manifest.splits["train"].shards[:shards])})
+    nimg = segments * batch * per_segment
+    options = {"rank": rank, "batch": batch, "per_segment": per_segment, "nimg": nimg}
+    seen = take(stream(few, **options), 2 * per_segment)
+    assert len(seen) == 2 * per_segment * batch
+    assert set(seen) <= set(numbers(eval_images(few, "train")))
+    assert take(stream(few, **options), 2 * per_segment) == seen
+
+
+# Damage.
+
+
+@pytest.fixture
+def copy(manifest: Manifest, tmp_path: Path) -> Manifest:
+    return replace(Manifest.load(shutil.copytree(manifest.root, tmp_path / "copy")), max_broken=0.5)
+
+
+def damage(manifest: Manifest, number: int) -> str:
+    """Overwrites the first picture of a train shard. Returns the shard's name."""
+    shard = manifest.splits["train"].shards[number]
+    path = Path(manifest.root, shard.name)
+    with tarfile.open(path) as tar:
+        first = next(info for info in tar if info.name.endswith(".webp"))
+    data = bytearray(path.read_bytes())
+    data[first.offset_data : first.offset_data + first.size] = bytes(first.size)
+    path.write_bytes(data)
+    return shard.name
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+@pytest.mark.parametrize("memory", [0, 1 << 20])
+def test_broken_samples_are_passed_over_and_counted_by_shard(copy: Manifest, readers: int, memory: int):
+    whole = numbers(eval_images(copy, "train"))
+    names = [damage(copy, 2), damage(copy, 5)]
+    left = numbers(eval_images(copy, "train"))
+    assert len(left) == len(whole) - 2
+    assert set(left) < set(whole)
+    batches = stream(copy, readers=readers, memory=memory)
+    assert set(take(batches, 100)) == set(left)
+    assert batches.broken == dict.fromkeys(names, 1)
+
+
+def test_a_shard_that_breaks_off_loses_the_rest_of_it_only(copy: Manifest):
+    whole = numbers(eval_images(copy, "train"))
+    shard = copy.splits["train"].shards[0]
+    path = Path(copy.root, shard.name)
+    with tarfile.open(path) as tar:
+        second = [info for info in tar if info.name.endswith(".webp")][1]
+    path.write_bytes(path.read_bytes()[: second.offset + 100])
+    assert numbers(eval_images(copy, "train")) == [whole[0], *whole[shard.images :]]
+    Path(copy.root, shard.name).unlink()
+    assert numbers(eval_images(copy, "train")) == whole[shard.images :]
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+@pytest.mark.parametrize("memory", [0, 1 << 20])
+def test_more_than_the_share_is_an_error_that_names_the_shards(copy: Manifest, readers: int, memory: int):
+    names = [damage(copy, 2), damage(copy, 5)]
+    strict = replace(copy, max_broken=1.5 / 42)
+    with pytest.raises(UserError, match=rf"^2 of 42 train pictures.*{names[0]}: 1 .*{names[1]}: 1 ") as caught:
+        list(eval_images(strict, "train"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^2 of 42 train pictures"):
+        take(stream(strict, readers=readers, memory=memory), 100)
+
+
+def test_a_wrong_size_is_judged_by_the_header_and_other_files_are_not_read(tmp_path: Path):
+    """No decoder but ours: nothing is unpickled, and no memory is taken for what claims to be large."""
+    bomb = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(bomb, "PNG")
+    reader = Reader(
+        Manifest("", SIZE, {"train": Split((Shard("x.tar", 10, "", 0),))}, 0, (), {}, "", max_broken=0.9), "train"
+    )
+    assert reader.decode(Sample(3, bomb.getvalue())) is None
+    assert "9000x9000" in reader.reasons["x.tar"]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        (tmp_path / "a.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+        tar.add(tmp_path / "a.pkl", "a.pkl")
+    assert list(pictures((tmp_path / "x.tar").read_bytes())) == []
+
+
+# Decoded pictures in memory.
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+def test_memory_changes_nothing_but_the_work(manifest: Manifest, readers: int, monkeypatch: pytest.MonkeyPatch):
+    expected = take(stream(manifest, readers=readers), 60)
+    remembering = stream(manifest, readers=readers, memory=1 << 20)
+    assert take(remembering, 60) == expected
+    if readers == 0:
+
+        def fail(*_):
+            raise AssertionError("read or decoded again")
+
+        monkeypatch.setattr("trainer.data.stream._decode", fail)
+        monkeypatch.setattr("trainer.data.fetch.shard_bytes", fail)
+        assert take(remembering, 60) == take(stream(manifest, memory=1 << 20, nimg=10 * 24), 60)
+
+
+def test_readers_and_ranks_find_each_others_pictures(manifest: Manifest, monkeypatch: pytest.MonkeyPatch):
+    first = stream(manifest, readers=2, memory=1 << 20)
+    take(first, 60)
+    monkeypatch.setattr("trainer.data.stream._decode", None)
+    assert len(take(stream(manifest, rank=1, memory=1 << 20), 60)) == 240
+
+
+def shared_files() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("catgan-*")}
+
+
+def test_shared_memory_is_left_when_nobody_uses_it(manifest: Manifest):
+    before = shared_files()
+    one, two = stream(manifest, memory=1 << 20), stream(manifest, rank=1, memory=1 << 20)
+    take(one, 1), take(two, 1)
+    assert len(shared_files() - before) == 1
+    del one
+    gc.collect()
+    assert len(shared_files() - before) == 1
+    del two
+    gc.collect()
+    assert shared_files() <= before
+
+
+def test_what_a_killed_training_left_is_used_by_its_successor_and_removed_by_others(manifest: Manifest, copy: Manifest):
+    left = decoded_pictures(manifest, 1 << 20)
+    assert left is not None
+    for number in range(left.images):
+        left.put(number, np.full((3, SIZE, SIZE), 7, np.uint8))
+    path = left.path
+    kept = path.read_bytes()
+    del left
+    gc.collect()
+    assert not path.exists()
+    path.write_bytes(kept)  # as after kill -9
+    path.chmod(0o600)
+    successor = decoded_pictures(manifest, 1 << 20)
+    assert successor is not None
+    assert successor.is_known(range(successor.images))
+    assert (successor.get(0) == 7).all()
+    del successor
+    gc.collect()
+    path.write_bytes(kept)
+    path.chmod(0o600)
+    other = replace(copy, size=8)  # another digest
+    assert decoded_pictures(other, 1 << 20) is not None
+    assert not path.exists()
+
+
+def test_sets_that_do_not_fit_are_decoded_each_time(manifest: Manifest, capfd: pytest.CaptureFixture[str]):
+    assert decoded_pictures(manifest, 42 * (1 + 3 * SIZE * SIZE) - 1) is None
+    assert capfd.readouterr().err == ""
+    huge = replace(manifest, splits={"train": Split((Shard("x.tar", 1 << 40, "", 0),))})
+    assert decoded_pictures(huge, 1 << 60) is None  # more than the machine has: said, not killed by SIGBUS later
+    assert "no room for the decoded pictures" in capfd.readouterr().err
+
+
+def test_a_planted_file_or_link_is_not_used(manifest: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    made = decoded_pictures(manifest, 1 << 20)
+    assert made is not None
+    path = made.path
+    del made
+    gc.collect()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    path.symlink_to(victim)
+    try:
+        assert decoded_pictures(manifest, 1 << 20) is None
+    finally:
+        path.unlink()
+    assert victim.read_bytes() == b"precious"
+
+
+def test_decoded_pictures_travel_to_other_processes(manifest: Manifest):
+    here = decoded_pictures(manifest, 1 << 20)
+    assert here is not None
+    there = pickle.loads(pickle.dumps(here))
+    there.put(3, np.full((3, SIZE, SIZE), 9, np.uint8))
+    assert (here.get(3) == 9).all()
+    assert here.get(4) is None
+    there.put_broken(4)
+    assert here.is_broken(4)
+    del there
+    gc.collect()
+    assert here.path.exists()
