@@ -1,6 +1,7 @@
 """The loop as a whole, in-process: resuming is as good as never having stopped."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from export.generator import MAX_ABS_DIFF, export_onnx, metadata
 from infer.command import UserError
+from tests.trainer.damage import damage
 from tests.trainer.tiny import tiny
 from trainer import checkpoint
 from trainer.config import (
@@ -207,6 +209,19 @@ def test_a_checkpoint_holds_everything(manifest: Manifest, tmp_path: Path):
     assert len(state["rng"]) == 1
     assert not any(key.startswith("module.") for key in state["generator"])
     assert Config.from_dict(state["config"]) == CONFIG
+
+
+def test_unusable_pictures_are_counted_by_shard_and_too_many_stop_the_training(shards: Path, tmp_path: Path):
+    manifest = replace(Manifest.load(shutil.copytree(shards, tmp_path / "shards")), max_broken=0.2)
+    names = [damage(manifest, number) for number in range(len(manifest.splits["train"].shards))]
+    notes = Notes()
+    run(CONFIG, manifest, tmp_path / "run", notes)
+    counts = {key: count for key, count in notes.points[-1][1].items() if key.startswith("data/broken/")}
+    assert set(counts.values()) == {1}
+    assert set(counts) <= {f"data/broken/{Path(name).stem}" for name in names}
+    strict = replace(manifest, max_broken=0.001)
+    with pytest.raises(UserError, match=r"unusable.*train-000"):
+        run(CONFIG, strict, tmp_path / "other", Notes())
 
 
 def test_another_world_size_draws_fresh_random_numbers(manifest: Manifest, tmp_path: Path):

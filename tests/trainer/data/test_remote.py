@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import http.server
 import itertools
+import json
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +22,6 @@ import pytest
 import torch
 
 from infer.command import UserError
-from trainer.data import location
 from trainer.data.fetch import shard_bytes
 from trainer.data.location import attempt, filesystem, is_url, join, read
 from trainer.data.manifest import Manifest
@@ -27,7 +29,8 @@ from trainer.data.shards import write_shards
 from trainer.data.stream import eval_images, train_batches
 from trainer.data.verify import verify
 
-SIZE, NUM = 16, 40
+ROOT = Path(__file__).resolve().parents[3]
+SIZE, NUM = 32, 40
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(location, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("trainer.data.location._FIRST_PAUSE", 0.001)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -252,6 +255,25 @@ def test_attempts_end_and_raise_what_happened_last(capfd: pytest.CaptureFixture[
     with pytest.raises(TimeoutError, match="call 4"):
         attempt(fail, "x")
     assert len(capfd.readouterr().err.splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_training_and_measuring_from_a_bucket(bucket: str, tmp_path: Path) -> None:
+    def command(*argv: str) -> dict[str, Any]:
+        done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    tiny = "--batch 8 --model.g-width 8 --model.d-width 8 --kimg 0.064 --eval.extractor efflite0 --eval.num 16"
+    trained = command(
+        "trainer/run.py",
+        *("--data", bucket, "--out", str(tmp_path / "runs"), "--workers", "0", *tiny.split()),
+        *("--loader.cache", str(tmp_path / "cache")),
+    )
+    assert Path(trained["onnx"]).is_file()
+    assert list((tmp_path / "cache").glob("*.tar"))
+    measured = command("-m", "trainer.metrics.cli", bucket, bucket, "--metrics", "kid", "--extractor", "efflite0")
+    assert measured["n_real"] == NUM
 
 
 def test_names(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infer.command import UserError
+from tests.trainer.damage import damage
 from trainer.data.decoded import decoded_pictures
 from trainer.data.fetch import pictures
 from trainer.data.manifest import Manifest, Shard, Split
@@ -155,18 +156,6 @@ def test_training_never_ends_for_any_shape(
 @pytest.fixture
 def copy(manifest: Manifest, tmp_path: Path) -> Manifest:
     return replace(Manifest.load(shutil.copytree(manifest.root, tmp_path / "copy")), max_broken=0.5)
-
-
-def damage(manifest: Manifest, number: int) -> str:
-    """Overwrites the first picture of a train shard. Returns the shard's name."""
-    shard = manifest.splits["train"].shards[number]
-    path = Path(manifest.root, shard.name)
-    with tarfile.open(path) as tar:
-        first = next(info for info in tar if info.name.endswith(".webp"))
-    data = bytearray(path.read_bytes())
-    data[first.offset_data : first.offset_data + first.size] = bytes(first.size)
-    path.write_bytes(data)
-    return shard.name
 
 
 @pytest.mark.parametrize("readers", [0, 2])
