@@ -216,7 +216,8 @@ def test_unusable_pictures_are_counted_by_shard_and_too_many_stop_the_training(s
     names = [damage(manifest, number) for number in range(len(manifest.splits["train"].shards))]
     notes = Notes()
     run(CONFIG, manifest, tmp_path / "run", notes)
-    counts = {key: count for key, count in notes.points[-1][1].items() if key.startswith("data/broken/")}
+    met = {key: count for _, values in notes.points for key, count in values.items()}
+    counts = {key: count for key, count in met.items() if key.startswith("data/broken/")}
     assert set(counts.values()) == {1}
     assert set(counts) <= {f"data/broken/{Path(name).stem}" for name in names}
     strict = replace(manifest, max_broken=0.001)
