@@ -54,9 +54,8 @@ def picture_flaws(picture: Image.Image) -> list[Flaw]:
     """What is wrong with a square RGB picture of the size that is trained on, 8 pixels or more: "too dark", "flat",
     "blurred", in this order. What is nearly black is flat as well, and the first flaw says best what it is.
 
-    Measured at 128 pixels at most: photographs are seldom sharp to the pixel at larger sizes, and are good all the
-    same. So a blur that spans a pixel of the original does not count once the picture is reduced, and one of 8 pixels
-    does not count at 1024, where 1 pixel of blur is left at 128.
+    Measured at 128 pixels at most, since larger photographs are seldom sharp to the pixel and good all the same: of a
+    picture at 1024, a Gaussian blur below about 9 pixels passes.
     """
     if picture.width > _MEASURED:
         picture = picture.resize((_MEASURED, _MEASURED), Image.Resampling.LANCZOS)

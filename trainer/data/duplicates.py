@@ -32,9 +32,9 @@ _SIDE = 32
 _COSINES = np.cos(np.pi / _SIDE * np.outer(np.arange(8), np.arange(_SIDE) + 0.5))
 _COSINES[0] /= np.sqrt(2)
 
-_FIRST = 1024  # pictures compared all with all; each batch after it is compared with what was kept, and three times it
-_CANDIDATES, _CONFIRMED = 1 << 18, 1 << 12  # pairs looked at at a time, by hash and by thumbnail, for the memory
-_MANY = 200_000  # from here a sort costs less than the candidates it saves
+_FEW = 2048  # pictures that are compared all with all
+_SORTS_PAY = (1 << 14, 1 << 18)  # pictures from which a larger k is faster, see ``_alike_between``
+_CANDIDATES, _CONFIRMED = 1 << 18, 1 << 12  # pairs looked at at a time, by hash and by thumbnail, to bound the memory
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: a product spreads all bits into the high ones
 
 
@@ -64,6 +64,9 @@ def near_duplicates(
     Nearness does not chain: of a video in which each frame is near the next only, every second one stays. The answer
     does not depend on the order of the pictures, as long as no two share both ``pixels`` and key.
 
+    The search is exact. On one core 100,000 pictures take about 3 seconds and a million 80; it needs about 100 bytes
+    of memory for each picture, besides the arguments.
+
     Args:
         hashes: [n], of ``perceptual_hash``.
         thumbnails: [n, ...], of ``thumbnail``; read in no order, and may be a memory-mapped file. Those of one colour
@@ -76,47 +79,57 @@ def near_duplicates(
     """
     order = np.lexsort((keys, -pixels.astype(np.int64)))
     hashes = hashes[order]
-    n = len(order)
-    keeper = np.full(n, n)  # by rank; n where there is none
-    kept = np.arange(0)
-    start = 0
-    while start < n:
-        batch = np.arange(start, min(start + max(_FIRST, 3 * start), n))
-        # Before the batch is compared with itself, it loses what is near to kept pictures: of g copies that would be
-        # compared all with all, about the first _FIRST are left.
-        for high, low in _near(hashes, thumbnails, order, kept, batch):
+    none = len(order)
+    keeper = np.full(len(order), none)  # of each rank in ``order``
+
+    def settle(ranks: Indices) -> Indices:
+        """Find the keepers among ``ranks`` (ascending), and return the ranks that stay.
+
+        The second half first loses what is near to what stays of the first. So of a group of many copies only few
+        pairs are ever formed, wherever it stands in the order.
+        """
+        if len(ranks) <= _FEW:
+            high, low = _confirmed(thumbnails, order, *_alike_among(hashes, ranks))
+            for one, other in zip(high.tolist(), low.tolist(), strict=True):
+                if keeper[one] == keeper[other] == none:
+                    keeper[other] = one
+            return ranks[keeper[ranks] == none]
+        stay, rest = settle(ranks[: len(ranks) // 2]), ranks[len(ranks) // 2 :]
+        for pairs in _alike_between(hashes, stay, rest):
+            high, low = _confirmed(thumbnails, order, *pairs)
             np.minimum.at(keeper, low, high)
-        rest = batch[keeper[batch] == n]
-        pairs = [np.stack(found) for found in _near(hashes, thumbnails, order, rest, rest)]
-        for high, low in sorted(np.concatenate(pairs, axis=1).T.tolist()) if pairs else ():
-            if keeper[high] == keeper[low] == n:
-                keeper[low] = high
-        kept = np.concatenate((kept, rest[keeper[rest] == n]))
-        start += len(batch)
-    low = np.flatnonzero(keeper < n)
+        return np.concatenate((stay, settle(rest[keeper[rest] == none])))
+
+    settle(np.arange(len(order)))
+    low = np.flatnonzero(keeper < none)
     high = keeper[low]
     bits = np.bitwise_count(hashes[low] ^ hashes[high])
     return dict(zip(order[low].tolist(), zip(order[high].tolist(), bits.tolist(), strict=True), strict=True))
 
 
-def _near(
-    hashes: Hashes, thumbnails: NDArray[np.uint8], order: Indices, a: Indices, b: Indices
-) -> Iterator[tuple[Indices, Indices]]:
-    """The pairs of a picture in ``a`` with one in ``b`` that are near, each once, the lower rank first."""
-    for high, low in _alike(hashes, a, b):
-        for i in range(0, len(high), _CONFIRMED):
-            one, other = high[i : i + _CONFIRMED], low[i : i + _CONFIRMED]
-            near = _distances(thumbnails[order[one]], thumbnails[order[other]]) <= MAX_DISTANCE
-            yield one[near], other[near]
+def _confirmed(thumbnails: NDArray[np.uint8], order: Indices, high: Indices, low: Indices) -> tuple[Indices, Indices]:
+    """Those pairs of ranks whose thumbnails are near, too."""
+    near = np.empty(len(high), bool)
+    for start in range(0, len(high), _CONFIRMED):
+        some = slice(start, start + _CONFIRMED)
+        near[some] = _distances(thumbnails[order[high[some]]], thumbnails[order[low[some]]]) <= MAX_DISTANCE
+    return high[near], low[near]
 
 
-def _alike(hashes: Hashes, a: Indices, b: Indices) -> Iterator[tuple[Indices, Indices]]:
-    """The pairs of a picture in ``a`` with one in ``b``, or in ``a`` if they are equal, with at most ``MAX_BITS``.
+def _alike_among(hashes: Hashes, ranks: Indices) -> tuple[Indices, Indices]:
+    """The pairs of ``ranks`` whose hashes differ in at most ``MAX_BITS``, the lower rank first, in ascending order."""
+    bits = np.bitwise_count(hashes[ranks, None] ^ hashes[ranks])
+    high, low = np.nonzero(np.triu(bits <= MAX_BITS, 1))
+    return ranks[high], ranks[low]
+
+
+def _alike_between(hashes: Hashes, a: Indices, b: Indices) -> Iterator[tuple[Indices, Indices]]:
+    """The pairs of one of ``a`` and one of ``b`` whose hashes differ in at most ``MAX_BITS``, each pair once.
 
     If 64 bits are cut into MAX_BITS + k parts, two such hashes are equal in at least k of them, and a sort by these k
     brings the two together: for each choice of k parts one sort. A larger k makes more sorts and fewer candidates.
     """
-    k = 2 if len(b) < _MANY else 3
+    k = 1 + sum(len(a) + len(b) > limit for limit in _SORTS_PAY)
     # Neighbouring frequencies go together in pictures, so a part takes its bits from far apart.
     parts = [np.uint64(sum(1 << bit for bit in range(i, 64, MAX_BITS + k))) for i in range(MAX_BITS + k)]
     for chosen in itertools.combinations(range(len(parts)), k):
@@ -127,16 +140,14 @@ def _alike(hashes: Hashes, a: Indices, b: Indices) -> Iterator[tuple[Indices, In
             first = differing & mask == 0
             for part in earlier:
                 first &= differing & part != 0
-            yield np.minimum(high, low)[first], np.maximum(high, low)[first]
+            yield high[first], low[first]
 
 
 def _joined(hashes: Hashes, a: Indices, b: Indices, mask: np.uint64) -> Iterator[tuple[Indices, Indices, Hashes]]:
-    """The pairs of ``_alike`` that are equal under ``mask``, and perhaps others, with the bits that differ."""
-    itself = a is b
+    """The pairs of ``_alike_between`` that are equal under ``mask``, and perhaps others, with the bits that differ."""
     a, a_keys = _by_key(hashes, a, mask)
-    b, b_keys = (a, a_keys) if itself else _by_key(hashes, b, mask)
-    # For each of b the candidates are a[first : first + count]; within one set, those behind it.
-    first = np.arange(1, len(b) + 1) if itself else np.searchsorted(a_keys, b_keys, "left")
+    b, b_keys = _by_key(hashes, b, mask)
+    first = np.searchsorted(a_keys, b_keys, "left")
     count = np.searchsorted(a_keys, b_keys, "right") - first
     some = np.flatnonzero(count)
     b, first, count = b[some], first[some], count[some]
@@ -147,25 +158,26 @@ def _joined(hashes: Hashes, a: Indices, b: Indices, mask: np.uint64) -> Iterator
         stop = max(start + 1, int(np.searchsorted(ends, done + _CANDIDATES, "right")))
         n = count[start:stop]
         right = np.repeat(np.arange(start, stop), n)
-        left = np.repeat(first[start:stop] + done - (ends[start:stop] - n), n) + np.arange(len(right))
+        # Each of b with a[first : first + count], one after the other.
+        left = np.repeat(first[start:stop] + n - ends[start:stop] + done, n) + np.arange(len(right))
         differing = a_hashes[left] ^ b_hashes[right]
         found = np.flatnonzero(np.bitwise_count(differing) <= MAX_BITS)
         yield a[left[found]], b[right[found]], differing[found]
         start, done = stop, int(ends[stop - 1])
 
 
-def _by_key(hashes: Hashes, indices: Indices, mask: np.uint64) -> tuple[Indices, NDArray[np.uint32]]:
-    """``indices`` sorted by the masked hashes, squeezed into 32 bits that sort 4 times as fast; two may collide."""
-    keys = ((hashes[indices] & mask) * _ODD >> np.uint64(32)).astype(np.uint32)
+def _by_key(hashes: Hashes, ranks: Indices, mask: np.uint64) -> tuple[Indices, NDArray[np.uint32]]:
+    """``ranks`` sorted by the masked hashes, squeezed into 32 bits that sort 4 times as fast; two may collide."""
+    keys = ((hashes[ranks] & mask) * _ODD >> np.uint64(32)).astype(np.uint32)
     order = np.argsort(keys)
-    return indices[order], keys[order]
+    return ranks[order], keys[order]
 
 
 def _distances(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float32]:
     """[m] distances of thumbnails [m, ...]: 1 minus their correlation, 0 to 2, and 1 where one has no contrast."""
-    a, b = _centred(a), _centred(b)
-    scale = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    return 1 - (a * b).sum(1) / np.maximum(scale, 1e-6)
+    x, y = _centred(a), _centred(b)
+    scale = np.sqrt((x * x).sum(1) * (y * y).sum(1))
+    return 1 - (x * y).sum(1) / np.maximum(scale, 1e-6)
 
 
 def _centred(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
