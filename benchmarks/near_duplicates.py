@@ -26,7 +26,7 @@ Pictures per second of looking for near-duplicates among random hashes, a tenth 
 
 examples:
   python benchmarks/near_duplicates.py
-  python benchmarks/near_duplicates.py --many 1000000    needs 2 minutes and 0.5 GB
+  python benchmarks/near_duplicates.py --many 1000000    needs minutes and 0.5 GB
 """
 
 Pictures = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

@@ -73,7 +73,9 @@ def test_drawn_cats_and_noise_pass(size: int) -> None:
     "damage",
     [
         lambda picture: picture.filter(ImageFilter.GaussianBlur(2 * max(1, picture.width / 128))),
-        lambda picture: picture.resize((picture.width // 8,) * 2).resize(picture.size, Image.Resampling.BICUBIC),
+        lambda picture: picture.resize((max(4, picture.width // 8),) * 2).resize(
+            picture.size, Image.Resampling.BICUBIC
+        ),
     ],
     ids=["blur", "enlargement"],
 )
