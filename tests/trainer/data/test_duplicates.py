@@ -237,3 +237,15 @@ def test_many_copies_of_one_picture_make_few_pairs(monkeypatch: pytest.MonkeyPat
     assert len(dropped) == 4999
     assert set(dropped.values()) == {(0, 0)}
     assert sum(compared) < 5000 + 64**2 / 2
+
+
+@pytest.mark.usefixtures("every_path")
+@pytest.mark.parametrize("shift", [0, 1, 2, 3, 30, 56])
+def test_search_finds_bits_spread_over_as_many_parts_as_they_can_be(shift: int) -> None:
+    hashes = np.array([0, 0xFF << shift, 0x1FF << shift if shift < 56 else 0x1FF << 55], np.uint64)
+    ((high, low),) = [
+        (high.tolist(), low.tolist())
+        for high, low in duplicates._alike_between(hashes, np.arange(1), np.arange(1, 3))
+        if len(high)
+    ]
+    assert (high, low) == ([0], [1])
