@@ -66,7 +66,16 @@ def test_loader_reads_with_every_way(script: Script) -> None:
     assert result["ratio_decoding"] > 0
 
 
-@pytest.mark.parametrize("name", ["step", "loader", "ray_overhead", "race"])
+def test_near_duplicates_compares_and_times(script: Script) -> None:
+    near_duplicates = script("near_duplicates")
+    argv = ["--num", "300", "--many", "400", "--seconds", "0.01", "--repeats", "1"]
+    result = near_duplicates.main(argv)
+    assert set(result["images_per_second"]) == {near_duplicates.OURS, near_duplicates.BRUTE}
+    assert result["ratio"] > 0
+    assert result["seconds"] >= 0
+
+
+@pytest.mark.parametrize("name", ["step", "loader", "ray_overhead", "race", "near_duplicates"])
 def test_unknown_options_are_named(script: Script, name: str) -> None:
     with pytest.raises(UserError, match="--frobnicate"):
         script(name).main(["--frobnicate", "1"])
