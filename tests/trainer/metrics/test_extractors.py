@@ -17,7 +17,7 @@ from pytorch_fid import fid_score
 from pytorch_fid import inception as their_inception
 
 from infer.command import UserError
-from trainer.metrics.extractors import Extractor, NetworkExtractor, choose_extractor
+from trainer.metrics.extractors import Extractor, NetworkExtractor, choose_extractor, imagenet_classifier
 from trainer.metrics.frechet import Moments, frechet_distance
 from trainer.metrics.networks import EFFLITE0, INCEPTION
 
@@ -73,6 +73,18 @@ def test_onnxruntime_computes_what_pytorch_computes(efflite0: Extractor, efflite
     assert got.shape == (5, 1280)
     assert got.dtype == torch.float32
     assert expected.std() > 0.05
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
+def test_the_classifier_is_the_whole_network(efflite0_file: Path):
+    whole = EFFLITE0.build()
+    whole.load_state_dict(torch.load(efflite0_file, weights_only=True))
+    images = pictures(3, 64)
+    with torch.no_grad():
+        expected = whole.eval()(EFFLITE0.prepare(images)).softmax(1)
+    got = imagenet_classifier(threads=1)(images)
+    assert got.shape == (3, 1000)
+    torch.testing.assert_close(got.sum(1), torch.ones(3))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
