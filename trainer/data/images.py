@@ -67,9 +67,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return decode_reduced(data, None, max_pixels)[0]
 
 
-def decode_reduced(
-    data: bytes, side: int | None, max_pixels: int = MAX_PIXELS
-) -> tuple[Image.Image, tuple[int, int]]:
+def decode_reduced(data: bytes, side: int | None, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, tuple[int, int]]:
     """Like ``decode``, for a picture to be reduced to ``side`` pixels, with (width, height) of the upright original.
 
     A JPEG with more than enough pixels is decoded at 1/2, 1/4 or 1/8 of its size, which costs a fraction of the time.
