@@ -147,20 +147,17 @@ def build(
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch, Store(Path(scratch), seed, pictures=False) as store:
             return None, _collect(store, job, processes)
-    if is_url(out):
-        upload.check(str(out))
-        folder_of_work = cache_dir() / "builds" / f".{hashlib.sha256(str(out).encode()).hexdigest()[:16]}.partial"
-    else:
-        folder_of_work = partial_folder(out)
-    with work_folder(folder_of_work, out) as folder:
+    url = upload.check(str(out)) if is_url(out) else ""
+    hidden = cache_dir() / "builds" / hashlib.sha256(url.encode()).hexdigest()[:16] if url else partial_folder(out)
+    with work_folder(hidden, out) as folder:
         with Store(folder, seed) as store:
             if store.note("job") != job.identity():
                 if store.note("job") is not None:
                     say(f"{folder} was left by a build with other options or sources: beginning afresh")
                 store.clear()
                 store.set_note("job", job.identity())
-            if is_url(out):
-                upload.check_vacant(str(out), store)
+            if url:
+                upload.check_vacant(url, store)
             report = _collect(store, job, processes)
             manifest = write_data_set(
                 store,
@@ -172,9 +169,9 @@ def build(
                 options=job.recorded(),
             )
             _write_rejections(store, folder, report)
-            if is_url(out):
-                upload.upload(folder, str(out), store)
-                return replace(manifest, root=str(out).rstrip("/")), report
+            if url:
+                upload.upload(folder, url, store)
+                return replace(manifest, root=url), report
         store.remove()
         publish(folder, Path(out))
     return Manifest.load(out), report

@@ -290,8 +290,8 @@ class Store:
             "SELECT picture, record, label FROM samples JOIN pictures USING (id) WHERE kind IS NULL "
             "ORDER BY place, samples.id LIMIT -1 OFFSET ?"
         )
-        for picture, record, label in self._db.execute(query, (start,)):
-            yield picture, record, label
+        rows: Iterator[tuple[bytes, bytes, str | None]] = self._db.execute(query, (start,))
+        return rows
 
     def shown(self, kind: str, num: int) -> list[bytes]:
         """Up to ``num`` rejected pictures of a kind, the first ones."""

@@ -14,11 +14,12 @@ from trainer.data.remote import Halted, stamp
 from trainer.data.store import NAME, Store
 
 
-def check(url: str) -> None:
-    """Raises UserError if nothing can be written to such a URL."""
+def check(url: str) -> str:
+    """``url`` as it is used from here on. Raises UserError if nothing can be written to such a URL."""
     filesystem(url)
     if url.startswith("http"):
         raise UserError(f"{url}: nothing can be written to a web server; give a path or a bucket (s3://, gs://, az://)")
+    return url.rstrip("/")
 
 
 def check_vacant(url: str, store: Store) -> None:
@@ -33,7 +34,7 @@ def upload(folder: Path, url: str, store: Store) -> None:
     Raises:
         Halted: the bucket cannot be written, in spite of retries.
     """
-    place, root = filesystem(url.rstrip("/"))
+    place, root = filesystem(url)
     found, known = _found(url), store.uploads()
     paths = [path for path in folder.iterdir() if path.name != LOCK and not path.name.startswith(NAME)]
     paths.sort(key=lambda path: (path.name == MANIFEST, path.suffix != ".tar", path.name))
@@ -57,7 +58,7 @@ def upload(folder: Path, url: str, store: Store) -> None:
 
 def _found(url: str) -> dict[str, tuple[int, str]]:
     """Length and version of each object at ``url`` by its name from there on."""
-    place, root = filesystem(url.rstrip("/"))
+    place, root = filesystem(url)
     try:
         found = attempt(lambda: place.find(root, detail=True), url)
     except FileNotFoundError as error:
