@@ -261,7 +261,7 @@ def _results(files: Iterator[_Listed], job: _Job, processes: int) -> Generator[t
         for labelled, contents in chunks:
             yield from zip(labelled, prepare.prepare(contents, job.options), strict=True)
         return
-    with workers(processes, prepare.__name__) as pool:
+    with workers(processes, __name__) as pool:
         try:
             yield from _in_processes(chunks, job.options, pool, 3 * processes)
         except BrokenProcessPool:

@@ -142,7 +142,8 @@ def check(source: str | Path) -> Source:
 def _check_remote(url: str) -> Source:
     filesystem(url)  # refuses what is no place to read from
     name = remote.name_of(url)
-    if remote.exists(join(url, MANIFEST)):  # a web server cannot list a folder, but may hold a data set
+    # A web server cannot list a folder, but may hold a data set.
+    if "?" not in url and _suffix(name) not in _ARCHIVES and remote.exists(join(url, MANIFEST)):
         return Source(url, name, "set")
     found = remote.info(url)
     if found["type"] == "directory":

@@ -51,6 +51,31 @@ def test_build_and_verify(pics: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert {**checked, "digest": len(checked["digest"])} == {"ok": True, "images": 12, "shards": 12, "digest": 64}
 
 
+def test_dry_run_prints_the_same_and_writes_nothing(pics: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    arguments = ["build", str(pics), out, "--size", "32", "--processes", "1"]
+    counted = main([*arguments, "--dry-run"])
+    assert os.listdir(tmp_path) == ["pics"]  # noqa: PTH208
+    assert main(arguments) == counted
+
+
+def test_every_option_of_build_arrives(pics: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,label\n1.png,one\n2.png,two\n")
+    options = ["--labels", str(tmp_path / "labels.csv"), "--keep", "dark,flat", "--crop", "none", "--seed", "3"]
+    result = main(["build", str(pics), str(tmp_path / "out"), "--size", "16", "--processes", "1", *options])
+    assert result["reasons"] == {"no label": 11}
+    record = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert record["labels"] == ["one", "two"]
+    assert record["seed"] == 3
+    assert record["options"] == {
+        "size": 16,
+        "crop": "none",
+        "min_size": 8,
+        "keep": ["dark", "flat"],
+        "val_fraction": 0.1,
+    }
+
+
 def test_paths_and_options_in_any_order(pics: Path, tmp_path: Path) -> None:
     arguments = ["build", str(pics), "--size", "8", str(pics / "1.png"), "--processes", "1", str(tmp_path / "out")]
     result = main([*arguments, "--val-fraction", "0"])
