@@ -50,6 +50,17 @@ def test_step_prints_a_ratio_for_each_batch(script: Script) -> None:
     assert result["ratio"] == min(r["ratio"] for r in result["results"]) > 0
 
 
+def test_build_makes_the_same_number_of_pictures_in_every_way(script: Script) -> None:
+    build = script("build")
+    argv = ["--photos", "40", "60", "--size", "16", "--num", "3", "--seconds", "0.01", "--repeats", "1"]
+    result = build.main(argv)
+    assert [r["photo"] for r in result["results"]] == [40, 60]
+    for one in result["results"]:
+        speeds = one["images_per_second_per_core"]
+        assert set(speeds) == {build.OURS, build.ONE_PROCESS, build.LOOP}
+        assert one["ratio"] == pytest.approx(speeds[build.OURS] / speeds[build.LOOP], rel=0.2)
+
+
 def test_loader_reads_with_every_way(script: Script) -> None:
     loader = script("loader")
     argv = ["--sizes", "16", "--workers", "0", "--num", "160", "--seconds", "0.01", "--repeats", "1"]

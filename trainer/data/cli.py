@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from infer.command import Parser, number, run_command, say
 from trainer.data.build import build
+from trainer.data.hooks import KEEP
+from trainer.data.location import join
 from trainer.data.manifest import Manifest
 from trainer.data.progress import progress
 from trainer.data.shards import write_shards
@@ -21,7 +22,7 @@ Make a data set for training from pictures, and check it. A data set is a folder
 
 commands:
   synth   draw cats: a data set from nothing
-  build   from folders, zips and tars of pictures
+  build   from folders, zips and tars of pictures, here or in a bucket
   verify  read a whole data set and compare it with its manifest
 
 `catdata COMMAND --help` shows the options. Examples:
@@ -43,17 +44,31 @@ Make the data set OUT from pictures. SRC is a folder (with all folders inside), 
 data set made before, or a picture; several are put together. All formats and colour modes become RGB: the EXIF
 orientation is applied, transparency laid on white, 16 bits brought to 8, of an animation the first frame taken.
 
-Every file looked at is kept, or listed in OUT/rejected.csv with the reason: not readable, not a picture, too small,
-too large (more than 89 million pixels), or a duplicate of an earlier one, pixel by pixel. Not looked at are hidden
-files and notes beside pictures (.json, .txt, .csv, .tsv, .md, .xml, .yaml, .yml, .cls).
+Every picture looked at is kept, or listed in OUT/rejected.csv with the reason, and a score where a number decided;
+OUT/contact.png and OUT/rejected.png show some of both. Rejected is what is not readable, not a picture, too small, too
+large (more than 89 million pixels), a duplicate of an earlier one pixel by pixel, and, unless --keep says otherwise,
+what is a banner, dark, flat or blurred, or nearly the same as a larger one. Not looked at are hidden files and notes
+beside pictures (.json, .txt, .csv, .tsv, .md, .xml, .yaml, .yml, .cls).
 
 Which pictures are for validation, and the order of all, follows from --seed and the pixels: the same pictures give
 the same split, however they are packed. While it works, encoded pictures take their room on disk twice.
+
+When it is stopped, by Ctrl-C, a crash or the network, the same command goes on where it was.
+
+SRC and OUT may be in a bucket (s3://, gs://, az://), SRC also on a web server: an archive, a picture or a data set.
+Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL). A data set for a
+bucket is made in the cache folder (CATGAN_CACHE, ~/.cache/catgan) and then uploaded, its manifest last.
 
 examples:
   catdata build ~/Downloads/cats.zip out/cats --size 64
   catdata build photos/ more.tar.gz out/cats --size 128 --min-size 128 --val-fraction 0.05
   catdata build faces/ out/faces --size 64 --crop none
+  catdata build photos/ out/faces --size 64 --crop face --faces all
+  catdata build photos/ out/cats --dry-run
+  catdata build photos/ out/cats --keep blurred,near-duplicate
+  catdata build breeds/ out/breeds --labels folder
+  catdata build photos/ out/breeds --labels breeds.csv
+  catdata build s3://bucket/photos https://example.org/cats.zip s3://bucket/cats64 --size 64
 """
 
 _VERIFY = """\
@@ -113,7 +128,8 @@ def _synth(argv: list[str]) -> dict[str, Any]:
         source=["drawn cats"],
         options={"num": a.num, "val_fraction": a.val_fraction},
     )
-    return _summary(a.out, manifest, 0)
+    kept, shards = _totals(manifest)
+    return _summary(a.out, kept, 0, shards)
 
 
 def _build(argv: list[str]) -> dict[str, Any]:
@@ -123,10 +139,30 @@ def _build(argv: list[str]) -> dict[str, Any]:
     _add_common(parser)
     parser.add_argument(
         "--crop",
-        choices=("center", "none"),
+        choices=("center", "none", "face"),
         default="center",
-        help="center: cut out the largest square in the middle; none: reject what is not square (default: %(default)s)",
+        help="center: cut out the largest square in the middle; none: reject what is not square; face: cut out the "
+        "face of a cat, reject what shows none (default: %(default)s)",
     )
+    parser.add_argument(
+        "--faces",
+        choices=("best", "all"),
+        help="with --crop face: the best face of each picture, or each as a picture of its own (default: best)",
+    )
+    parser.add_argument(
+        "--keep",
+        type=_kinds,
+        default=(),
+        metavar="KIND[,KIND]",
+        help=f"do not reject for these reasons: {', '.join(KEEP)}",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="folder|CSV",
+        help="give each picture a class: the name of the folder it lies in, or by a CSV file with the header "
+        "file,label, where a file is named as in rejected.csv or by the end of that; pictures without are rejected",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only count what would be kept; OUT is not touched")
     parser.add_argument(
         "--min-size",
         type=number(int, 1, 65535),
@@ -137,25 +173,41 @@ def _build(argv: list[str]) -> dict[str, Any]:
     a = parser.parse_intermixed_args(argv)
     if len(a.paths) < 2:
         parser.error(f"only one path is given, {a.paths[0]}: name the pictures and then the folder to make")
-    manifest, report = build(
-        a.paths[:-1],
-        a.paths[-1],
+    if a.faces and a.crop != "face":
+        parser.error(f"--faces {a.faces} chooses among the faces that --crop face finds: give that, too")
+    *paths, out = a.paths
+    _, report = build(
+        paths,
+        out,
         size=a.size,
         crop=a.crop,
+        faces=a.faces or "best",
+        keep=a.keep,
+        labels=a.labels,
         val_fraction=a.val_fraction,
         seed=a.seed,
         min_size=a.min_size,
         processes=a.processes,
+        dry_run=a.dry_run,
     )
     if report.rejected:
-        say(f"rejected: {report}; one by one in {Path(a.paths[-1], 'rejected.csv')}")
+        where = "" if a.dry_run else f"; one by one in {join(out, 'rejected.csv')}"
+        say(f"rejected: {report}{where}")
     if report.enlarged:
         say(f"enlarged: {report.enlarged} pictures smaller than {a.size} pixels; --min-size {a.size} rejects them")
-    return _summary(a.paths[-1], manifest, report.rejected.total())
+    summary = _summary(out, report.kept, report.rejected.total(), report.shards)
+    return {**summary, "reasons": dict(report.rejected.most_common()), "resumed": report.resumed}
 
 
-def _summary(out: str, manifest: Manifest, rejected: int) -> dict[str, Any]:
-    kept, shards = _totals(manifest)
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split(","))
+    for kind in kinds:
+        if kind not in KEEP:
+            raise argparse.ArgumentTypeError(f"{kind!r} is given, allowed are {', '.join(KEEP)}")
+    return kinds
+
+
+def _summary(out: str, kept: int, rejected: int, shards: int) -> dict[str, Any]:
     return {"out": out, "read": kept + rejected, "kept": kept, "rejected": rejected, "shards": shards}
 
 

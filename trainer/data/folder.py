@@ -1,17 +1,22 @@
-"""Where data sets lie: a folder that appears whole or not at all."""
+"""Where data sets are made: folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import glob
+import os
 import shutil
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from infer.command import UserError
+from infer.command import UserError, say
 from trainer.data.location import local_path
+from trainer.data.remote import Halted
+
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -33,11 +38,11 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
             _remove_if_abandoned(leftover)
         folder.mkdir()
-        with (folder / ".lock").open("w") as lock:
+        with (folder / LOCK).open("w") as lock:
             with contextlib.suppress(OSError):  # not every network file system has locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
-            (folder / ".lock").unlink()
+            (folder / LOCK).unlink()
             folder.replace(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}") from error
@@ -45,7 +50,84 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def work_folder(folder: Path, out: str | Path) -> Iterator[Path]:
+    """The folder ``folder``, locked, with all that an earlier process left in it; made if need be.
+
+    It goes when the block ends or raises UserError, for that is a mistake that going on would only repeat. It stays
+    when the process is killed, when the block raises Halted, and when it raises anything else, such as
+    KeyboardInterrupt.
+
+    Args:
+        out: what is made in it, for the messages.
+
+    Raises:
+        UserError: another process works in it.
+        Halted: it cannot be written, or the block could not write something.
+    """
+    try:
+        with _locked(folder, out):
+            try:
+                yield folder
+            except Halted:
+                raise
+            except KeyboardInterrupt:
+                say(f"{folder} keeps what is done: the same command goes on from there")
+                raise
+            except UserError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+    except (OSError, sqlite3.Error) as error:
+        raise Halted(f"cannot write {out}, by way of {folder}: {error}") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, out: str | Path) -> Iterator[None]:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is making {out}: wait until it is done, or stop it") from None
+            except OSError:  # not every network file system has locks
+                pass
+            if _is_at(folder / LOCK, lock.fileno()):
+                yield
+                return
+            # Whoever held the lock before has removed the folder in the meantime.
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def partial_folder(out: str | Path) -> Path:
+    """Where ``out``, a path, is made: hidden beside it.
+
+    Raises:
+        UserError: ``out`` is a file or a folder that is not empty.
+    """
+    out = local_path(out).resolve()
+    try:
+        if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
+            raise UserError(f"{out} exists and is not an empty folder: give another OUT, or remove it first")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}") from error
+    return out.with_name(f".{out.name}.partial")
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Give a ``work_folder``, within its block, the name ``out``."""
+    (folder / LOCK).unlink()
+    folder.replace(out.resolve())
+
+
 def _remove_if_abandoned(folder: Path) -> None:
-    with contextlib.suppress(OSError), (folder / ".lock").open("r+") as lock:
+    with contextlib.suppress(OSError), (folder / LOCK).open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder)

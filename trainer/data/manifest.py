@@ -49,6 +49,7 @@ class Manifest:
 
     ``root`` is its folder: an absolute path or a URL. ``cache`` is a folder of this machine in which shards from
     elsewhere are kept, "" for none. At most the share ``max_broken`` of a split may be unusable, see ``stream``.
+    ``labels`` names the classes that "label" in the samples' JSON counts from 0; empty if the pictures have none.
     """
 
     root: str
@@ -60,6 +61,7 @@ class Manifest:
     tool: str
     cache: str = ""
     max_broken: float = 0.01
+    labels: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -72,7 +74,7 @@ class Manifest:
         return [join(self.root, shard.name) for shard in self.splits[split].shards]
 
     def save(self) -> None:
-        record = {
+        record: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "size": self.size,
             "digest": self.digest,
@@ -85,6 +87,8 @@ class Manifest:
             "options": self.options,
             "tool": self.tool,
         }
+        if self.labels:
+            record["labels"] = list(self.labels)
         Path(self.root, MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -148,6 +152,7 @@ def _parse(root: str, record: dict[str, Any]) -> Manifest:
         source=tuple(record["source"]),
         options=dict(record["options"]),
         tool=str(record["tool"]),
+        labels=tuple(map(str, record.get("labels", ()))),
     )
     if manifest.digest != record["digest"]:
         raise ValueError("the digest does not belong to the shards listed")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
+import itertools
+import json
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from infer.grid import grid
 from trainer.data.folder import new_folder
 from trainer.data.images import encode, pixel_digest
 from trainer.data.manifest import SPLITS, Manifest, Shard, Split, canonical_json
 from trainer.data.progress import progress
+from trainer.data.sheet import IMAGES, kept_sheet
+from trainer.data.store import File, Sample, Store
 
 # Readers mix shards, so there should be at least four for each reader: 16 serve 2 ranks with 2 readers each. Many
 # small shards cost nothing but files; large ones make the shuffle coarse and a retried download dear.
@@ -27,100 +28,104 @@ _MIN_SHARDS = 16
 _MAX_IMAGES = 512
 _MAX_BYTES = 64 << 20
 
-_CONTACT_IMAGES = 64
-_CONTACT_SIZE = 128
 
-
-def _tool() -> str:
+def tool() -> str:
     try:
         return f"catgan {version('catgan')}"
     except PackageNotFoundError:  # run from a plain checkout, as a Ray job is
         return "catgan"
 
 
-class ShardWriter:
-    """Takes encoded pictures in any order and number, then writes them shuffled into shards.
+def plan(store: Store, val_fraction: float) -> list[tuple[str, int, int]]:
+    """The shards for the kept pictures: file name, and numbers of the first picture and of that after the last.
 
-    Encoded pictures wait in one file, so memory grows by some 200 bytes a picture, whatever the size. The order in the
-    shards follows from the seed and each picture's pixels: the same pictures give the same split and order, however
-    the files were packed or named.
+    ``val`` gets ``val_fraction`` of the pictures, but at least one and not all if there are two or more.
     """
+    total = len(store)
+    num_val = min(max(round(total * val_fraction), 1), total - 1) if val_fraction > 0 else 0
+    num_train = total - num_val
+    parts = {"train": _parts(store, 0, num_train, _MIN_SHARDS), "val": _parts(store, num_train, total, 1)}
+    return [(f"{split}-{i:06d}.tar", *part) for split in SPLITS for i, part in enumerate(parts[split])]
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder, self.size = folder, size
-        self._spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as the writer)
-        self._entries: list[tuple[bytes, int, int, int]] = []  # digest, offset, bytes of picture and of record
-        self._end = 0
 
-    def __len__(self) -> int:
-        return len(self._entries)
+def _parts(store: Store, start: int, stop: int, min_shards: int) -> Iterator[tuple[int, int]]:
+    """Pictures ``start`` to ``stop`` in parts for one shard each, which differ by at most one picture."""
+    images = stop - start
+    size = store.bytes_between(start, stop)
+    parts = min(max(min_shards, -(-images // _MAX_IMAGES), -(-size // _MAX_BYTES)), images)
+    for i in range(parts):
+        yield start + images * i // parts, start + images * (i + 1) // parts
 
-    def add(self, picture: bytes, digest: bytes, record: Mapping[str, Any]) -> None:
-        """Add one picture, encoded by ``images.encode``, with its ``images.pixel_digest`` and the sample's JSON."""
-        text = canonical_json(record)
-        self._spool.write(picture + text)
-        self._entries.append((digest, self._end, len(picture), len(text)))
-        self._end += len(picture) + len(text)
 
-    def finish(self, *, seed: int, val_fraction: float, source: Iterable[str], options: Mapping[str, Any]) -> Manifest:
-        """Write shards, ``contact.png`` and ``manifest.json``; at least one picture must have been added.
+def write_data_set(
+    store: Store,
+    folder: Path,
+    *,
+    size: int,
+    seed: int,
+    val_fraction: float,
+    source: Iterable[str],
+    options: Mapping[str, Any],
+) -> Manifest:
+    """Write the kept pictures of ``store``, at least one, as shards, ``contact.png`` and ``manifest.json``.
 
-        ``val`` gets ``val_fraction`` of the pictures, but at least one and not all if there are two or more.
-        """
-        assert self._entries, "no pictures"
-        self._spool.flush()
-        self._entries.sort(key=lambda entry: hashlib.sha256(b"%d:" % seed + entry[0]).digest())
-        total = len(self._entries)
-        num_val = min(max(round(total * val_fraction), 1), total - 1) if val_fraction > 0 else 0
-        num_train = total - num_val
-        plan = [
-            *(("train", i, *part) for i, part in enumerate(self._parts(0, num_train, _MIN_SHARDS))),
-            *(("val", i, *part) for i, part in enumerate(self._parts(num_train, total, 1))),
-        ]
-        shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
-        for split, i, first, last in progress(plan, "write", "shard", len(plan)):
-            shards[split].append(self._write_shard(f"{split}-{i:06d}.tar", first, last))
-        splits = {split: Split(tuple(written)) for split, written in shards.items()}
-        self._write_contact()
-        self._spool.close()
-        manifest = Manifest(str(self.folder), self.size, splits, seed, tuple(source), dict(options), _tool())
-        manifest.save()
-        return manifest
+    The order in the shards follows from the seed and each picture's digest: the same pictures give the same split and
+    order, however the files were packed or named. Shards that the store knows as written are left as they are.
+    """
+    labels = store.labels()
+    wanted = plan(store, val_fraction)
+    done = sum(1 for _ in itertools.takewhile(lambda part: _is_written(store, folder / part[0]), wanted))
+    samples = store.ordered(wanted[done][1] if done < len(wanted) else len(store))
+    index = {label: i for i, label in enumerate(labels)}
+    for name, first, last in progress(wanted[done:], "write", "shard", len(wanted), done):
+        _write_shard(store, folder / name, itertools.islice(samples, last - first), first, index)
+    splits: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+    for name, *_ in wanted:
+        splits[name.partition("-")[0]].append(_shard(store, name))
+    kept_sheet((picture for picture, *_ in itertools.islice(store.ordered(), IMAGES)), size).save(
+        folder / "contact.png"
+    )
+    manifest = Manifest(
+        root=str(folder),
+        size=size,
+        splits={split: Split(tuple(shards)) for split, shards in splits.items()},
+        seed=seed,
+        source=tuple(source),
+        options=dict(options),
+        tool=tool(),
+        labels=tuple(labels),
+    )
+    manifest.save()
+    return manifest
 
-    def _parts(self, start: int, stop: int, min_shards: int) -> Iterator[tuple[int, int]]:
-        """Entries ``start`` to ``stop`` in parts for one shard each, which differ by at most one picture."""
-        images = stop - start
-        size = sum(entry[2] for entry in self._entries[start:stop])
-        parts = min(max(min_shards, -(-images // _MAX_IMAGES), -(-size // _MAX_BYTES)), images)
-        for i in range(parts):
-            yield start + images * i // parts, start + images * (i + 1) // parts
 
-    def _write_shard(self, name: str, first: int, last: int) -> Shard:
-        path = self.folder / name
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for index in range(first, last):
-                picture, text = self._read(index)
-                for suffix, data in (("webp", picture), ("json", text)):
-                    # TarInfo's defaults (time 0, no owner) keep the bytes the same on every machine and day.
-                    info = tarfile.TarInfo(f"{index:08d}.{suffix}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return Shard(name, last - first, sha256, path.stat().st_size)
+def _is_written(store: Store, path: Path) -> bool:
+    shard = store.shard(path.name)
+    return shard is not None and path.is_file() and path.stat().st_size == shard[2]
 
-    def _read(self, index: int) -> tuple[bytes, bytes]:
-        _, offset, picture, text = self._entries[index]
-        data = os.pread(self._spool.fileno(), picture + text, offset)
-        return data[:picture], data[picture:]
 
-    def _write_contact(self) -> None:
-        side = min(self.size, _CONTACT_SIZE)
-        pictures = []
-        for index in range(min(len(self), _CONTACT_IMAGES)):
-            with Image.open(io.BytesIO(self._read(index)[0])) as image:
-                pictures.append(np.asarray(image.resize((side, side), Image.Resampling.LANCZOS)))
-        grid(np.stack(pictures)).save(self.folder / "contact.png")
+def _shard(store: Store, name: str) -> Shard:
+    found = store.shard(name)
+    assert found is not None, name
+    return Shard(name, *found)
+
+
+def _write_shard(
+    store: Store, path: Path, samples: Iterable[tuple[bytes, bytes, str | None]], first: int, index: Mapping[str, int]
+) -> None:
+    number = first
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, (picture, record, label) in enumerate(samples, first):
+            if label is not None:
+                record = canonical_json(json.loads(record) | {"label": index[label]})
+            for suffix, data in (("webp", picture), ("json", record)):
+                # TarInfo's defaults (time 0, no owner) keep the bytes the same on every machine and day.
+                info = tarfile.TarInfo(f"{number:08d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    store.set_shard(path.name, number - first + 1, sha256, path.stat().st_size)
 
 
 def write_shards(
@@ -139,11 +144,15 @@ def write_shards(
         UserError: ``out`` is taken or cannot be written.
     """
     with new_folder(out) as folder:
-        writer = ShardWriter(folder, size)
-        for pixels, record in pictures:
-            assert pixels.shape == (size, size, 3), pixels.shape
-            assert pixels.dtype == np.uint8, pixels.dtype
-            image = Image.fromarray(pixels)
-            writer.add(encode(image), pixel_digest(image), record)
-        writer.finish(seed=seed, val_fraction=val_fraction, source=source, options=options or {})
+        with Store(folder, seed) as store:
+            for number, (pixels, record) in enumerate(pictures):
+                assert pixels.shape == (size, size, 3), pixels.shape
+                assert pixels.dtype == np.uint8, pixels.dtype
+                image = Image.fromarray(pixels)
+                sample = Sample(encode(image), pixel_digest(image), size, size)
+                store.add(File(number, str(number), 0, ""), [sample], record, unique=False)
+            write_data_set(
+                store, folder, size=size, seed=seed, val_fraction=val_fraction, source=source, options=options or {}
+            )
+        store.remove()
     return Manifest.load(out)

@@ -42,15 +42,17 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def run(*paths: Path, out: Path, **options: Any) -> tuple[Manifest, Report]:
-    return build(paths, out, **{"size": SIZE, "processes": 0, **options})
+def run(*paths: Path | str, out: Path | str, **options: Any) -> tuple[Manifest, Report]:
+    manifest, report = build(paths, out, **{"size": SIZE, "processes": 0, **options})
+    assert manifest is not None
+    return manifest, report
 
 
 def rejected(out: Path) -> dict[str, str]:
     with (out / "rejected.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    assert header == ["file", "reason"]
-    return dict(rows)
+    assert header == ["file", "reason", "score"]
+    return {file: reason for file, reason, _ in rows}
 
 
 def samples(manifest: Manifest, *splits: str) -> dict[str, Any]:
@@ -222,20 +224,22 @@ def test_nothing_usable_is_a_user_error_and_leaves_nothing(
     assert os.listdir(tmp_path) == ["pics"]  # noqa: PTH208
 
 
-def test_killed_worker_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def members(path: Path) -> Iterator[sources.Member]:
-        for _ in range(33):  # one chunk, which starts the worker, and the beginning of the next
-            yield sources.Member("a.png", 0, path.read_bytes)
+def test_killed_worker_is_named_and_its_work_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def members(source: sources.Source) -> Iterator[sources.Member]:
+        for i in range(33):  # one chunk, which starts the worker, and the beginning of the next
+            yield sources.Member(f"{i}.png", 0, Path(source.location).read_bytes)
         for child in multiprocessing.active_children():
             child.kill()
             child.join()
 
     path = write(tmp_path / "in", {"a.png": packed(picture(0))}) / "a.png"
-    monkeypatch.setattr(sources, "members", members)
-    monkeypatch.setattr(sources, "count", lambda path: None)
-    with pytest.raises(UserError, match=r"a decoding process was killed.*--processes 1"):
-        run(path, out=tmp_path / "out", processes=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.Source, "members", members)
+        patch.setattr(sources.Source, "count", lambda self: None)
+        with pytest.raises(UserError, match=r"a decoding process was killed.*--processes 1.*what is done is kept"):
+            run(path, out=tmp_path / "out", processes=1)
     assert not (tmp_path / "out").exists()
+    assert len(samples(run(path, out=tmp_path / "out")[0])) == 1
 
 
 def test_a_source_that_is_missing_stops_before_anything_is_written(folder: Path, tmp_path: Path) -> None:

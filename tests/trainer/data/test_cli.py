@@ -35,12 +35,45 @@ def pics(tmp_path: Path) -> Path:
 def test_build_and_verify(pics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
     result = main(["build", str(pics), out, "--size", "32", "--processes", "1"])
-    assert result == {"out": out, "read": 13, "kept": 12, "rejected": 1, "shards": 12}
+    assert result == {
+        "out": out,
+        "read": 13,
+        "kept": 12,
+        "rejected": 1,
+        "shards": 12,
+        "reasons": {"not a picture": 1},
+        "resumed": 0,
+    }
     heard = capsys.readouterr().err
     assert "rejected: 1 not a picture; one by one in" in heard
     assert "enlarged: 12 pictures smaller than 32 pixels; --min-size 32 rejects them" in heard
     checked = main(["verify", out])
     assert {**checked, "digest": len(checked["digest"])} == {"ok": True, "images": 12, "shards": 12, "digest": 64}
+
+
+def test_dry_run_prints_the_same_and_writes_nothing(pics: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    arguments = ["build", str(pics), out, "--size", "32", "--processes", "1"]
+    counted = main([*arguments, "--dry-run"])
+    assert os.listdir(tmp_path) == ["pics"]  # noqa: PTH208
+    assert main(arguments) == counted
+
+
+def test_every_option_of_build_arrives(pics: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,label\n1.png,one\n2.png,two\n")
+    options = ["--labels", str(tmp_path / "labels.csv"), "--keep", "dark,flat", "--crop", "none", "--seed", "3"]
+    result = main(["build", str(pics), str(tmp_path / "out"), "--size", "16", "--processes", "1", *options])
+    assert result["reasons"] == {"no label": 11}
+    record = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert record["labels"] == ["one", "two"]
+    assert record["seed"] == 3
+    assert record["options"] == {
+        "size": 16,
+        "crop": "none",
+        "min_size": 8,
+        "keep": ["dark", "flat"],
+        "val_fraction": 0.1,
+    }
 
 
 def test_paths_and_options_in_any_order(pics: Path, tmp_path: Path) -> None:
@@ -86,14 +119,18 @@ def test_synth_keeps_the_attributes(tmp_path: Path) -> None:
         ("build a b --seed -1", "--seed: '-1'"),
         ("build a b --min 3 --sizes 4", "unrecognized arguments: --min 3 --sizes 4"),
         ("build /nowhere/a b", "nothing at /nowhere/a"),
-        ("build s3://bucket/a b", "s3://bucket/a is a URL"),
+        ("build ftp://host/a b", "ftp://host/a: give a path, or a URL that begins with s3://"),
+        ("build http://user:word@host/a.zip b", "credentials are read from the environment"),
+        ("build . http://host/a", "http://host/a: nothing can be written to a web server"),
+        ("build a b --keep dark,light", "'light' is given, allowed are near-duplicate, narrow, dark"),
+        ("build . b --faces all", "--faces all chooses among the faces that --crop face finds"),
+        ("build . b --labels none.csv", "cannot read none.csv: .*--labels takes `folder` or a CSV"),
         ("synth", "OUT"),
         ("synth a b", "unrecognized arguments: b"),
         ("synth a --num 0", "--num: '0' is given"),
         ("synth s3://bucket/a", "is a URL"),
         ("verify", "DIR"),
         ("verify /nowhere/a", "no data set at /nowhere/a"),
-        ("verify s3://bucket/a", "is a URL"),
     ],
 )
 def test_mistakes_are_named(arguments: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +221,6 @@ def test_stopped_build_leaves_no_process_and_is_no_obstacle(tmp_path: Path, how:
             os.kill(pid, signal.SIGKILL)
         process.wait()
     assert not out.exists()
-    assert len(list(tmp_path.glob(".out.*"))) == (how == signal.SIGKILL)
+    assert (tmp_path / ".out.partial").is_dir()
     assert main(["build", str(tmp_path / "large.png"), str(out), "--size", "32", "--processes", "1"])["kept"] == 1
     assert list(tmp_path.glob(".out.*")) == []

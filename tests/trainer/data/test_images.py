@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import random
+import time
 import zlib
 from typing import Any
 
@@ -9,7 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data.images import MAX_PIXELS, ImageError, decode, encode, pixel_digest, to_rgb, to_square
+from trainer.data.images import (
+    MAX_PIXELS,
+    ImageError,
+    decode,
+    decode_reduced,
+    encode,
+    pixel_digest,
+    to_rgb,
+    to_square,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -254,3 +264,62 @@ def test_encode_is_lossless_and_repeatable() -> None:
     with Image.open(io.BytesIO(data), formats=("WEBP",)) as again:
         assert again.mode == "RGB"
         assert again.tobytes() == image.tobytes()
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """12 megapixels with structure of a twelfth of its side, and the grain of a camera."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((4000, 3000), Image.Resampling.BICUBIC)).astype(np.int16)
+    grain = rng.integers(-12, 13, (3000, 4000, 1), dtype=np.int16)
+    return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "shorter"), [(64, 375), (128, 375), (256, 750), (512, 1500), (750, 1500), (751, 3000), (1024, 3000)]
+)
+def test_large_jpegs_are_decoded_no_finer_than_needed(photo: Image.Image, size: int, shorter: int) -> None:
+    data = packed(photo, "JPEG", quality=90)
+    image, original = decode_reduced(data, size)
+    assert original == (4000, 3000)
+    assert min(image.size) == shorter >= 2 * size
+    whole = np.asarray(to_square(decode(data), size, "center"), np.float32)
+    fast = np.asarray(to_square(image, size, "center"), np.float32)
+    # The middle of an odd number of pixels is half a pixel off, 4 of the original.
+    assert np.abs(fast - whole).mean() < (2 if shorter == 375 else 0.5)
+    assert np.corrcoef(fast.ravel(), whole.ravel())[0, 1] > 0.99
+
+
+def test_turned_jpeg_has_the_size_it_is_seen_with(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image, original = decode_reduced(packed(photo, "JPEG", exif=exif), 64)
+    assert original == (3000, 4000)
+    assert image.size == (375, 500)
+
+
+def test_what_is_no_jpeg_is_decoded_as_before(photo: Image.Image) -> None:
+    small = photo.resize((400, 300))
+    for kind in ("PNG", "WEBP", "BMP"):
+        data = packed(small, kind)
+        image, original = decode_reduced(data, 16)
+        assert original == image.size == (400, 300)
+        assert image.tobytes() == decode(data).tobytes()
+
+
+def test_grey_and_cmyk_jpegs_are_reduced_too(photo: Image.Image) -> None:
+    for mode in ("L", "CMYK"):
+        image, _ = decode_reduced(packed(photo.convert(mode), "JPEG"), 64)
+        assert (image.mode, image.size) == ("RGB", (500, 375))
+
+
+def test_reducing_saves_most_of_the_time(photo: Image.Image) -> None:
+    data = packed(photo, "JPEG", quality=90)
+
+    def seconds(side: int | None) -> float:
+        began = time.process_time()
+        decode_reduced(data, side)
+        return time.process_time() - began
+
+    assert min(seconds(64) for _ in range(3)) < 0.5 * min(seconds(None) for _ in range(3))
