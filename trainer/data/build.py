@@ -24,13 +24,14 @@ import numpy as np
 
 from infer.command import UserError, say
 from trainer.data import prepare, sources, upload
+from trainer.data.duplicates import near_duplicates
+from trainer.data.faces import FaceFinder
 from trainer.data.folder import partial_folder, publish, work_folder
-from trainer.data.hooks import KEEP, near_duplicates
 from trainer.data.images import ImageError
 from trainer.data.labels import Labels
 from trainer.data.location import is_url
 from trainer.data.manifest import Manifest
-from trainer.data.prepare import Options, Results
+from trainer.data.prepare import KEEP, Options, Results
 from trainer.data.progress import progress
 from trainer.data.remote import Halted
 from trainer.data.shards import plan, tool, write_data_set
@@ -124,7 +125,7 @@ def build(
         out: a path, or the URL of a folder in a bucket.
         size: side of the pictures in the data set, in pixels.
         crop: ``"center"``, ``"none"`` or ``"face"``, and ``faces``: see ``prepare.Options``.
-        keep: checks to switch off, of ``hooks.KEEP``.
+        keep: checks to switch off, of ``prepare.KEEP``.
         labels: see ``labels.Labels``; None for a data set without.
         val_fraction: share of the pictures kept for validation, 0 to 1.
         seed: of the order in the shards and the choice of the validation pictures.
@@ -143,6 +144,8 @@ def build(
         seed=seed,
         val_fraction=val_fraction,
     )
+    if crop == "face":
+        FaceFinder().load()  # here, once, instead of in all processes that look for faces
     processes = cores() if processes is None else processes
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch, Store(Path(scratch), seed, pictures=False) as store:

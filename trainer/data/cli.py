@@ -7,9 +7,9 @@ from typing import Any
 
 from infer.command import Parser, number, run_command, say
 from trainer.data.build import build
-from trainer.data.hooks import KEEP
 from trainer.data.location import join
 from trainer.data.manifest import Manifest
+from trainer.data.prepare import KEEP
 from trainer.data.progress import progress
 from trainer.data.shards import write_shards
 from trainer.data.synth import draw_many

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from trainer.data.hooks import (
-    KEEP,
-    FaceFinder,
-    crop_face,
-    perceptual_hash,
-    picture_flaws,
-    shape_flaw,
-    thumbnail,
-)
+from trainer.data.clean import picture_flaws, shape_flaw
+from trainer.data.duplicates import perceptual_hash, thumbnail
+from trainer.data.faces import Face, FaceFinder, crop_face
 from trainer.data.images import ImageError, decode_reduced, encode, pixel_digest, to_square
 from trainer.data.store import Rejected, Sample
+
+KEEP = {
+    "near-duplicate": "near-duplicate",
+    "narrow": "too narrow",
+    "dark": "too dark",
+    "flat": "flat",
+    "blurred": "blurred",
+}
+"""What ``--keep`` calls the kinds of reasons that can be switched off: {word: kind}."""
 
 SHOWN_SIZE = 128  # pixels; rejected pictures are shown no larger
 
@@ -31,7 +34,7 @@ class Options:
         crop: "center" or "none", see ``images.to_square``, or "face": the face of a cat.
         faces: with "face": "best" takes one of each picture, "all" takes each.
         min_size: the least pixels of the shorter side of the original.
-        keep: which checks are switched off, of ``hooks.KEEP``.
+        keep: which checks are switched off, of ``KEEP``.
     """
 
     size: int
@@ -65,13 +68,12 @@ def samples_of(content: bytes, options: Options) -> Results:
     flaw = shape_flaw(width, height)
     if flaw is not None and flaw.kind not in off:
         return [Rejected(str(flaw), flaw.score, _shown(image))]
-    try:
-        squares = _squares(image, options)
-    except ImageError as error:
-        return [Rejected(str(error), None, _shown(image))]
     digest = pixel_digest(image)
     results: Results = []
-    for number, square in enumerate(squares):
+    for number, square in enumerate(_squares(image, options)):
+        if isinstance(square, Rejected):
+            results.append(square)
+            continue
         flaws = [flaw for flaw in picture_flaws(square) if flaw.kind not in off]
         if flaws:
             results.append(Rejected(str(flaws[0]), flaws[0].score, _shown(square)))
@@ -83,13 +85,26 @@ def samples_of(content: bytes, options: Options) -> Results:
     return results
 
 
-def _squares(image: Image.Image, options: Options) -> list[Image.Image]:
-    if options.crop != "face":
+def _squares(image: Image.Image, options: Options) -> list[Image.Image | Rejected]:
+    """What is cut out of the picture, or why it is not: one or more."""
+    if options.crop == "face":
+        faces = _finder().find(image)
+        wanted = faces if options.faces == "all" else faces[:1]
+        return [_face(image, face, options) for face in wanted] or [Rejected("no face", None, _shown(image))]
+    try:
         return [to_square(image, options.size, options.crop)]
-    faces = _finder().find(image)
-    if not faces:
-        raise ImageError("no face")
-    return [crop_face(image, face, options.size) for face in (faces if options.faces == "all" else faces[:1])]
+    except ImageError as error:
+        return [Rejected(str(error), None, _shown(image))]
+
+
+def _face(image: Image.Image, face: Face, options: Options) -> Image.Image | Rejected:
+    if face.side < options.min_size:
+        reason = f"too small: a face of {face.side:.0f} pixels, {options.min_size} are needed"
+        return Rejected(reason, face.side, _shown(image))
+    try:
+        return crop_face(image, face, options.size)
+    except ImageError as error:
+        return Rejected(str(error), face.score, _shown(image))
 
 
 @functools.cache
