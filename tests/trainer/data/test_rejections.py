@@ -19,7 +19,6 @@ from infer.command import UserError
 from trainer.data import build as building
 from trainer.data import prepare
 from trainer.data.build import Report, build
-from trainer.data.hooks import Flaw
 from trainer.data.manifest import Manifest
 from trainer.data.sheet import rejected_sheet
 from trainer.data.verify import verify
@@ -53,6 +52,16 @@ def rows(out: Path) -> dict[str, tuple[str, str]]:
 def samples(manifest: Manifest) -> list[dict[str, Any]]:
     paths = [path for split in ("train", "val") for path in manifest.paths(split)]
     return list(webdataset.WebDataset(paths, shardshuffle=False).decode("pil"))
+
+
+@dataclass
+class Flaw:
+    kind: str
+    score: float
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
 
 
 @pytest.fixture
