@@ -19,6 +19,7 @@ from PIL import Image
 from infer.command import UserError
 from trainer.data import sources
 from trainer.data.build import Report, build
+from trainer.data.hooks import KEEP
 from trainer.data.manifest import Manifest
 from trainer.data.verify import verify
 
@@ -43,7 +44,7 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def run(*paths: Path | str, out: Path | str, **options: Any) -> tuple[Manifest, Report]:
-    manifest, report = build(paths, out, **{"size": SIZE, "processes": 0, **options})
+    manifest, report = build(paths, out, **{"size": SIZE, "processes": 0, "keep": KEEP, **options})
     assert manifest is not None
     return manifest, report
 
@@ -78,7 +79,13 @@ def test_every_picture_arrives_cropped_and_resized(tmp_path: Path) -> None:
     assert found["pics/sub/exact.png"]["webp"].tobytes() == exact.tobytes()
     assert found["pics/wide.png"]["json"] == {"source": "pics/wide.png", "width": 60, "height": 30}
     assert manifest.source == ("pics",)
-    assert manifest.options == {"size": SIZE, "crop": "center", "min_size": 8, "val_fraction": 0.5}
+    assert manifest.options == {
+        "size": SIZE,
+        "crop": "center",
+        "min_size": 8,
+        "keep": sorted(KEEP),
+        "val_fraction": 0.5,
+    }
     assert not report.rejected
     assert rejected(tmp_path / "out") == {}
 

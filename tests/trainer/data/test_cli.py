@@ -222,5 +222,6 @@ def test_stopped_build_leaves_no_process_and_is_no_obstacle(tmp_path: Path, how:
         process.wait()
     assert not out.exists()
     assert (tmp_path / ".out.partial").is_dir()
-    assert main(["build", str(tmp_path / "large.png"), str(out), "--size", "32", "--processes", "1"])["kept"] == 1
+    options = ["--size", "32", "--processes", "1", "--keep", "dark,flat,blurred"]
+    assert main(["build", str(tmp_path / "large.png"), str(out), *options])["kept"] == 1
     assert list(tmp_path.glob(".out.*")) == []

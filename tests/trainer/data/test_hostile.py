@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from trainer.data.build import build
+from trainer.data.hooks import KEEP
 from trainer.data.verify import verify
 
 
@@ -140,7 +141,7 @@ def test_folder_with_many_files(tmp_path: Path) -> None:
         base[0, 0] = (i >> 8, i & 255, 0)
         (source / f"{i}.ppm").write_bytes(b"P6 16 16 255\n" + base.tobytes())
     began = time.monotonic()
-    report = build([source], tmp_path / "out", size=16, processes=0)[1]
+    report = build([source], tmp_path / "out", size=16, processes=0, keep=KEEP)[1]
     assert (report.kept, report.rejected.total()) == (num, 0)
     assert time.monotonic() - began < 60
 

@@ -224,7 +224,7 @@ def test_files_added_at_the_end_are_read_too(pics: Path, tmp_path: Path, monkeyp
         stop_after(patch, 7, Stop())
         with pytest.raises(Stop):
             run(pics, tmp_path / "out")
-    Image.new("RGB", (20, 20), "red").save(pics / "z.png")
+    shutil.copy(fill(tmp_path / "more", NUM + 1, 20) / f"{NUM:04d}.png", pics / "z.png")
     report = run(pics, tmp_path / "out")
     assert (report.resumed, report.kept) == (7, NUM + 1)
 
