@@ -19,8 +19,8 @@ from PIL import Image
 from infer.command import UserError
 from trainer.data import sources
 from trainer.data.build import Report, build
-from trainer.data.hooks import KEEP
 from trainer.data.manifest import Manifest
+from trainer.data.prepare import KEEP
 from trainer.data.verify import verify
 
 SIZE = 16

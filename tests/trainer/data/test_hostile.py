@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from trainer.data.build import build
-from trainer.data.hooks import KEEP
+from trainer.data.prepare import KEEP
 from trainer.data.verify import verify
 
 

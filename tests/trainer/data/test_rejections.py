@@ -19,8 +19,9 @@ from infer.command import UserError
 from trainer.data import build as building
 from trainer.data import prepare
 from trainer.data.build import Report, build
-from trainer.data.hooks import KEEP
+from trainer.data.images import ImageError
 from trainer.data.manifest import Manifest
+from trainer.data.prepare import KEEP
 from trainer.data.sheet import rejected_sheet
 from trainer.data.verify import verify
 
@@ -164,6 +165,8 @@ def test_near_duplicates_can_be_kept(tmp_path: Path) -> None:
 @dataclass
 class Box:
     left: int
+    side: float = 40
+    score: float = 3
 
 
 class Finder:
@@ -198,6 +201,30 @@ def test_best_face_of_each_picture(faces: Path, tmp_path: Path) -> None:
     assert sample["json"] == {"source": "pics/a.png", "width": 200, "height": 50}
     assert (report.read, report.rejected) == (3, {"no face": 1, "duplicate": 1})
     assert manifest.options["faces"] == "best"
+
+
+def test_small_faces_and_those_at_the_edge_are_rejected_by_themselves(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(self: Finder, image: Image.Image) -> list[Box]:
+        return [Box(150), Box(90, side=7), Box(30)] if image.width == 200 else []
+
+    def crop_unless_left(image: Image.Image, face: Box, size: int) -> Image.Image:
+        if face.left == 30:
+            raise ImageError("face at the edge: no room")
+        return crop(image, face, size)
+
+    monkeypatch.setattr(Finder, "find", find)
+    monkeypatch.setattr(prepare, "crop_face", crop_unless_left)
+    (faces / "c.png").unlink()
+    _, report = run(faces, tmp_path / "out", crop="face", faces="all")
+    assert (report.read, report.kept) == (4, 1)
+    with (tmp_path / "out" / "rejected.csv").open(newline="") as file:
+        assert [row["reason"] for row in csv.DictReader(file)] == [
+            "too small: a face of 7 pixels, 8 are needed",
+            "face at the edge: no room",
+            "no face",
+        ]
 
 
 def test_all_faces_are_counted(faces: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from s3fs import S3FileSystem
 
 from infer.command import UserError
 from trainer.data.fetch import shard_bytes
@@ -121,6 +122,7 @@ def bucket(local: Manifest) -> Iterator[str]:
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        S3FileSystem.clear_instance_cache()  # an earlier test's has another address
         place, _ = filesystem("s3://cats")
         place.mkdir("cats")
         for path in Path(local.root).iterdir():
@@ -201,10 +203,10 @@ def test_buckets_that_cannot_be_read_say_why(bucket: str, monkeypatch: pytest.Mo
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    filesystem(bucket)[0].clear_instance_cache()
+    S3FileSystem.clear_instance_cache()
     with pytest.raises(UserError, match="Unable to locate credentials"):
         Manifest.load(bucket)
-    filesystem(bucket)[0].clear_instance_cache()
+    S3FileSystem.clear_instance_cache()
 
 
 def test_cached_shards_are_downloaded_once_and_only_whole(local: Manifest, web: Server, tmp_path: Path) -> None:

@@ -166,12 +166,6 @@ def test_load_without_data_set(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
-@pytest.mark.parametrize("location", ["s3://bucket/cats", "https://example.org/cats", "pipe:cat x"])
-def test_load_refuses_urls(location: str) -> None:
-    with pytest.raises(UserError, match="is a URL"):
-        Manifest.load(location)
-
-
 @pytest.mark.parametrize("text", ["", "{", "\xff\xfe", "[]", "null", '{"format_version": 1}'])
 def test_load_refuses_what_is_no_manifest(copy: Path, text: str) -> None:
     (copy / "manifest.json").write_bytes(text.encode("latin-1"))
