@@ -217,7 +217,7 @@ def test_small_faces_and_those_at_the_edge_are_rejected_by_themselves(
     monkeypatch.setattr(Finder, "find", find)
     monkeypatch.setattr(prepare, "crop_face", crop_unless_left)
     (faces / "c.png").unlink()
-    _, report = run(faces, tmp_path / "out", crop="face", faces="all")
+    _, report = run(faces, tmp_path / "out", crop="face", faces="all", keep=KEEP)
     assert (report.read, report.kept) == (4, 1)
     with (tmp_path / "out" / "rejected.csv").open(newline="") as file:
         assert [row["reason"] for row in csv.DictReader(file)] == [

@@ -123,11 +123,11 @@ def bucket(local: Manifest) -> Iterator[str]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         S3FileSystem.clear_instance_cache()  # an earlier test's has another address
-        place, _ = filesystem("s3://cats")
-        place.mkdir("cats")
+        place, _ = filesystem("s3://shards")
+        place.mkdir("shards")
         for path in Path(local.root).iterdir():
-            place.put_file(str(path), f"cats/sets/{path.name}")
-        yield "s3://cats/sets"
+            place.put_file(str(path), f"shards/sets/{path.name}")
+        yield "s3://shards/sets"
     server.stop()
 
 
@@ -197,7 +197,7 @@ def test_what_does_not_exist_is_not_asked_for_again(web: Server) -> None:
 
 
 def test_buckets_that_cannot_be_read_say_why(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for nothing in ("s3://cats/nothing", "s3://dogs/sets"):
+    for nothing in ("s3://shards/nothing", "s3://dogs/sets"):
         with pytest.raises(UserError, match="holds no manifest"):
             Manifest.load(nothing)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
