@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
 import fsspec
-from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec.spec import AbstractFileSystem
 
 from infer.command import UserError, say
@@ -26,9 +24,6 @@ T = TypeVar("T")
 PROTOCOLS = ("s3", "gs", "az", "http", "https")
 _TRIES = 5
 _FIRST_PAUSE = 0.5  # seconds; each further one is twice as long
-
-_FAILURES = (OSError, aiohttp.ClientError, BotoCoreError)
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NoCredentialsError)
 
 
 def is_url(location: str | Path) -> bool:
@@ -79,8 +74,8 @@ def attempt(action: Callable[[], T], what: str) -> T:
     for last in (*[False] * (_TRIES - 1), True):
         try:
             return action()
-        except _FAILURES as error:
-            if last or isinstance(error, _LASTING):
+        except _failures() as error:
+            if last or isinstance(error, _lasting()):
                 if isinstance(error, OSError):
                     raise
                 raise OSError(_reason(error)) from error
@@ -88,6 +83,20 @@ def attempt(action: Callable[[], T], what: str) -> T:
         time.sleep(pause * random.uniform(0.5, 1.0))  # readers that failed together should not come back together
         pause *= 2
     raise AssertionError
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What reading and writing elsewhere raises; imported late, since data of this machine need not wait for it."""
+    from aiohttp import ClientError
+    from botocore.exceptions import BotoCoreError
+
+    return OSError, ClientError, BotoCoreError
+
+
+def _lasting() -> tuple[type[Exception], ...]:
+    from botocore.exceptions import NoCredentialsError
+
+    return FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NoCredentialsError
 
 
 def read(location: str, length: int | None = None) -> bytes:
