@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,22 +14,32 @@ from torch import Tensor
 from tqdm import tqdm
 
 from infer.command import Parser, UserError, number, run_command, say
+from trainer.metrics.cache import replacing
 from trainer.metrics.evaluate import MIN_FID, metric_name
-from trainer.metrics.extractors import CHOICES, Extractor, choose_extractor
+from trainer.metrics.extractors import CHOICES, Extractor, choose_extractor, imagenet_classifier
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
 from trainer.metrics.kernel import kernel_distance
+from trainer.metrics.manifold import DENSITY_NEIGHBOURS, NEIGHBOURS, authenticity, density_coverage, precision_recall
+from trainer.metrics.neighbours import NEAREST, SHOWN, neighbour_sheet
+from trainer.metrics.scores import SPLITS, cat_share, inception_score
 from trainer.metrics.sides import Pictures, measures, open_side
 
 NAME = "catfid"
-METRICS = ("fid", "kid")
+METRICS = ("fid", "kid", "is", "pr", "cats", "copies")
+_DEFAULT = ("fid", "kid")
+_OF_PICTURES = set(METRICS) - {"fid"}
 
 _DESCRIPTION = """\
-Measure how far FAKE is from REAL; lower is better. Each side is a folder of pictures, a folder of shards (all splits,
+Measure how far FAKE is from REAL. Each side is a folder of pictures, a folder of shards (all splits,
 or --split), an .npz of statistics (fid only; also from pytorch-fid --save-stats), or gen.onnx, which makes --num
 pictures of the seeds from --seed on.
 
-  fid  Fréchet distance, from 2,048 fakes on. Called FID only with pytorch-fid's InceptionV3 weights, else fd
-  kid  kernel distance, for small sets too: mean over 100 random subsets of up to 1,000 pictures
+  fid     Fréchet distance, from 2,048 fakes on; lower is better. FID only with pytorch-fid's InceptionV3, else fd
+  kid     kernel distance, for small sets too: mean over 100 random subsets of up to 1,000 pictures; lower is better
+  is      Inception Score of FAKE: sure of each picture's class, and of all classes; higher is better
+  pr      precision and recall (k = 3), density and coverage (k = 5): are fakes like reals, are all reals covered?
+  cats    the share of FAKE that ImageNet's classes call a cat, and of REAL
+  copies  authenticity: the share of FAKE that is no copy of REAL, which should be what was trained on
 
 The name of a result says how it was measured: fid50k is a FID of 50,000 fakes, fd2k_efflite0 a Fréchet distance of
 2,048 in the features of EfficientNet-Lite0. Values under different names cannot be compared.
@@ -36,7 +49,8 @@ _EXAMPLES = """\
 examples:
   catfid out/cats out/runs/NAME/best/gen.onnx                # of all splits; --split train is what training shows
   catfid out/cats gen.onnx --metrics fid --num 50000 --weights pt_inception-2015-12-05-6726825d.pth
-  catfid photos/ generated/ --metrics kid                    # two folders of pictures of one size
+  catfid photos/ generated/ --metrics kid,pr                 # two folders of pictures of one size
+  catfid out/cats gen.onnx --split train --metrics copies --neighbours nearest.png    # did it copy? see for yourself
 """
 
 
@@ -55,7 +69,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--metrics",
         type=_metrics,
         metavar="LIST",
-        help=f"names of {', '.join(METRICS)}, separated by commas (default: all that these sides allow)",
+        help=f"names of {', '.join(METRICS)}, separated by commas (default: fid and kid, if these sides allow)",
     )
     parser.add_argument(
         "--extractor",
@@ -75,7 +89,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="N",
         help="first seed of gen.onnx's pictures, and seed of kid's subsets (default: %(default)s)",
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--neighbours",
+        metavar="PNG",
+        help=f"with copies: write a sheet of {SHOWN} fakes, each beside the {NEAREST} reals that are nearest to it",
+    )
+    options = parser.parse_args(argv)
+    if options.neighbours and "copies" not in (options.metrics or []):
+        parser.error("--neighbours belongs to --metrics copies: add it, or leave both out")
+    if options.neighbours and not Path(options.neighbours).absolute().parent.is_dir():
+        parser.error(f"--neighbours {options.neighbours}: there is no such folder, make it first")
+    return options
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -91,20 +115,25 @@ def main(argv: list[str]) -> dict[str, Any]:
     n_real, n_fake = _check(sides, options)
     assert n_fake is not None
     extractor = choose_extractor(options.extractor, options.weights)
-    names = {metric: metric_name(metric, extractor.name, n_fake) for metric in options.metrics}
+    if "fid" in options.metrics:
+        metric_name("fid", extractor.name, n_fake)  # refuses before the work what cannot be named after it
     for what, side in sides.items():
         if isinstance(side, Gaussian) and side.dim != extractor.dim:
             raise UserError(
                 f"the statistics of {what} have {side.dim} dimensions, {extractor.name} has {extractor.dim}: "
                 "give the pictures, or the extractor that made them"
             )
-    real, fake = (_measure(side, what, extractor, "kid" in options.metrics) for what, side in sides.items())
-
-    result: dict[str, Any] = {"metrics": {}}
-    if "fid" in options.metrics:
-        result["metrics"][names["fid"]] = frechet_distance(real[0], fake[0])
-    if "kid" in options.metrics:
-        result["metrics"][names["kid"]], result["kid_std"] = kernel_distance(real[1], fake[1], options.seed)
+    classify = imagenet_classifier() if "cats" in options.metrics else None
+    keep = bool(_OF_PICTURES & set(options.metrics))
+    real, fake = (_measure(side, what, extractor, keep, classify) for what, side in sides.items())
+    result = _metrics_of(real, fake, extractor, options, lambda metric: metric_name(metric, extractor.name, n_fake))
+    if options.neighbours:
+        reals = sides["REAL"]
+        assert isinstance(reals, Pictures)
+        sheet = neighbour_sheet(fake.shown, fake.features[: len(fake.shown)], real.features, reals.batches())
+        with replacing(Path(options.neighbours)) as temporary:
+            sheet.save(temporary, "PNG")
+        result["neighbours"] = options.neighbours
     for name, value in result["metrics"].items():
         say(f"{name} {value:.4g}")
     return result | {
@@ -122,7 +151,7 @@ def _default_metrics(real: Pictures | Gaussian, fake: Pictures | Gaussian) -> li
     if isinstance(real, Gaussian) or isinstance(fake, Gaussian):
         return ["fid"]
     if fake.count >= MIN_FID:
-        return list(METRICS)
+        return list(_DEFAULT)
     say(f"kid only: FAKE has {fake.count:,} pictures, fid needs {MIN_FID:,}")
     return ["kid"]
 
@@ -141,13 +170,22 @@ def _check(sides: dict[str, Pictures | Gaussian], options: argparse.Namespace) -
             f"REAL is {measures(sizes['REAL'])}, FAKE is {measures(sizes['FAKE'])}: resize one side "
             "(catdata build --size), or the distance would measure sharpness"
         )
-    if "kid" in options.metrics and len(pictures) < 2:
-        raise UserError("kid needs the pictures of both sides, an .npz has statistics only: choose --metrics fid")
+    if (rest := [m for m in options.metrics if m in _OF_PICTURES]) and len(pictures) < 2:
+        raise UserError(
+            f"{', '.join(rest)}: the pictures of both sides are needed, an .npz has statistics only; use --metrics fid"
+        )
     n_real, n_fake = (side.count if isinstance(side, Pictures) else side.n for side in sides.values())
     if n_fake is None:
         raise UserError(f"{options.fake} does not tell its number of pictures (n), which is part of the result's name")
     if min(n_fake, n_real or 2) < 2:
         raise UserError(f"REAL has {n_real}, FAKE has {n_fake} pictures: at least 2 of each are needed")
+    least = {"is": (0, SPLITS), "pr": (DENSITY_NEIGHBOURS + 1, NEIGHBOURS + 1)}
+    for metric in set(options.metrics) & set(least):
+        if (n_real or 0) < least[metric][0] or n_fake < least[metric][1]:
+            raise UserError(
+                f"{metric} needs {least[metric][0]} real and {least[metric][1]} generated pictures at least, REAL has "
+                f"{n_real}, FAKE has {n_fake}: add pictures, or use --metrics kid"
+            )
     if "fid" in options.metrics and n_fake < MIN_FID:
         raise UserError(
             f"fid needs at least {MIN_FID:,} fakes, FAKE has {n_fake:,}: add pictures, or use --metrics kid"
@@ -157,21 +195,64 @@ def _check(sides: dict[str, Pictures | Gaussian], options: argparse.Namespace) -
     return n_real, n_fake
 
 
-def _measure(side: Pictures | Gaussian, what: str, extractor: Extractor, keep: bool) -> tuple[Gaussian, Tensor]:
-    """Statistics of a side's features, and the features ``[n, dim]`` themselves if they are to be kept (else none)."""
+@dataclass(frozen=True)
+class _Measured:
+    """What is known of a side: statistics; the first pictures; and, where they are to be kept, features ``[n, dim]``
+    and the classes' probabilities ``[n, 1000]``."""
+
+    gaussian: Gaussian
+    shown: Tensor
+    features: Tensor
+    probabilities: Tensor
+
+
+def _measure(
+    side: Pictures | Gaussian, what: str, extractor: Extractor, keep: bool, classify: Callable[[Tensor], Tensor] | None
+) -> _Measured:
+    shown = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
     kept = [torch.empty(0, extractor.dim, device=extractor.device)]
+    classes = [torch.empty(0, 1000)]
     if isinstance(side, Gaussian):
-        return side, kept[0]
+        return _Measured(side, shown, kept[0], classes[0])
     moments = Moments(extractor.dim, extractor.device)
     with tqdm(total=side.count, desc=what, unit="img", leave=False) as bar:
         for images in side.batches():
+            if not len(shown):
+                shown = images[:SHOWN]
             features = extractor(images)
             moments.update(features)
             if keep:
                 kept.append(features)
+            if classify:
+                classes.append(classify(images))
             bar.update(len(images))
-    assert moments.n == side.count, (moments.n, side.count)
-    return moments.gaussian(), torch.cat(kept)
+    # Unusable samples of shards are passed over, a few of them.
+    assert side.kind == "shards" or moments.n == side.count, (moments.n, side.count)
+    return _Measured(moments.gaussian(), shown, torch.cat(kept), torch.cat(classes))
+
+
+def _metrics_of(
+    real: _Measured, fake: _Measured, extractor: Extractor, options: argparse.Namespace, name: Callable[[str], str]
+) -> dict[str, Any]:
+    """``metrics`` by their full names, and what goes with some of them."""
+    wanted = options.metrics
+    values: dict[str, float] = {}
+    more: dict[str, float] = {}
+    if "fid" in wanted:
+        values[name("fid")] = frechet_distance(real.gaussian, fake.gaussian)
+    if "kid" in wanted:
+        values[name("kid")], more["kid_std"] = kernel_distance(real.features, fake.features, options.seed)
+    if "is" in wanted:
+        values[name("is")], more["is_std"] = inception_score(extractor.logits(fake.features))
+    if "pr" in wanted:
+        values[name("precision")], values[name("recall")] = precision_recall(real.features, fake.features)
+        values[name("density")], values[name("coverage")] = density_coverage(real.features, fake.features)
+    if "cats" in wanted:
+        values[name("cats").partition("_")[0]] = cat_share(fake.probabilities)
+        more["cats_real"] = cat_share(real.probabilities)
+    if "copies" in wanted:
+        values[name("authenticity")] = authenticity(real.features, fake.features)
+    return {"metrics": values, **more}
 
 
 def entry() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,10 @@ class Extractor(Protocol):
         """Features float32 ``[n, dim]`` on ``device`` of pictures uint8 ``[n, 3, H, W]`` on any device."""
         ...
 
+    def logits(self, features: Tensor) -> Tensor:
+        """What the network's last layer makes of features: float32 ``[n, classes]``."""
+        ...
+
 
 class NetworkExtractor:
     """A ``Network`` with weights, on ``device``; on CPUs with so many ``threads``, by default as many as PyTorch.
@@ -50,9 +55,10 @@ class NetworkExtractor:
         self.dim, self.resize, self.device = network.dim, network.resize, device
         self.weights_sha256 = sha256(weights)
         self.name = network.name
-        if network is INCEPTION and self.weights_sha256 != INCEPTION_SHA256:
+        if network.name == INCEPTION.name and self.weights_sha256 != INCEPTION_SHA256:
             self.name = f"{network.name}-{self.weights_sha256[:8]}"
         self._prepare = network.prepare
+        self._load_head = partial(network.load_head, weights)
         self._chunk = _CHUNK[device.type]
         if device.type == "cpu":
             self._run = _onnx_runner(_exported(network, weights, self.weights_sha256), threads)
@@ -66,6 +72,14 @@ class NetworkExtractor:
         with torch.no_grad():
             parts = [self._run(self._prepare(chunk.to(self.device))) for chunk in images.split(self._chunk)]
             return torch.cat(parts)
+
+    @cached_property
+    def _head(self) -> nn.Module:
+        return self._load_head().to(self.device)
+
+    def logits(self, features: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._head(features)
 
 
 def _torch_runner(module: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -193,8 +207,8 @@ def _agree_on_inception(weights: str | Path | None) -> tuple[Path | None, str]:
     return path, ""
 
 
-def imagenet_classifier(threads: int) -> Callable[[Tensor], Tensor]:
-    """EfficientNet-Lite0 with its last layer, on the CPU with so many threads.
+def imagenet_classifier(threads: int | None = None) -> Callable[[Tensor], Tensor]:
+    """EfficientNet-Lite0 with its last layer, on the CPU with so many threads, see ``NetworkExtractor``.
 
     Returns:
         A function of pictures uint8 ``[n, 3, H, W]``: the probabilities of ImageNet's classes, float32 ``[n, 1000]``.
@@ -202,15 +216,8 @@ def imagenet_classifier(threads: int) -> Callable[[Tensor], Tensor]:
     Raises:
         UserError: its package or onnxruntime is not installed, or there is no cache to write in.
     """
-    weights = _efflite0_file("telling cats from dogs")
-    features = NetworkExtractor(EFFLITE0, weights, torch.device("cpu"), threads)
-    head = EFFLITE0.load_head(weights)
-
-    def classify(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return head(features(images)).softmax(1)
-
-    return classify
+    network = NetworkExtractor(EFFLITE0, _efflite0_file("telling cats from dogs"), torch.device("cpu"), threads)
+    return lambda images: network.logits(network(images)).softmax(1)
 
 
 def _efflite0(device: torch.device, why: str) -> Extractor:

@@ -1,4 +1,7 @@
-"""Improved precision and recall: are the fakes like reals, and are all kinds of reals among the fakes?"""
+"""Are the fakes like reals, are all kinds of reals among the fakes, and are fakes copies of reals?
+
+Improved precision and recall, density and coverage, and authenticity: all by nearest neighbours in feature space.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 3
-"""k of the paper. Each side needs more features than that."""
+"""k of precision and recall, as in the paper. Each side needs more features than that."""
+
+DENSITY_NEIGHBOURS = 5
+"""k of density and coverage, as in the paper."""
 
 # A square this small against the squares it is the difference of is rounding, so the two features are the same.
 _NOISE = 1e-13
@@ -26,12 +32,70 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = NEIGHBOURS, chunk: int
         real, fake: features ``[n, d]`` on one device, more than ``k`` each.
         chunk: features of a side at a time; memory grows with its square, the result does not depend on it.
     """
-    assert real.ndim == fake.ndim == 2, (real.shape, fake.shape)
-    assert real.shape[1] == fake.shape[1], (real.shape, fake.shape)
+    _check(real, fake)
     assert 1 <= k < min(len(real), len(fake)), (k, len(real), len(fake))
     precision = _share_inside(fake, real, _squared_radii(real, k, chunk), chunk)
     recall = _share_inside(real, fake, _squared_radii(fake, k, chunk), chunk)
     return precision, recall
+
+
+def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_NEIGHBOURS, chunk: int = 2048) -> tuple[float, float]:
+    """Density and coverage of Naeem et al., "Reliable Fidelity and Diversity Metrics" (2020), eq. 4 and 5.
+
+    Density counts in how many of the reals' balls a fake lies, in units of ``k``: 1 for fakes like reals, more where
+    they crowd among the densest reals. Coverage is the share of reals with a fake in their ball, 0 to 1. Both use the
+    reals' balls only, so outliers among the fakes do not help, as they do in recall.
+
+    Args:
+        real, fake: features ``[n, d]`` on one device; more than ``k`` reals.
+        chunk: see ``precision_recall``.
+    """
+    _check(real, fake)
+    assert 1 <= k < len(real), (k, len(real))
+    radii = _squared_radii(real, k, chunk)
+    total = 0
+    covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for _, start, inside in _balls(fake, real, radii, chunk):
+        total += int(inside.sum().item())
+        covered[start : start + inside.shape[1]] |= inside.any(0)
+    return total / (k * len(fake)), covered.double().mean().item()
+
+
+def authenticity(real: Tensor, fake: Tensor, chunk: int = 2048) -> float:
+    """The share of fakes that are no copies (Alaa et al., "How Faithful is your Synthetic Data?", 2022).
+
+    A fake passes for a copy of its nearest real if it is nearer to it than that real's nearest other real. Of fakes
+    that are drawn like the reals about half pass for copies by chance; much less than a half is memorisation.
+
+    Args:
+        real, fake: features ``[n, d]`` on one device; 2 reals or more, those that were trained on.
+    """
+    _check(real, fake)
+    squares, which = nearest(fake, real, 1, chunk)
+    return (squares[:, 0] >= _squared_radii(real, 1, chunk)[which[:, 0]]).double().mean().item()
+
+
+def nearest(points: Tensor, features: Tensor, k: int, chunk: int = 2048) -> tuple[Tensor, Tensor]:
+    """The ``k`` nearest ``features [n, d]`` of each of ``points [m, d]``: squared distances float64 and indices
+    ``[m, k]``, the nearest first."""
+    _check(points, features)
+    assert 1 <= k <= len(features), (k, len(features))
+    found: list[tuple[Tensor, Tensor]] = []
+    for _, rows in _chunks(points, chunk):
+        squares = torch.empty(len(rows), 0, dtype=torch.float64, device=rows.device)
+        which = torch.empty(len(rows), 0, dtype=torch.int64, device=rows.device)
+        for start, columns in _chunks(features, chunk):
+            here = torch.arange(start, start + len(columns), device=rows.device).expand(len(rows), -1)
+            squares = torch.cat([squares, _squared_distances(rows, columns)], 1)
+            squares, picked = squares.topk(min(k, squares.shape[1]), 1, largest=False)
+            which = torch.cat([which, here], 1).gather(1, picked)
+        found.append((squares, which))
+    return torch.cat([squares for squares, _ in found]), torch.cat([which for _, which in found])
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    assert a.ndim == b.ndim == 2, (a.shape, b.shape)
+    assert a.shape[1] == b.shape[1], (a.shape, b.shape)
 
 
 def _squared_radii(features: Tensor, k: int, chunk: int) -> Tensor:
@@ -49,14 +113,19 @@ def _squared_radii(features: Tensor, k: int, chunk: int) -> Tensor:
 
 
 def _share_inside(points: Tensor, features: Tensor, squared_radii: Tensor, chunk: int) -> float:
-    """The share of ``points [m, d]`` that lie in any of the balls around ``features [n, d]``, borders included."""
-    inside = 0
-    for _, rows in _chunks(points, chunk):
-        covered = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    """The share of ``points [m, d]`` that lie in any of the balls around ``features [n, d]``."""
+    covered = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    for first, _, inside in _balls(points, features, squared_radii, chunk):
+        covered[first : first + len(inside)] |= inside.any(1)
+    return covered.double().mean().item()
+
+
+def _balls(points: Tensor, features: Tensor, squared_radii: Tensor, chunk: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Who of ``points`` lies in which of the balls around ``features``, borders included: blocks bool ``[m, n]``, each
+    with the index of its first point and of its first ball."""
+    for first, rows in _chunks(points, chunk):
         for start, columns in _chunks(features, chunk):
-            covered |= (_squared_distances(rows, columns) <= squared_radii[start : start + len(columns)]).any(1)
-        inside += int(covered.sum().item())
-    return inside / len(points)
+            yield first, start, _squared_distances(rows, columns) <= squared_radii[start : start + len(columns)]
 
 
 def _chunks(features: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:

@@ -21,6 +21,7 @@ class Network:
     build: Callable[[], nn.Module]
     head: str
     """The attribute that holds the last layer."""
+    head_bias: bool
     dim: int
     size: int
     antialias: bool
@@ -49,8 +50,15 @@ class Network:
         return module
 
     def load_head(self, weights: Path) -> nn.Module:
-        """The last layer alone, features ``[n, dim]`` to the classes' logits, as ``load`` has the rest."""
-        return getattr(self._load(weights), self.head)
+        """The last layer alone, features ``[n, dim]`` to the classes' logits, as ``load`` has the rest.
+
+        Inception's is without its bias: so the Inception Score was defined (Salimans et al., 2016, in their code), and
+        so others compute it.
+        """
+        head = getattr(self._load(weights), self.head)
+        if not self.head_bias:
+            head.bias = None
+        return head
 
     def _load(self, weights: Path) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -86,8 +94,8 @@ def _efflite0() -> nn.Module:
 
 # Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (2017); pixels and resizing as in pytorch-fid, which
 # does not smooth when it shrinks.
-INCEPTION = Network("inception", _inception, "fc", 2048, 299, antialias=False, offset=127.5, scale=127.5)
+INCEPTION = Network("inception", _inception, "fc", False, 2048, 299, antialias=False, offset=127.5, scale=127.5)
 
 # EfficientNet (Tan and Le, 2019) without squeeze-and-excitation, pixels as its authors trained it. At 128 it takes a
 # third of the time of its native 224, and few generators of faces exceed that.
-EFFLITE0 = Network("efflite0", _efflite0, "_fc", 1280, 128, antialias=True, offset=127.0, scale=128.0)
+EFFLITE0 = Network("efflite0", _efflite0, "_fc", True, 1280, 128, antialias=True, offset=127.0, scale=128.0)

@@ -33,6 +33,9 @@ class Toy:
         pixels = images.float().flatten(2) / 255
         return torch.cat([pixels.mean(2), pixels.std(2)], 1)
 
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        return 10 * features[:, :3]
+
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
@@ -136,8 +139,8 @@ def test_the_command_prints_one_json_line(make_folder: Callable[..., Path]):
     [
         ("", "REAL, FAKE"),
         ("real", "FAKE"),
-        ("real fake --metrics is", "allowed are fid, kid"),
-        ("real fake --metrics fid,pr", "'pr' is given, allowed are fid, kid"),
+        ("real fake --metrics vibes", "allowed are fid, kid, is, pr, cats, copies"),
+        ("real fake --metrics fid,lpips", "'lpips' is given, allowed are fid, kid, is"),
         ("real fake --metrics", "--metrics"),
         ("real fake --bogus 1", "--bogus"),
         ("real fake --num 0", "--num: '0' is given, allowed is a whole number from 2"),
@@ -161,7 +164,7 @@ def test_the_command_prints_one_json_line(make_folder: Callable[..., Path]):
         ("real notes.txt", "notes.txt is none of"),
         ("real broken.onnx", "broken.onnx"),
         ("broken.npz fake", "broken.npz"),
-        ("good.npz fake --metrics kid", "kid needs the pictures"),
+        ("good.npz fake --metrics kid", "kid: the pictures of both sides"),
         ("real good.npz", "number of pictures"),
         ("good.npz large.npz", "have 5 dimensions"),
     ],
@@ -204,3 +207,53 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]):
     text = capsys.readouterr().out
     assert "examples:" in text
     assert "--extractor" in text
+
+
+def test_every_metric_by_its_name(toy: Toy, few: None, make_folder: Callable[..., Path], monkeypatch, tmp_path: Path):
+    def classify(images: torch.Tensor) -> torch.Tensor:
+        """Dark pictures are cats."""
+        cat = (images.float().mean((1, 2, 3)) < 120).float()
+        return torch.nn.functional.one_hot(torch.where(cat.bool(), 281, 207), 1000).float()
+
+    monkeypatch.setattr(cli, "imagenet_classifier", lambda: classify)
+    real, fake = make_folder("real", 150), make_folder("fake", 120, shift=50, seed=1)
+    result = main([str(real), str(fake), "--metrics", "fid,kid,is,pr,cats,copies"])
+    of_toy = {"fd120", "kid120", "is120", "precision120", "recall120", "density120", "coverage120", "authenticity120"}
+    assert result["metrics"].keys() == {f"{name}_toy" for name in of_toy} | {"cats120"}
+    metrics = result["metrics"]
+    assert metrics["cats120"] == 0.0
+    assert result["cats_real"] == 1.0
+    assert metrics["precision120_toy"] == metrics["coverage120_toy"] == 0.0
+    assert metrics["authenticity120_toy"] == 1.0
+    assert metrics["is120_toy"] >= 1
+    itself = main([str(real), str(real), "--metrics", "pr,copies"])["metrics"]
+    assert itself["precision150_toy"] == itself["coverage150_toy"] == 1.0
+    assert itself["authenticity150_toy"] == 0.0
+
+
+def test_copies_stand_beside_their_originals(toy: Toy, make_folder: Callable[..., Path], tmp_path: Path):
+    real = make_folder("real", 40)
+    fake = tmp_path / "fake"
+    fake.mkdir()
+    for name in ("00031", "00007"):
+        (fake / f"{name}.png").write_bytes((real / f"{name}.png").read_bytes())
+    sheet = tmp_path / "sheet.png"
+    result = main([str(real), str(fake), "--metrics", "copies", "--neighbours", str(sheet)])
+    assert result["neighbours"] == str(sheet)
+    with Image.open(sheet) as image:
+        assert image.size == (7 * 16, 2 * 16)
+        for row in range(2):
+            tiles = [np.asarray(image.crop((16 * c, 16 * row, 16 * c + 16, 16 * row + 16))) for c in range(7)]
+            assert (tiles[1] == 255).all()
+            assert (tiles[0] == tiles[2]).all()
+            assert not (tiles[0] == tiles[3]).all()
+    with pytest.raises(UserError, match="--neighbours"):
+        main([str(real), str(fake), "--neighbours", str(sheet)])
+    with pytest.raises(UserError, match="no such folder"):
+        main([str(real), str(fake), "--metrics", "copies", "--neighbours", str(tmp_path / "no" / "x.png")])
+
+
+@pytest.mark.parametrize(("metrics", "needed"), [("is", "10 generated"), ("pr", "6 real and 4 generated")])
+def test_too_few_for_a_metric(toy: Toy, make_folder: Callable[..., Path], metrics: str, needed: str):
+    with pytest.raises(UserError, match=needed):
+        main([str(make_folder("real", 5)), str(make_folder("fake", 9, seed=1)), "--metrics", metrics])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import prdc
 import pytest
 import torch
 
-from trainer.metrics.manifold import precision_recall
+from trainer.metrics.manifold import authenticity, density_coverage, nearest, precision_recall
 
 
 def features(num: int, dim: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
@@ -74,3 +75,43 @@ def test_equal_features_far_from_zero_are_equal():
     reals = torch.cat([collapsed[:5], spot + features(5, 64, 1, scale=1e-2)])
     precision, recall = precision_recall(reals, collapsed)
     assert (precision, recall) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_all_four_equal_those_of_prdc(k: int):
+    real, fake = features(300, 8, 0), features(250, 8, 1, shift=0.4, scale=0.9)
+    expected = prdc.compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k=k)
+    assert precision_recall(real, fake, k) == pytest.approx((expected["precision"], expected["recall"]), abs=1e-12)
+    assert density_coverage(real, fake, k) == pytest.approx((expected["density"], expected["coverage"]), abs=1e-12)
+    assert 0 < expected["coverage"] < 1
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_the_chunk_changes_nothing_for_density_coverage_and_authenticity(chunk: int):
+    real, fake = features(130, 6, 0), features(97, 6, 1, shift=0.7)
+    assert density_coverage(real, fake, chunk=chunk) == density_coverage(real, fake)
+    assert authenticity(real, fake, chunk=chunk) == authenticity(real, fake)
+    squares, which = nearest(fake, real, 4, chunk)
+    expected_squares, expected = nearest(fake, real, 4)
+    assert torch.equal(which, expected)
+    torch.testing.assert_close(squares, expected_squares)
+
+
+def test_density_and_coverage_by_hand():
+    """k = 1: reals 0, 1, 3 reach 1, 1, 2. Fakes 0.5 and 0.6 lie in the balls of 0 and 1, fake 5 in that of 3."""
+    real, fake = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [0.6], [5.0], [9.0]])
+    assert density_coverage(real, fake, k=1) == (5 / 4, 1.0)
+    assert density_coverage(real, fake[:2], k=1) == (2.0, 2 / 3)
+
+
+def test_copies_are_not_authentic():
+    real = features(400, 8, 0)
+    assert authenticity(real, real + features(400, 8, 1, scale=1e-3)) == 0.0
+    assert authenticity(real, features(400, 8, 2, shift=100.0)) == 1.0
+    assert 0.4 < authenticity(real, features(400, 8, 3)) < 0.9
+
+
+def test_nearest_are_found_in_order():
+    squares, which = nearest(torch.tensor([[0.0], [10.0]]), torch.tensor([[4.0], [1.0], [9.0]]), 2)
+    assert which.tolist() == [[1, 0], [2, 0]]
+    assert squares.tolist() == [[1.0, 16.0], [1.0, 36.0]]
