@@ -107,7 +107,7 @@ def _marks(path: Path) -> dict[str, list[tuple[bool, float, float, float]]]:
 
 
 def _photos(source: str) -> Iterator[tuple[str, Image.Image]]:
-    for member in sources.members(sources.check(source)):
+    for member in sources.check(source).members():
         try:
             yield PurePosixPath(member.name).name, decode(member.read())
         except ImageError as error:

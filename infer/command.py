@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -51,9 +52,14 @@ def number(kind: type[int] | type[float], low: float, high: float) -> Callable[[
     return parse
 
 
+def without_queries(text: str) -> str:
+    """``text`` without what follows the ``?`` of the URLs in it: signatures and tokens stand there."""
+    return re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\",)]*", r"\1", text)
+
+
 def say(message: str) -> None:
     """Print one line for people (stderr)."""
-    print(message, file=sys.stderr, flush=True)
+    print(without_queries(message), file=sys.stderr, flush=True)
 
 
 def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> None:
@@ -70,7 +76,7 @@ def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Se
     except UserError as error:
         if debug:
             raise
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        say(f"{name}: {' '.join(str(error).split())}")
         raise SystemExit(2) from None
     except BrokenPipeError:
         # Whoever read our output has seen enough (`--help | head`); the interpreter must not flush into it again.

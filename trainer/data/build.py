@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from infer.command import UserError, say
+from infer.command import say
 from trainer.data import prepare, sources, upload
 from trainer.data.duplicates import near_duplicates
 from trainer.data.faces import FaceFinder
-from trainer.data.folder import partial_folder, publish, work_folder
+from trainer.data.folder import Worthless, partial_folder, publish, work_folder
 from trainer.data.images import ImageError
 from trainer.data.labels import Labels
 from trainer.data.location import is_url
@@ -154,13 +154,14 @@ def build(
     hidden = cache_dir() / "builds" / hashlib.sha256(url.encode()).hexdigest()[:16] if url else partial_folder(out)
     with work_folder(hidden, out) as folder:
         with Store(folder, seed) as store:
-            if store.note("job") != job.identity():
+            same = store.note("job") == job.identity()
+            if url:
+                upload.check_vacant(url, store.uploads() if same else ())
+            if not same:
                 if store.note("job") is not None:
                     say(f"{folder} was left by a build with other options or sources: beginning afresh")
                 store.clear()
                 store.set_note("job", job.identity())
-            if url:
-                upload.check_vacant(url, store)
             report = _collect(store, job, processes)
             manifest = write_data_set(
                 store,
@@ -175,49 +176,53 @@ def build(
             if url:
                 upload.upload(folder, url, store)
                 return replace(manifest, root=url), report
-        store.remove()
         publish(folder, Path(out))
     return Manifest.load(out), report
 
 
 def _collect(store: Store, job: _Job, processes: int) -> Report:
     """Look at every picture of the sources that the store does not know yet, then at all of them together."""
-    resumed = 0
-    if not store.note("read"):
-        resumed = _read(store, job, processes)
-        store.set_note("read", True)
-    else:
-        resumed = sum(1 for _ in store.files())
+    resumed = _read(store, job, processes)
     if "near-duplicate" not in job.options.keep and not store.note("compared"):
         _drop_near_duplicates(store)
         store.set_note("compared", True)
     report = Report(len(store), store.rejected(), resumed=resumed, enlarged=store.smaller_than(job.options.size))
-    assert report.read == store.looked_at(), (report, store.looked_at())
     if not report.kept:
         name, reason, _ = next(store.rejections(), ("", "", None))
         why = f"{report}, beginning with {name} ({reason})" if report.rejected else "no file to look at"
-        raise UserError(f"no usable picture in {', '.join(source.location for source in job.sources)}: {why}")
+        raise Worthless(f"no usable picture in {', '.join(source.location for source in job.sources)}: {why}")
     report.shards = len(plan(store, job.val_fraction))
     return report
 
 
 def _read(store: Store, job: _Job, processes: int) -> int:
     """Fill the store. Returns the number of files that it knew already."""
+    is_read = store.note("read")
+    if is_read and all(source.kind != "folder" for source in job.sources):  # whose versions are in the job
+        return store.num_files()
     files = _files(job)
     try:
         resumed = _skip(files, store.files())
+        if is_read:
+            if (new := next(files, None)) is None:
+                return resumed
+            raise _ChangedError(new[0].name)
     except _ChangedError as error:
-        say(f"{error} has changed since the build was left: beginning afresh")
+        say(f"{error} is new or has changed since the build was left: beginning afresh")
         store.clear()
         store.set_note("job", job.identity())
         files, resumed = _files(job), 0
     total = _count(job.sources)
     if resumed:
         say(f"going on after {resumed:,} files that were looked at before")
+    looked_at = resumed
     with contextlib.closing(_results(files, job, processes)) as results:
         for (file, label), found in progress(results, "read", "picture", total, resumed):
+            assert found, file
             store.add(file, found, label=label)
-    store.commit()
+            looked_at += 1
+    assert store.num_files() == looked_at, (store.num_files(), looked_at)
+    store.set_note("read", True)
     return resumed
 
 

@@ -50,8 +50,8 @@ large (more than 89 million pixels), a duplicate of an earlier one pixel by pixe
 what is a banner, dark, flat or blurred, or nearly the same as a larger one. Not looked at are hidden files and notes
 beside pictures (.json, .txt, .csv, .tsv, .md, .xml, .yaml, .yml, .cls).
 
-Which pictures are for validation, and the order of all, follows from --seed and the pixels: the same pictures give
-the same split, however they are packed. While it works, encoded pictures take their room on disk twice.
+Which pictures are for validation, and the order of all, follows from --seed, --size and the pixels: the same pictures
+give the same split, however they are packed. While it works, encoded pictures take their room on disk twice.
 
 When it is stopped, by Ctrl-C, a crash or the network, the same command goes on where it was.
 

@@ -41,12 +41,16 @@ class DecodedPictures:
         length = images * (1 + 3 * size * size)
         file = _open(path)
         try:
-            _reserve(file, length)
-            memory = mmap.mmap(file, length)
             if owner:
                 fcntl.flock(file, fcntl.LOCK_SH)
+                while not _is_at(path, file):  # whoever left last has removed it before it could be locked
+                    os.close(file)
+                    file = _open(path)
+                    fcntl.flock(file, fcntl.LOCK_SH)
+            _reserve(file, length)
+            memory = mmap.mmap(file, length)
         except OSError:
-            os.close(file)
+            _remove_if_unused(file, path)
             raise
         self._marks = np.frombuffer(memory, np.uint8, images)
         self._pixels = np.frombuffer(memory, np.uint8, offset=images).reshape(images, 3, size, size)
@@ -68,7 +72,8 @@ class DecodedPictures:
             self._marks[number] = _READY
 
     def put_broken(self, number: int) -> None:
-        self._marks[number] = _BROKEN
+        if self._marks[number] == _UNKNOWN:
+            self._marks[number] = _BROKEN
 
     def is_broken(self, number: int) -> bool:
         return bool(self._marks[number] == _BROKEN)
@@ -106,6 +111,13 @@ def _open(path: Path) -> int:
         os.close(file)
         raise PermissionError(f"{path} belongs to somebody else")
     return file
+
+
+def _is_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def _reserve(file: int, length: int) -> None:

@@ -10,17 +10,23 @@ import collections
 import contextlib
 import hashlib
 import io
+import queue
 import tarfile
+import threading
 import uuid
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from infer.command import say
 from trainer.data.location import is_url, join, read
 from trainer.data.manifest import Manifest, Shard
 from trainer.data.tars import StrictInfo
 
+T = TypeVar("T")
+
+_TRIES = 8  # a minute's outage should not cost a training its pictures
 _AHEAD = 2  # shards that are read while the one before is used
 
 PICTURES = (".webp", ".png")
@@ -36,15 +42,18 @@ def shard_bytes(manifest: Manifest, shard: Shard) -> bytes:
     if not is_url(path):
         return read(path)
     kept = Path(manifest.cache, f"{shard.sha256}.tar") if manifest.cache else None
-    # Only whole files ever have this name.
-    if kept and kept.is_file():
-        return kept.read_bytes()
-    data = read(path, shard.bytes)
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
+    if kept and kept.is_file() and _is_whole(data := kept.read_bytes(), shard):
+        return data
+    data = read(path, shard.bytes, _TRIES)
+    if not _is_whole(data, shard):
         raise OSError("its sha256 is not the manifest's")
     if kept:
         _keep(data, kept)
     return data
+
+
+def _is_whole(data: bytes, shard: Shard) -> bool:
+    return hashlib.sha256(data).hexdigest() == shard.sha256
 
 
 def _keep(data: bytes, path: Path) -> None:
@@ -71,17 +80,20 @@ def shards_ahead(manifest: Manifest, shards: Iterable[Shard | None]) -> Iterator
     if not is_url(manifest.root):
         yield from map(content, shards)
         return
-    pool = ThreadPoolExecutor(_AHEAD, "shards")
-    reading: collections.deque[Future[bytes | OSError]] = collections.deque()
-    try:
-        for shard in shards:
-            reading.append(pool.submit(content, shard))
-            if len(reading) > _AHEAD:
-                yield reading.popleft().result()
-        while reading:
-            yield reading.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    reading: collections.deque[queue.SimpleQueue[bytes | OSError]] = collections.deque()
+    for shard in shards:
+        reading.append(_in_thread(partial(content, shard)))
+        if len(reading) > _AHEAD:
+            yield reading.popleft().get()
+    while reading:
+        yield reading.popleft().get()
+
+
+def _in_thread(action: Callable[[], T]) -> queue.SimpleQueue[T]:
+    """Where the result of ``action`` will be. Not a pool: the interpreter waits for its threads, Ctrl-C or not."""
+    result: queue.SimpleQueue[T] = queue.SimpleQueue()
+    threading.Thread(target=lambda: result.put(action()), daemon=True).start()
+    return result
 
 
 def pictures(shard: bytes) -> Iterator[bytes]:

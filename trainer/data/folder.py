@@ -15,8 +15,13 @@ from pathlib import Path
 from infer.command import UserError, say
 from trainer.data.location import local_path
 from trainer.data.remote import Halted
+from trainer.data.store import NAME, holds_work
 
 LOCK = ".lock"
+
+
+class Worthless(UserError):
+    """A mistake that makes all work done so far useless: going on would only repeat it."""
 
 
 @contextlib.contextmanager
@@ -54,9 +59,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 def work_folder(folder: Path, out: str | Path) -> Iterator[Path]:
     """The folder ``folder``, locked, with all that an earlier process left in it; made if need be.
 
-    It goes when the block ends or raises UserError, for that is a mistake that going on would only repeat. It stays
-    when the process is killed, when the block raises Halted, and when it raises anything else, such as
-    KeyboardInterrupt.
+    It goes when the block ends or raises Worthless, or when there is nothing in it yet. Else it stays, whatever the
+    block raises and when the process is killed.
 
     Args:
         out: what is made in it, for the messages.
@@ -69,13 +73,11 @@ def work_folder(folder: Path, out: str | Path) -> Iterator[Path]:
         with _locked(folder, out):
             try:
                 yield folder
-            except Halted:
-                raise
-            except KeyboardInterrupt:
-                say(f"{folder} keeps what is done: the same command goes on from there")
-                raise
-            except UserError:
-                shutil.rmtree(folder, ignore_errors=True)
+            except (UserError, KeyboardInterrupt) as error:
+                if isinstance(error, Worthless) or not holds_work(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+                elif not isinstance(error, Halted):  # which says so itself
+                    say(f"{folder} keeps what is done: the same command goes on from there")
                 raise
             shutil.rmtree(folder, ignore_errors=True)
     except (OSError, sqlite3.Error) as error:
@@ -122,9 +124,11 @@ def partial_folder(out: str | Path) -> Path:
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Give a ``work_folder``, within its block, the name ``out``."""
-    (folder / LOCK).unlink()
-    folder.replace(out.resolve())
+    """Give a ``work_folder``, within its block, the name ``out``. The store goes last: until then nothing is lost."""
+    out = out.resolve()
+    folder.replace(out)
+    for path in (*out.glob(f"{NAME}*"), out / LOCK):
+        path.unlink()
 
 
 def _remove_if_abandoned(folder: Path) -> None:

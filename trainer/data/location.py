@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
@@ -22,7 +22,7 @@ from infer.command import UserError, say
 T = TypeVar("T")
 
 PROTOCOLS = ("s3", "gs", "az", "http", "https")
-_TRIES = 5
+TRIES = 5
 _FIRST_PAUSE = 0.5  # seconds; each further one is twice as long
 
 
@@ -52,26 +52,40 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     protocol = url.partition(":")[0]
     if protocol not in PROTOCOLS or "::" in url:
         raise UserError(f"{url}: give a path, or a URL that begins with {', '.join(p + '://' for p in PROTOCOLS)}")
-    if "@" in urlsplit(url).netloc:
+    try:
+        netloc = urlsplit(url).netloc
+    except ValueError as error:
+        raise UserError(f"{url} is no URL: {error}") from None
+    if "@" in netloc:
         raise UserError(f"{protocol}://...@...: credentials are read from the environment, not from the URL")
     try:
         # No listing is remembered: a bucket is asked again after something was written to it.
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)
+        return fsspec.core.url_to_fs(url, use_listings_cache=False, **_options(protocol))
     except ImportError as error:
         raise UserError(f"{url}: {error}") from None
 
 
-def attempt(action: Callable[[], T], what: str) -> T:
+def _options(protocol: str) -> dict[str, Any]:
+    if protocol not in ("http", "https"):
+        return {}
+    from aiohttp import ClientTimeout
+
+    # By default a server that falls silent is waited for during five minutes, and at each attempt anew.
+    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
+
+
+def attempt(action: Callable[[], T], what: str, tries: int = TRIES) -> T:
     """The result of ``action``, tried again after growing pauses when the network or the server fails.
 
     Args:
         what: the name of the file or bucket, for what is said about the failures.
+        tries: the pauses between them add up to 8 seconds for 5, and to a minute for 8.
 
     Raises:
         OSError: of the last try, or of the first if another is of no use (no such file, no permission).
     """
     pause = _FIRST_PAUSE
-    for last in (*[False] * (_TRIES - 1), True):
+    for last in (*[False] * (tries - 1), True):
         try:
             return action()
         except _failures() as error:
@@ -99,7 +113,7 @@ def _lasting() -> tuple[type[Exception], ...]:
     return FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NoCredentialsError
 
 
-def read(location: str, length: int | None = None) -> bytes:
+def read(location: str, length: int | None = None, tries: int = TRIES) -> bytes:
     """The whole file at ``location``.
 
     Args:
@@ -111,7 +125,7 @@ def read(location: str, length: int | None = None) -> bytes:
     if not is_url(location):
         return _whole(Path(location).read_bytes(), length)
     place, path = filesystem(location)
-    return attempt(lambda: _whole(place.cat_file(path), length), location)
+    return attempt(lambda: _whole(place.cat_file(path), length), location, tries)
 
 
 def _whole(data: bytes, length: int | None) -> bytes:

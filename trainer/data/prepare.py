@@ -89,8 +89,12 @@ def _squares(image: Image.Image, options: Options) -> list[Image.Image | Rejecte
     """What is cut out of the picture, or why it is not: one or more."""
     if options.crop == "face":
         faces = _finder().find(image)
-        wanted = faces if options.faces == "all" else faces[:1]
-        return [_face(image, face, options) for face in wanted] or [Rejected("no face", None, _shown(image))]
+        if not faces:
+            return [Rejected("no face", None, _shown(image))]
+        cut = [_face(image, face, options) for face in faces]
+        if options.faces == "all":
+            return cut
+        return [next((face for face in cut if isinstance(face, Image.Image)), cut[0])]
     try:
         return [to_square(image, options.size, options.crop)]
     except ImageError as error:

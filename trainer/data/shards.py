@@ -20,7 +20,7 @@ from trainer.data.images import encode, pixel_digest
 from trainer.data.manifest import SPLITS, Manifest, Shard, Split, canonical_json
 from trainer.data.progress import progress
 from trainer.data.sheet import IMAGES, kept_sheet
-from trainer.data.store import File, Sample, Store
+from trainer.data.store import NAME, File, Sample, Store
 
 # Readers mix shards, so there should be at least four for each reader: 16 serve 2 ranks with 2 readers each. Many
 # small shards cost nothing but files; large ones make the shuffle coarse and a retried download dear.
@@ -154,5 +154,5 @@ def write_shards(
             write_data_set(
                 store, folder, size=size, seed=seed, val_fraction=val_fraction, source=source, options=options or {}
             )
-        store.remove()
+        (folder / NAME).unlink()
     return Manifest.load(out)

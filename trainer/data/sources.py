@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from infer.command import UserError
+from infer.command import UserError, without_queries
 from trainer.data import remote
 from trainer.data.images import ImageError
 from trainer.data.location import filesystem, is_url, join
@@ -68,8 +68,10 @@ class Member:
             raise ImageError(f"too large: {self.length:,} bytes, at most {MAX_BYTES:,}")
         try:
             return self.fetch()
+        except (FileNotFoundError, PermissionError) as error:
+            raise ImageError(f"not readable: {error.strerror or 'gone, or no permission'}") from None
         except _UNREADABLE as error:
-            raise ImageError(f"not readable: {error}") from None
+            raise ImageError(without_queries(f"not readable: {error}")) from None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ in one transaction, so what is in the store is always a beginning of the work.
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
@@ -85,6 +86,17 @@ class File:
     version: str
 
 
+def holds_work(folder: Path) -> bool:
+    """Whether a store in ``folder``, which is not open, knows of any file."""
+    if not (folder / NAME).is_file():
+        return False
+    with contextlib.closing(sqlite3.connect(folder / NAME)) as db:
+        try:
+            return db.execute("SELECT 1 FROM samples LIMIT 1").fetchone() is not None
+        except sqlite3.DatabaseError:
+            return False
+
+
 class Store:
     """The work on one data set, in ``folder``. One process at a time may have it open.
 
@@ -137,15 +149,12 @@ class Store:
         self.close()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, and remove from the folder what was made of it."""
         self._db.close()
-        self.remove()
+        for path in self._path.parent.iterdir():
+            if not path.name.startswith("."):  # the lock is
+                path.unlink()
         self._open()
-
-    def remove(self) -> None:
-        """Remove the file, after it was closed."""
-        for path in self._path.parent.glob(f"{NAME}*"):
-            path.unlink()
 
     def commit(self) -> None:
         self._db.execute("COMMIT")
@@ -237,9 +246,9 @@ class Store:
         for name, reason, score in rows:
             yield os.fsdecode(name), os.fsdecode(reason), score
 
-    def looked_at(self) -> int:
-        """Pictures, kept or rejected."""
-        return int(self._db.execute("SELECT count(*) FROM samples").fetchone()[0])
+    def num_files(self) -> int:
+        """Files looked at."""
+        return int(self._db.execute("SELECT count(DISTINCT file) FROM samples").fetchone()[0])
 
     def smaller_than(self, size: int) -> int:
         """Kept pictures whose original has a shorter side of fewer than ``size`` pixels."""

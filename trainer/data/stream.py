@@ -10,6 +10,7 @@ more than the share ``manifest.max_broken`` of a split is unusable, that is an e
 
 from __future__ import annotations
 
+import bisect
 import io
 import itertools
 import random
@@ -31,10 +32,12 @@ from trainer.data.manifest import Manifest, Shard
 
 
 class Sample(NamedTuple):
-    """A picture on its way: its number in the concatenated shards, and as encoded; empty if that is not needed."""
+    """A picture on its way: its number in the concatenated shards; as encoded, empty if that is not needed; and what is
+    wrong with its shard."""
 
     number: int
     encoded: bytes
+    problem: str = ""
 
 
 class Batch(NamedTuple):
@@ -56,13 +59,14 @@ class Reader:
     def __init__(self, manifest: Manifest, split: str, decoded: DecodedPictures | None = None) -> None:
         self.manifest, self.split, self.decoded = manifest, split, decoded
         self.shards = manifest.splits[split].shards
-        ends = itertools.accumulate(shard.images for shard in self.shards)
-        self.ranges = {shard: range(end - shard.images, end) for shard, end in zip(self.shards, ends, strict=True)}
+        self.ends = list(itertools.accumulate(shard.images for shard in self.shards))
+        self.ranges = {s: range(end - s.images, end) for s, end in zip(self.shards, self.ends, strict=True)}
         self.broken: dict[str, set[int]] = {}
         self.reasons: dict[str, str] = {}
 
     def samples(self, shards: Iterable[Shard]) -> Iterator[Sample]:
-        """The samples of some shards in order. Of a shard whose pictures are all in memory nothing is read."""
+        """The samples of some shards in order, lost ones too, so that the order does not depend on what is lost. Of a
+        shard whose pictures are all in memory nothing is read."""
         wanted, asked = itertools.tee(shards)
         ahead = shards_ahead(self.manifest, (None if self._is_known(shard) else shard for shard in asked))
         for shard, content in zip(wanted, ahead, strict=True):
@@ -78,7 +82,7 @@ class Reader:
                 reason = "pictures are missing"
             except (OSError, tarfile.TarError) as error:
                 reason = str(error)
-            self._give_up(shard, numbers, reason)
+            yield from (Sample(number, b"", reason) for number in numbers)
 
     def decode(self, sample: Sample) -> np.ndarray | None:
         """The picture of a sample, uint8 ``[3, size, size]``; None if it is unusable. Nothing is unpickled.
@@ -89,31 +93,31 @@ class Reader:
         number = sample.number
         if self.decoded and (ready := self.decoded.get(number)) is not None:
             return ready
+        shard = self.shards[bisect.bisect_right(self.ends, number)]
+        if sample.problem or (self.decoded and self.decoded.is_broken(number)):
+            self._give_up(shard, number, sample.problem or "found to be unusable before")
+            return None
         try:
-            if self.decoded and self.decoded.is_broken(number):
-                raise ValueError("found to be unusable before")
             pixels = _decode(sample.encoded, self.manifest.size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            shard = next(shard for shard, numbers in self.ranges.items() if number in numbers)
-            reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
-            self._give_up(shard, [number], reason)
+            if self.decoded:
+                self.decoded.put_broken(number)
+            self._give_up(shard, number, "not a picture" if isinstance(error, UnidentifiedImageError) else str(error))
             return None
+        self.broken.get(shard.name, set()).discard(number)  # an outage may have ended
         if self.decoded:
             self.decoded.put(number, pixels)
         return pixels
 
     def counts(self) -> dict[str, int]:
-        return {name: len(numbers) for name, numbers in self.broken.items()}
+        return {name: len(numbers) for name, numbers in self.broken.items() if numbers}
 
     def _is_known(self, shard: Shard) -> bool:
         return self.decoded is not None and self.decoded.is_known(self.ranges[shard])
 
-    def _give_up(self, shard: Shard, numbers: Iterable[int], reason: str) -> None:
-        for number in numbers:
-            self.broken.setdefault(shard.name, set()).add(number)
-            self.reasons.setdefault(shard.name, reason)
-            if self.decoded:
-                self.decoded.put_broken(number)
+    def _give_up(self, shard: Shard, number: int, reason: str) -> None:
+        self.broken.setdefault(shard.name, set()).add(number)
+        self.reasons.setdefault(shard.name, reason)
         count, images = sum(map(len, self.broken.values())), self.manifest.splits[self.split].images
         if count > self.manifest.max_broken * images:
             names = "; ".join(f"{name}: {n} ({self.reasons[name]})" for name, n in self.counts().items())
@@ -146,19 +150,21 @@ class _TrainStream(IterableDataset[Batch]):
         seed: int,
         batch: int,
         per_segment: int,
-        starts: Iterable[int],
+        nimg: int,
+        per_segment_images: int,
         buffer: int,
     ) -> None:
         self.manifest, self.decoded = manifest, decoded
         self.rank, self.seed = rank, seed
-        self.batch, self.per_segment, self.starts = batch, per_segment, starts
+        self.batch, self.per_segment = batch, per_segment
+        self.nimg, self.per_segment_images = nimg, per_segment_images
         self.buffer = buffer
 
     def __iter__(self) -> Iterator[Batch]:
         this, readers = _which_reader()
         reader = Reader(self.manifest, "train", self.decoded)
         try:
-            for start in self.starts:
+            for start in itertools.count(self.nimg, self.per_segment_images):
                 images = self._images(reader, f"{self.seed}/{self.rank}/{this}/{start}")
                 for _ in range(self.per_segment // readers):
                     yield Batch(_stack(itertools.islice(images, self.batch)), reader.counts())
@@ -223,9 +229,8 @@ def train_batches(
             pictures come in which order does not depend on it.
     """
     readers = max((r for r in range(1, readers + 1) if batches_per_segment % r == 0), default=0)
-    starts = itertools.count(nimg, images_per_segment)
     decoded = decoded_pictures(manifest, memory)
-    dataset = _TrainStream(manifest, decoded, rank, seed, batch, batches_per_segment, starts, buffer)
+    dataset = _TrainStream(manifest, decoded, rank, seed, batch, batches_per_segment, nimg, images_per_segment, buffer)
     return TrainBatches(_loader(dataset, readers, pin_memory))
 
 
@@ -276,9 +281,7 @@ class _EvalStream(IterableDataset[Batch]):
             images = (pixels for pixels in map(reader.decode, samples) if pixels is not None)
             while chunk := list(itertools.islice(images, self.batch_size)):
                 yield Batch(_stack(chunk), {})
-            # A shard that is damaged before this reader's part is the concern of the reader whose part it is in.
-            broken = {name: sum(start <= n < stop for n in numbers) for name, numbers in reader.broken.items()}
-            yield Batch(torch.empty(0), broken)
+            yield Batch(torch.empty(0), reader.counts())
         except UserError as error:
             yield Batch(torch.empty(0), {}, str(error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,20 @@ def check(url: str) -> str:
     return url.rstrip("/")
 
 
-def check_vacant(url: str, store: Store) -> None:
-    """Raises UserError if there is anything at ``url`` but what this build brought there before it was stopped."""
-    if strangers := sorted(set(_found(url)) - set(store.uploads())):
+def check_vacant(url: str, ours: Collection[str]) -> dict[str, tuple[int, str]]:
+    """Whether there is nothing at ``url`` but what this build brought there before it was stopped, by name.
+
+    Returns:
+        Length and version of each object there, by name.
+
+    Raises:
+        UserError: there is.
+        Halted: the bucket cannot be asked.
+    """
+    found = _found(url)
+    if strangers := sorted(set(found) - set(ours)):
         raise UserError(f"{url} is not empty, it holds {strangers[0]}: give another OUT, or remove it first")
+    return found
 
 
 def upload(folder: Path, url: str, store: Store) -> None:
@@ -35,7 +46,8 @@ def upload(folder: Path, url: str, store: Store) -> None:
         Halted: the bucket cannot be written, in spite of retries.
     """
     place, root = filesystem(url)
-    found, known = _found(url), store.uploads()
+    known = store.uploads()
+    found = check_vacant(url, known)  # again: the work may have taken hours
     paths = [path for path in folder.iterdir() if path.name != LOCK and not path.name.startswith(NAME)]
     paths.sort(key=lambda path: (path.name == MANIFEST, path.suffix != ".tar", path.name))
     for path in progress(paths, "upload", "file", len(paths)):
@@ -64,5 +76,5 @@ def _found(url: str) -> dict[str, tuple[int, str]]:
     except FileNotFoundError as error:
         raise UserError(f"cannot write {url}: {error}") from None
     except OSError as error:
-        raise UserError(f"cannot look into {url}: {error}") from None
+        raise Halted(f"cannot look into {url}: {error}") from None
     return {path.removeprefix(root).lstrip("/"): (info["size"], stamp(info)) for path, info in found.items()}

@@ -6,10 +6,13 @@ import functools
 import http.server
 import itertools
 import json
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,9 +188,9 @@ def test_failures_of_the_network_are_tried_again(
 def test_a_shard_that_stays_away_is_named(local: Manifest, web: Server) -> None:
     gone = local.splits["train"].shards[1].name
     web.failures[f"/cats/{gone}"] = ["503"] * 100
-    with pytest.raises(UserError, match=rf"unusable.*{gone}: 2 \(503.*\)"):
+    with pytest.raises(UserError, match=rf"unusable.*{gone}: 1 \(503.*\)"):
         pixels(Manifest.load(f"{web.url}/cats"))
-    assert web.asked[f"/cats/{gone}"] == 5
+    assert web.asked[f"/cats/{gone}"] == 8
 
 
 def test_what_does_not_exist_is_not_asked_for_again(web: Server) -> None:
@@ -221,6 +224,35 @@ def test_cached_shards_are_downloaded_once_and_only_whole(local: Manifest, web: 
         assert shard_bytes(remote, shard) == Path(local.root, shard.name).read_bytes()
     assert web.asked[path] == 2
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [f"{shard.sha256}.tar"]
+
+
+def test_a_damaged_file_in_the_cache_is_downloaded_again(local: Manifest, web: Server, tmp_path: Path) -> None:
+    remote = replace(Manifest.load(f"{web.url}/cats"), cache=str(tmp_path))
+    shard = remote.splits["train"].shards[0]
+    for content in (b"", bytes(shard.bytes)):
+        (tmp_path / f"{shard.sha256}.tar").write_bytes(content)
+        assert shard_bytes(remote, shard) == Path(local.root, shard.name).read_bytes()
+        assert (tmp_path / f"{shard.sha256}.tar").read_bytes() == Path(local.root, shard.name).read_bytes()
+
+
+def test_ctrl_c_does_not_wait_for_a_silent_server(local: Manifest, tmp_path: Path) -> None:
+    """The server accepts connections and never answers."""
+    shutil.copytree(local.root, tmp_path / "cats")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        code = (
+            "import dataclasses\nfrom trainer.data.manifest import Manifest\nfrom trainer.data.stream import eval_images\n"
+            f"m = dataclasses.replace(Manifest.load({str(tmp_path / 'cats')!r}), root={url!r})\n"
+            "print('reading', flush=True); list(eval_images(m, 'train'))"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "reading\n"
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) != 0
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_the_reading(local: Manifest, web: Server, tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infer.command import UserError
+from infer.command import UserError, without_queries
 from trainer.data import prepare, sources
 from trainer.data.build import Report, build
 from trainer.data.folder import work_folder
 from trainer.data.remote import Halted
 from trainer.data.store import Store
+from trainer.data.verify import verify
 
 NUM = 30
 
@@ -321,3 +322,96 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path, monkeypatch: pyt
     finally:
         tracemalloc.stop()
     assert peak < 5 << 20
+
+
+def test_nothing_of_an_earlier_job_comes_into_the_data_set(pics: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from trainer.data import shards
+
+    original = shards._write_shard
+
+    def write(store: Store, path: Path, *args: Any) -> None:
+        if path.name.startswith("val"):
+            raise Stop
+        original(store, path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_write_shard", write)
+        with pytest.raises(Stop):
+            run(pics, tmp_path / "out")
+    assert len(list((tmp_path / ".out.partial").glob("train-*.tar"))) > 5
+    for path in list(pics.glob("*.png"))[5:]:
+        path.unlink()
+    (pics / "one.png").unlink(missing_ok=True)
+    report = run(pics, tmp_path / "out", size=8)
+    manifest = verify(tmp_path / "out")  # which names shards that are not in the manifest
+    assert sum(split.images for split in manifest.splits.values()) == report.kept <= 5
+
+
+def test_target_taken_meanwhile_costs_nothing(pics: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from trainer.data import build as building
+
+    original = building.publish
+
+    def publish(folder: Path, out: Path) -> None:
+        out.mkdir()
+        (out / "stranger").touch()
+        original(folder, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "publish", publish)
+        with pytest.raises(Halted, match="what is done is kept"):
+            run(pics, tmp_path / "out")
+    (tmp_path / "out" / "stranger").unlink()
+    report = run(pics, tmp_path / "out")
+    assert (report.resumed, report.kept) == (NUM + 1, NUM)
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} <= {".tar", ".json", ".png", ".csv"}
+
+
+def test_source_that_cannot_be_listed_any_more_costs_nothing(
+    pics: Path, tmp_path: Path, monkeypatch: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7, Stop())
+        with pytest.raises(Stop):
+            run(pics, tmp_path / "out")
+
+    def fail(*_: Any) -> Iterator[Any]:
+        raise UserError("stale file handle")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_in_folder", fail)
+        with pytest.raises(UserError, match="stale"):
+            run(pics, tmp_path / "out")
+    assert "keeps what is done" in capfd.readouterr().err
+    assert run(pics, tmp_path / "out").resumed == 7
+
+
+def test_sources_that_change_after_reading_are_read_afresh(pics: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from trainer.data import build as building
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stop
+
+    for change in (lambda: (pics / "0003.png").unlink(), lambda: Image.new("L", (20, 20)).save(pics / "zz.png")):
+        with monkeypatch.context() as patch:
+            patch.setattr(building, "write_data_set", stop)
+            with pytest.raises(Stop):
+                run(pics, tmp_path / "out")
+        change()
+    report = run(pics, tmp_path / "out")
+    assert (report.resumed, report.kept, report.read) == (0, NUM - 1, NUM + 1)
+
+
+def test_reasons_and_messages_hold_no_signatures() -> None:
+    def gone() -> bytes:
+        raise FileNotFoundError("http://127.0.0.1/x.png?X-Amz-Signature=SECRET")
+
+    def broken() -> bytes:
+        raise OSError("cannot get http://127.0.0.1/x.png?X-Amz-Signature=SECRET, really")
+
+    for fetch in (gone, broken):
+        with pytest.raises(ValueError, match="not readable") as caught:
+            sources.Member("x.png", 1, fetch).read()
+        assert "SECRET" not in str(caught.value)
+    assert without_queries("see s3://a/b?c=SECRET, and http://x/y") == "see s3://a/b, and http://x/y"

@@ -75,7 +75,7 @@ def test_evaluation_meets_each_picture_once_with_reader_processes(manifest: Mani
 def test_shards_that_hold_less_than_the_manifest_says_are_noticed(manifest: Manifest):
     shards = manifest.splits["val"].shards
     lying = replace(manifest, splits={"val": Split((replace(shards[0], images=99), *shards[1:]))})
-    with pytest.raises(UserError, match=rf"{shards[0].name}: 88 \(pictures are missing\)"):
+    with pytest.raises(UserError, match=rf"{shards[0].name}: 1 \(pictures are missing\)"):
         list(eval_images(lying, "val"))
 
 
@@ -181,6 +181,35 @@ def test_a_shard_that_breaks_off_loses_the_rest_of_it_only(copy: Manifest):
     assert numbers(eval_images(copy, "train")) == [whole[0], *whole[shard.images :]]
     Path(copy.root, shard.name).unlink()
     assert numbers(eval_images(copy, "train")) == whole[shard.images :]
+
+
+def test_what_is_lost_does_not_change_the_order_of_the_rest(copy: Manifest):
+    """Neither with memory, nor when another reader already has the pictures of the damaged shard."""
+    shard = copy.splits["train"].shards[4]
+    path = Path(copy.root, shard.name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 3])
+    without = take(stream(copy), 60)
+    assert take(stream(copy, memory=1 << 20), 60) == without
+
+
+def test_an_outage_of_one_reader_loses_nothing_for_others_and_ends(copy: Manifest):
+    shard = copy.splits["train"].shards[0]
+    path = Path(copy.root, shard.name)
+    memory = decoded_pictures(copy, 1 << 20)
+    reader, other = Reader(copy, "train", memory), Reader(copy, "train", memory)
+    away = path.rename(path.with_suffix(".away"))
+    assert [reader.decode(s) for s in reader.samples([shard])] == [None] * shard.images
+    assert reader.counts() == {shard.name: shard.images}
+    away.rename(path)
+    for each in (other, reader):
+        assert all(each.decode(s) is not None for s in each.samples([shard]))
+    fresh = Reader(copy, "train")
+    path.rename(away)
+    assert [fresh.decode(s) for s in fresh.samples([shard])] == [None] * shard.images
+    away.rename(path)
+    assert all(fresh.decode(s) is not None for s in fresh.samples([shard]))
+    assert fresh.counts() == {}
 
 
 @pytest.mark.parametrize("readers", [0, 2])
