@@ -241,7 +241,8 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(local: Manifest, tmp_path: Pat
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         code = (
-            "import dataclasses\nfrom trainer.data.manifest import Manifest\nfrom trainer.data.stream import eval_images\n"
+            "import dataclasses\nfrom trainer.data.manifest import Manifest\n"
+            "from trainer.data.stream import eval_images\n"
             f"m = dataclasses.replace(Manifest.load({str(tmp_path / 'cats')!r}), root={url!r})\n"
             "print('reading', flush=True); list(eval_images(m, 'train'))"
         )
