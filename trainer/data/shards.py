@@ -154,5 +154,6 @@ def write_shards(
             write_data_set(
                 store, folder, size=size, seed=seed, val_fraction=val_fraction, source=source, options=options or {}
             )
-        (folder / NAME).unlink()
+        for path in folder.glob(f"{NAME}*"):
+            path.unlink()
     return Manifest.load(out)

@@ -221,7 +221,8 @@ def test_stopped_build_leaves_no_process_and_is_no_obstacle(tmp_path: Path, how:
             os.kill(pid, signal.SIGKILL)
         process.wait()
     assert not out.exists()
-    assert (tmp_path / ".out.partial").is_dir()
+    # After Ctrl-C, which the process notices, a folder without a finished picture goes.
+    assert (tmp_path / ".out.partial").is_dir() or how == signal.SIGINT
     options = ["--size", "32", "--processes", "1", "--keep", "dark,flat,blurred"]
     assert main(["build", str(tmp_path / "large.png"), str(out), *options])["kept"] == 1
     assert list(tmp_path.glob(".out.*")) == []
