@@ -16,7 +16,7 @@ from trainer.step import GAN
 
 _NUM = 512
 _BATCH = 64
-_GRACE = 0.2
+_GRACE, _GRACE_KIMG = 0.2, 10.0  # of a training, and at least: before that a generator draws noise
 _OVERFITTED = 0.5
 
 
@@ -56,7 +56,7 @@ def warnings(signs: dict[str, float], config: Config, nimg: int) -> list[str]:
     Nothing while networks know nothing yet, or are not grown up: that is no news.
     """
     found: list[str] = []
-    if nimg / 1000 < max(_GRACE * config.kimg, grown_kimg(config)):
+    if nimg / 1000 < max(_GRACE * config.kimg, _GRACE_KIMG, grown_kimg(config)):
         return found
     if signs["diversity"] < config.stop.min_diversity:
         found.append(

@@ -56,13 +56,13 @@ def test_the_real_networks_can_be_asked(family: str, shards: Path):
 
 def test_collapse_and_overfitting_are_told():
     config = tiny("dcgan")
-    (collapse,) = warnings({"diversity": 0.1}, config, 150)
+    (collapse,) = warnings({"diversity": 0.1}, config, 15_000)
     assert "mode collapse" in collapse
     overfitted = {"diversity": 0.9, "d/overfitting": 0.8}
-    (warning,) = warnings(overfitted, config, 150)
+    (warning,) = warnings(overfitted, config, 15_000)
     assert "by heart" in warning
     assert "--augment.target" in warning
-    (warning,) = warnings(overfitted, tiny("r3gan"), 150)
+    (warning,) = warnings(overfitted, tiny("r3gan"), 15_000)
     assert "--augment.target" not in warning, "its critic has no level to steer by"
-    assert warnings({"diversity": 0.9, "d/overfitting": 0.1}, config, 150) == []
+    assert warnings({"diversity": 0.9, "d/overfitting": 0.1}, config, 15_000) == []
     assert warnings({"diversity": 0.1, "d/overfitting": 0.8}, config, 10) == [], "untrained"

@@ -264,7 +264,8 @@ _Content = tuple[_Labelled, bytes | str]
 
 def _results(files: Iterator[_Listed], job: _Job, processes: int) -> Generator[tuple[_Labelled, Results]]:
     """What comes of each file, in order."""
-    chunks = _chunks(_contents(files, job.labels))
+    # Faces take half a second each: what is under way when a build is stopped should not be much.
+    chunks = _chunks(_contents(files, job.labels), 4 if job.options.crop == "face" else 32)
     if not processes:
         for labelled, contents in chunks:
             yield from zip(labelled, prepare.prepare(contents, job.options), strict=True)
@@ -292,7 +293,7 @@ def _in_processes(
 _Chunk = tuple[list[_Labelled], list[bytes | str]]
 
 
-def _chunks(contents: Iterator[_Content]) -> Iterator[_Chunk]:
+def _chunks(contents: Iterator[_Content], most: int) -> Iterator[_Chunk]:
     """Enough small files to be worth a message between processes, few enough large ones to bound the memory."""
     labelled: list[_Labelled] = []
     together: list[bytes | str] = []
@@ -301,7 +302,7 @@ def _chunks(contents: Iterator[_Content]) -> Iterator[_Chunk]:
         labelled.append(file)
         together.append(content)
         size += len(content)
-        if len(labelled) == 32 or size >= 1 << 20:
+        if len(labelled) == most or size >= 1 << 20:
             yield labelled, together
             labelled, together, size = [], [], 0
     yield labelled, together

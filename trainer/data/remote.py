@@ -48,7 +48,9 @@ def info(url: str) -> dict[str, Any]:
     place, path = filesystem(url)
     try:
         return dict(attempt(lambda: place.info(path), url))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if isinstance(error.__cause__, OSError):  # so fsspec's http reports a server that does not answer
+            raise UserError(f"cannot read {url}: {error.__cause__}") from None
         raise UserError(f"there is nothing at {url}: give a folder, zip, tar or picture") from None
     except OSError as error:
         raise UserError(f"cannot read {url}: {error}") from None

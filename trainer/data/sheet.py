@@ -43,5 +43,5 @@ def _opened(picture: bytes) -> Image.Image:
 def _tile(picture: Image.Image, caption: str) -> np.ndarray:
     tile = Image.new("RGB", (_SIDE, _SIDE + _CAPTION), "white")
     tile.paste(picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
-    ImageDraw.Draw(tile).text((3, _SIDE + 2), caption, "black", ImageFont.load_default(11))
+    ImageDraw.Draw(tile).text((3, _SIDE + 2), caption.replace(" ", "  "), "black", ImageFont.load_default(11))
     return np.asarray(tile)

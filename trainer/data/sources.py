@@ -192,7 +192,12 @@ def _in_folder(folder: str, name: str) -> Iterator[Member]:
     folders = []
     for entry in entries:
         inside = f"{name}/{entry.name}"
-        if not entry.is_dir():
+        try:
+            is_folder = entry.is_dir()
+        except OSError as error:  # a link to itself
+            yield Member(inside, problem=f"not readable: {error.strerror}")
+            continue
+        if not is_folder:
             yield _on_disk(entry, inside)
         elif entry.is_symlink():
             yield Member(inside, problem="a link to a folder: give it as a source of its own")

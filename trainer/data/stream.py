@@ -179,7 +179,9 @@ class _TrainStream(IterableDataset[Batch]):
         endless = itertools.chain.from_iterable(
             of_shards.sample(reader.shards, len(reader.shards)) for _ in itertools.count()
         )
-        samples = shuffle(self.buffer, initial=self.buffer, rng=of_samples)(reader.samples(endless))
+        # A buffer larger than the set would read it several times over before the first picture.
+        buffer = min(self.buffer, self.manifest.splits["train"].images)
+        samples = shuffle(buffer, initial=buffer, rng=of_samples)(reader.samples(endless))
         return (pixels for pixels in map(reader.decode, samples) if pixels is not None)
 
 
