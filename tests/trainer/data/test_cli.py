@@ -186,6 +186,11 @@ def ignores_interrupt(pid: int) -> bool:
     return False
 
 
+def heed_interrupts() -> None:
+    """In a child: else it would ignore Ctrl-C where the tests run in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 60
     while not condition():
@@ -206,6 +211,7 @@ def test_stopped_build_leaves_no_process_and_is_no_obstacle(tmp_path: Path, how:
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=heed_interrupts,
     )
     try:
         # Two helpers of multiprocessing and two workers, all ready; they leave Ctrl-C to their parent.

@@ -247,7 +247,13 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(local: Manifest, tmp_path: Pat
             "print('reading', flush=True); list(eval_images(m, 'train'))"
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            # Else it would ignore Ctrl-C where the tests run in the background of a shell.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "reading\n"
