@@ -1,43 +1,48 @@
 """What is kept of a training: checkpoints to continue from, and the generator's weights to use.
 
-A checkpoint is a folder ``checkpoint_<nimg>`` with one file, ``state.pt``: both networks, the average, both
-optimisers, the position in images, the augmentation's strength, each rank's random state, the best metric, the
-configuration and the MLflow run. It holds tensors and plain values only and is read with ``weights_only=True``.
+A checkpoint is a folder ``checkpoint_<nimg>``. Its ``state.pt`` holds both networks, the average, both optimisers,
+the position in images, the augmentation's strength, each rank's random state, the best metric, the configuration and
+the MLflow run: tensors and plain values only, read with ``weights_only=True``. ``checkpoint.json`` has the length and
+SHA-256 of ``state.pt`` and is written last, so that what was cut off or damaged is known for what it is.
 Released weights are safetensors whose header carries the configuration and where they come from.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-import os
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 
 from infer.command import UserError
 from trainer.config import Config
 from trainer.models import AtLevel, Generator, build_generator
-from trainer.step import GAN
 
 FORMAT_VERSION = 2
 NUM_TO_KEEP = 2
-_STATE = "state.pt"
-_FOLDER = re.compile(r"checkpoint_\d{9,}")
+PREFIX = "checkpoint_"
+_STATE, _LAST = FILES = ("state.pt", "checkpoint.json")
+"""The files of a checkpoint, in the order in which they are written."""
+
+_FOLDER = re.compile(PREFIX + r"\d{9,}")
 
 
 def folder_name(nimg: int) -> str:
     """Names sort by position."""
-    return f"checkpoint_{nimg:012d}"
+    return f"{PREFIX}{nimg:012d}"
 
 
-def position(folder: Path) -> int:
+def position(name: str) -> int:
     """Images seen, from a checkpoint folder's name."""
-    return int(folder.name.removeprefix("checkpoint_"))
+    return int(name.removeprefix(PREFIX))
 
 
 def find_all(run_dir: Path) -> list[Path]:
@@ -48,30 +53,46 @@ def find_all(run_dir: Path) -> list[Path]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    return (folder / _STATE).is_file()
+    """Whether ``folder`` holds a checkpoint that was written to its end."""
+    return (folder / _LAST).is_file()
 
 
-def save(folder: Path, gan: GAN, nimg: int, rng: list[dict[str, Any]], extra: dict[str, Any]) -> None:
-    """Write everything into ``folder``.
+def is_last_file(name: str) -> bool:
+    """Whether ``name``, from the run's folder on, is the file that completes a checkpoint."""
+    folder, _, file = name.partition("/")
+    return file == _LAST and _FOLDER.fullmatch(folder) is not None
 
-    Args:
-        rng: random state of each rank, see ``rng_state``.
-        extra: best metric, MLflow run id and the like; plain values.
+
+def encode(state: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a checkpoint with this state, in the order in which they are to be written."""
+    buffer = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
+    data = buffer.getvalue()
+    end = {"format_version": FORMAT_VERSION, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {_STATE: data, _LAST: json.dumps(end).encode()}
+
+
+def decode(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
+    """The state in the files of the checkpoint ``where``, on the CPU.
+
+    Raises:
+        UserError: a broken one, or one of another format version.
     """
-    state = {
-        "format_version": FORMAT_VERSION,
-        "nimg": nimg,
-        "config": gan.config.to_dict(),
-        "augment_p": float(gan.p),
-        **gan.state_dict(),
-        "rng": rng,
-        **extra,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _STATE).open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    data = files[_STATE]
+    try:
+        end = json.loads(files[_LAST])
+        version, expected = end["format_version"], (end["bytes"], end["sha256"])
+    except (ValueError, TypeError, LookupError):
+        raise UserError(f"{where} cannot be read: its {_LAST} is damaged") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{where} has format version {version}; this program reads version {FORMAT_VERSION}")
+    if (len(data), hashlib.sha256(data).hexdigest()) != expected:
+        raise UserError(f"{where} cannot be read: its {_STATE} is damaged ({len(data)} bytes)")
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{where} cannot be read: {next(iter(str(error).splitlines()), 'it is empty')}") from error
+    return state
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -80,18 +101,13 @@ def load(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no checkpoint there, a broken one, or one of another format version.
     """
-    path = folder / _STATE
-    if not path.is_file():
-        raise UserError(f"{folder} is not a checkpoint (no {_STATE} in it)")
+    if not is_checkpoint(folder):
+        raise UserError(f"{folder} is not a checkpoint (no {_LAST} in it)")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), "it is empty")
-        raise UserError(f"{path} cannot be read: {reason}") from error
-    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
-        version = state.get("format_version") if isinstance(state, dict) else None
-        raise UserError(f"{path} has format version {version}; this program reads version {FORMAT_VERSION}")
-    return state
+        files = {file: (folder / file).read_bytes() for file in FILES}
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+    return decode(files, str(folder))
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -108,17 +124,14 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def save_generator(path: Path, generator: Generator, info: dict[str, Any]) -> None:
-    """Write the weights as safetensors, atomically; ``info`` (JSON) goes into the header.
+def encode_generator(tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any]) -> bytes:
+    """Weights as a safetensors file; ``info`` (JSON) goes into its header.
 
     Args:
         info: recipe, kimg, metric, run_id, dataset_digest, config.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
-    save_file(tensors, temporary, metadata={"catgan": json.dumps({"format_version": FORMAT_VERSION, **info})})
-    temporary.replace(path)
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return to_safetensors(own, metadata={"catgan": json.dumps({"format_version": FORMAT_VERSION, **info})})
 
 
 def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:

@@ -140,11 +140,13 @@ def _check_progress(config: Config, check: Check) -> None:
     check(config.kimg > 0, f"--kimg {config.kimg:g}: give more than 0")
     check(config.seed >= 0, f"--seed {config.seed}: give 0 or more")
     check(config.stop.patience_kimg >= 0, f"--stop.patience-kimg {config.stop.patience_kimg:g}: give 0 or more")
+    check(config.stop.rollbacks >= 0, f"--stop.rollbacks {config.stop.rollbacks}: give 0 or more")
     check(config.loader.workers >= 0, f"--loader.workers {config.loader.workers}: give 0 or more")
     check(config.loader.shuffle_buffer >= 1, "--loader.shuffle-buffer: give 1 or more")
     check(config.loader.memory_mib >= 0, f"--loader.memory-mib {config.loader.memory_mib}: give 0 or more")
     check(0 <= config.loader.max_broken < 1, f"--loader.max-broken {config.loader.max_broken}: give 0 to below 1")
     check(config.eval.num >= 2, f"--eval.num {config.eval.num}: give 2 or more")
+    check(0 < config.eval.budget <= 1, f"--eval.budget {config.eval.budget:g}: give a share above 0, up to 1")
     check(track.tick_kimg > 0, "--track.tick-kimg: give more than 0")
     check(
         track.snapshot_kimg >= track.tick_kimg,

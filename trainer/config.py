@@ -166,6 +166,9 @@ class StopConfig:
 
     patience_kimg: float = 0.0
     """End when the metric has not improved for so many thousand images; 0: never."""
+    rollbacks: int = 0
+    """When a loss or a weight is no longer finite, go on from the last checkpoint with half the learning rates, so
+    many times; then, or with 0, end and keep the best generator."""
     min_diversity: float = 0.2
     """Warn of mode collapse when the spread of the generated pictures' features, relative to that of the reals', is
     below this."""
@@ -198,6 +201,9 @@ class EvalConfig:
     """pytorch-fid's InceptionV3 weights file."""
     num: int = 2048
     """Generated pictures per evaluation."""
+    budget: float = 1.0
+    """Share of the time that evaluations may take, such as 0.05: where they take more, snapshots go without. The last
+    one is always evaluated."""
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer import checkpoint
+from trainer.metrics.ranks import from_rank_zero
+
+Notice = Literal["save", "stop"]
+"""save: this machine may go soon, a checkpoint is wanted now. stop: that, and the end."""
 
 
 class Context(Protocol):
@@ -22,13 +21,12 @@ class Context(Protocol):
     world_size: int
     device: torch.device
 
-    def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
-        """The folder of the checkpoint to continue from, for as long as the context is open; None: start afresh."""
+    def notice(self) -> Notice | None:
+        """What the surroundings ask for. Every rank calls this at each tick, and all get the same answer."""
         ...
 
-    def report(self, metrics: dict[str, Any], folder: Path | None, name: str) -> None:
-        """Persist the checkpoint in ``folder`` as ``name``. Every rank calls this equally often (it is a barrier);
-        rank 0 passes the folder, which is consumed, the others None."""
+    def report(self, metrics: dict[str, Any]) -> None:
+        """Tell the cluster how far training is. Every rank calls this equally often: it is a barrier."""
         ...
 
 
@@ -38,55 +36,55 @@ class LocalContext:
     rank = 0
     world_size = 1
 
-    def __init__(self, run_dir: Path, resume_from: Path | None) -> None:
+    def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.run_dir, self.resume_from = run_dir, resume_from
+        self.is_stopping = False
 
-    @contextmanager
-    def latest_checkpoint(self) -> Iterator[Path | None]:
-        yield self.resume_from
+    def stop(self) -> None:
+        """Have training end at the next tick."""
+        self.is_stopping = True
 
-    def report(self, metrics: dict[str, Any], folder: Path | None, name: str) -> None:
-        assert folder is not None
-        final = self.run_dir / name
-        shutil.rmtree(final, ignore_errors=True)
-        folder.replace(final)
-        for old in checkpoint.find_all(self.run_dir)[: -checkpoint.NUM_TO_KEEP]:
-            shutil.rmtree(old)
+    def notice(self) -> Notice | None:
+        return "stop" if self.is_stopping else None
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        pass
 
 
 class RayContext:
-    """A worker of Ray Train (V2)."""
+    """A worker of Ray Train (V2).
 
-    def __init__(self, resume_from: Path | None) -> None:
+    Args:
+        bell: the actor that the driver rings to end training, see ``launch.Bell``.
+    """
+
+    def __init__(self, bell: Any) -> None:
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.resume_from = resume_from
+        self._bell = bell
+        self._leaving: frozenset[str] = frozenset()
 
-    @contextmanager
-    def latest_checkpoint(self) -> Iterator[Path | None]:
+    def notice(self) -> Notice | None:
+        import ray
         import ray.train
 
-        # After a lost worker Ray Train restarts the loop in this same attempt: its newest checkpoint is then newer
-        # than the one the driver found when it started.
-        reported = ray.train.get_checkpoint()
-        if reported is None or (self.resume_from is not None and self.resume_from.name > Path(reported.path).name):
-            yield self.resume_from
-        else:
-            with reported.as_directory() as folder:
-                yield Path(folder)
+        if from_rank_zero(self.rank == 0 and ray.get(self._bell.is_rung.remote())):
+            return "stop"
+        # Ray asks rank 0 alone, so this too is the same on all ranks.
+        preemption = ray.train.get_preemption_info()
+        leaving = frozenset(preemption.preempted_node_ids if preemption else ())
+        is_news = not leaving <= self._leaving
+        self._leaving |= leaving
+        return "save" if is_news else None
 
-    def report(self, metrics: dict[str, Any], folder: Path | None, name: str) -> None:
+    def report(self, metrics: dict[str, Any]) -> None:
         import ray.train
 
-        saved = ray.train.Checkpoint.from_directory(str(folder)) if folder is not None else None
-        ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=name)
-        if folder is not None:
-            shutil.rmtree(folder)
+        ray.train.report(metrics)
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import secrets
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from infer.command import UserError, say
 from trainer import checkpoint, launch, tracking
 from trainer.checks import problems
 from trainer.data.drawn import NUM, open_data
+from trainer.data.location import join
 from trainer.data.manifest import Manifest
 from trainer.finish import finish, summary
 from trainer.launch import Workers
@@ -22,6 +24,8 @@ from trainer.options import Options, parse, parse_workers, split_recipe, value_o
 from trainer.outbox import redact
 from trainer.recipes import FAMILIES, SIZES, resolve
 from trainer.recorder import Position
+from trainer.saver import BEST
+from trainer.storage import Bucket, Storage, open_storage
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -34,13 +38,13 @@ def main(argv: list[str]) -> dict[str, Any]:
     options = parse(rest, recipe, _description())
     workers: Workers = parse_workers(options.workers) if options.workers is not None else max(gpus, 1)
     _check(options, manifest, workers)
-    run_dir = _run_dir(options)
-    resume_from = _resume_from(options.resume, run_dir)
-    init_from = _init_from(options, resume_from)
+    storage = _open(options)
+    resume_from = _resume_from(options.resume, storage)
+    init_from = _init_from(options, resume_from, storage)
     _warn(options)
     if options.dry_run:
-        return _dry_run(options, manifest, workers, run_dir, resume_from)
-    return _train(options, workers, run_dir, resume_from, init_from)
+        return _dry_run(options, manifest, workers, storage, resume_from)
+    return _train(options, workers, storage, resume_from, init_from)
 
 
 def _description() -> str:
@@ -82,18 +86,15 @@ def _check(options: Options, manifest: Manifest | None, workers: Workers) -> Non
             f"--workers {most} with --batch {options.batch} and --accumulate {options.accumulate}: each part needs a"
             " picture; accumulate less"
         )
-    if options.out and "://" in options.out:
-        found.append(f"--out {options.out}: give a folder (shared by all nodes); URLs are not supported yet")
     if options.name is not None and Path(options.name).name != options.name:
         found.append(f"--name {options.name!r}: give a plain name without slashes")
     if found:
         raise UserError("; ".join(found))
 
 
-def _run_dir(options: Options) -> Path:
-    out = Path(options.out).expanduser().resolve() if options.out else _default_out()
+def _open(options: Options) -> Storage:
     tail = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    return out / (options.name or f"{options.recipe}-{tail}")
+    return open_storage(join(options.out or _default_out(), options.name or f"{options.recipe}-{tail}"))
 
 
 def _default_out() -> Path:
@@ -102,26 +103,28 @@ def _default_out() -> Path:
     return Path.home() / "catgan" / "runs" if in_job else Path("out", "runs").resolve()
 
 
-def _resume_from(resume: str, run_dir: Path) -> Path | None:
-    """The checkpoint folder to start from.
+def _resume_from(resume: str, storage: Storage) -> str | None:
+    """The checkpoint of another run to start from; None: the newest of this one, or afresh.
 
     Raises:
         UserError: ``--resume never`` and there is one, or the path is not one.
     """
-    found = checkpoint.find_all(run_dir)
     if resume == "auto":
-        return found[-1] if found else None
-    if found:
+        return None
+    if storage.checkpoints():
         raise UserError(
-            f"--resume {resume}: {run_dir} already holds checkpoints; give another --name, or --resume auto to continue"
+            f"--resume {resume}: {storage.location} already holds checkpoints; give another --name, or --resume auto"
+            " to continue"
         )
     if resume == "never":
         return None
-    path = Path(resume).expanduser().resolve()
-    candidates = [path] if (path / "state.pt").is_file() else checkpoint.find_all(path)
-    if not candidates:
-        raise UserError(f"--resume {resume}: neither auto nor never, nor a checkpoint or run folder")
-    return candidates[-1]
+    given = open_storage(resume)
+    if names := given.checkpoints():
+        return given.join(names[-1])
+    parent, _, name = given.location.rpartition("/")
+    if name in open_storage(parent).checkpoints():
+        return given.location
+    raise UserError(f"--resume {resume}: neither auto nor never, nor a checkpoint or run folder")
 
 
 def _warn(options: Options) -> None:
@@ -133,7 +136,7 @@ def _warn(options: Options) -> None:
         )
 
 
-def _init_from(options: Options, resume_from: Path | None) -> Path | None:
+def _init_from(options: Options, resume_from: str | None, storage: Storage) -> Path | None:
     """Where a new run takes its weights from.
 
     Raises:
@@ -141,8 +144,8 @@ def _init_from(options: Options, resume_from: Path | None) -> Path | None:
     """
     if options.init_from is None:
         return None
-    if resume_from is not None:
-        say(f"--init-from has no effect: continuing from {resume_from}")
+    if resume_from is not None or storage.checkpoints():
+        say(f"--init-from has no effect: continuing from {resume_from or storage.location}")
         return None
     path = Path(options.init_from).expanduser().resolve()
     if not checkpoint.holds_weights(path):
@@ -151,7 +154,7 @@ def _init_from(options: Options, resume_from: Path | None) -> Path | None:
 
 
 def _dry_run(
-    options: Options, manifest: Manifest | None, workers: Workers, run_dir: Path, resume_from: Path | None
+    options: Options, manifest: Manifest | None, workers: Workers, storage: Storage, resume_from: str | None
 ) -> dict[str, Any]:
     config = options.config()
     most = workers if isinstance(workers, int) else workers[1]
@@ -159,8 +162,8 @@ def _dry_run(
     return {
         "recipe": config.recipe,
         "config": config.to_dict(),
-        "run_dir": str(run_dir),
-        "resume_from": str(resume_from) if resume_from else None,
+        "run_dir": storage.location,
+        "resume_from": resume_from or next((storage.join(name) for name in storage.checkpoints()[-1:]), None),
         "parameters": {
             "generator": num_parameters(build_generator(config.model)),
             "discriminator": num_parameters(build_discriminator(config.model)),
@@ -177,30 +180,28 @@ def _dry_run(
 
 
 def _train(
-    options: Options, workers: Workers, run_dir: Path, resume_from: Path | None, init_from: Path | None
+    options: Options, workers: Workers, storage: Storage, resume_from: str | None, init_from: Path | None
 ) -> dict[str, Any]:
     config = options.config()
     manifest = open_data(options.data, config.model.size, config.loader)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {run_dir} ({error.strerror}); give another --out") from error
-    uri = tracking.resolve_uri(config.track.uri, run_dir.parent)
-    # A checkpoint of another run is only a starting point: what it grows into is a run of its own.
-    known = _recorded_run_id(run_dir, uri)
-    if resume_from is not None and resume_from.parent == run_dir:
-        state = checkpoint.load(resume_from)
+    storage.make()
+    storage.pull()
+    # Beside a bucket an SQLite file cannot lie.
+    uri = tracking.resolve_uri(config.track.uri, _default_out() if isinstance(storage, Bucket) else storage.work.parent)
+    known = _recorded_run_id(storage.work, uri)
+    if (newest := storage.newest()) is not None:
+        _, state = newest
         known = state["run_id"]
         position = Position(state["nimg"], state["best"], state["last_metric"])
         is_done = position.nimg >= config.kimg * 1000 or stalled(config, position)
-        if is_done and (run_dir / "best" / "gen.onnx").is_file():
+        if is_done and (storage.work / "best" / "gen.onnx").is_file():
             longer = "--kimg" if position.nimg >= config.kimg * 1000 else "--stop.patience-kimg"
-            say(f"{run_dir} is finished; a larger {longer} trains it further")
-            return summary(run_dir, known)
+            say(f"{storage.location} is finished; a larger {longer} trains it further")
+            return summary(storage, known)
     run_id = tracking.open_run(
         uri,
         experiment=config.track.experiment,
-        name=run_dir.name,
+        name=storage.name,
         config=config.to_dict(),
         manifest=manifest,
         run_id=known,
@@ -209,34 +210,43 @@ def _train(
         "data": manifest.root,
         "dataset_digest": manifest.digest,
         "mlflow_run_id": run_id,
-        "tracking_uri": uri,
+        "tracking_uri": redact(uri),
     }
-    _write_json(run_dir / "config.json", config.to_dict() | surroundings)
-    say(f"run {run_dir}")
+    storage.write("config.json", json.dumps(config.to_dict() | surroundings, indent=2).encode() + b"\n")
+    storage.push()
+    say(f"run {storage.location}")
     job = launch.Job(
         config=config.to_dict(),
         data=manifest.root if options.data else None,
-        run_dir=str(run_dir),
+        location=storage.location,
         tracking_uri=uri,
         run_id=run_id,
-        resume_from=str(resume_from) if resume_from else None,
+        resume_from=resume_from,
         init_from=str(init_from) if init_from else None,
     )
     status: tracking.Status = "FAILED"
     try:
-        if workers == 0:
-            launch.run_in_process(job)
-        else:
-            launch.run_on_ray(job, workers)
-        finish(run_dir, uri, run_id, config.track.model)
+        outcome = launch.run_in_process(job) if workers == 0 else launch.run_on_ray(job, workers)
+        if outcome.status == "stopped":
+            status = "KILLED"
+            say(f"stopped after a checkpoint; to continue, give --name {storage.name}")
+            raise SystemExit(128 + signal.SIGTERM)
+        storage.pull()
+        is_trained = (storage.work / BEST).is_file()
+        if is_trained:
+            finish(storage.work, uri, run_id, config.track.model)
+            storage.push()
+        if outcome.status == "diverged":
+            kept = "the best generator until then is exported" if is_trained else "nothing is there to export"
+            raise UserError(f"{outcome.message}; {kept}; lower --optim.g-lr and --optim.d-lr, or give --stop.rollbacks")
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        say(f"interrupted; to continue, give --name {run_dir.name}")
+        say(f"interrupted; to continue, give --name {storage.name}")
         raise
     finally:
         tracking.end_run(uri, run_id, status)
-    return summary(run_dir, run_id)
+    return summary(storage, run_id)
 
 
 def _recorded_run_id(run_dir: Path, uri: str) -> str | None:
@@ -246,9 +256,3 @@ def _recorded_run_id(run_dir: Path, uri: str) -> str | None:
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return recorded.get("mlflow_run_id") if recorded.get("tracking_uri") == redact(uri) else None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -11,6 +11,7 @@ from export.registry import register
 from infer.command import say
 from trainer import checkpoint
 from trainer.recorder import progress_gif
+from trainer.storage import Storage
 from trainer.tracking import connect
 
 
@@ -34,13 +35,13 @@ def finish(run_dir: Path, uri: str, run_id: str, model: str) -> None:
     )
 
 
-def summary(run_dir: Path, run_id: str) -> dict[str, Any]:
+def summary(storage: Storage, run_id: str) -> dict[str, Any]:
     """The JSON object of a finished run."""
-    _, info = checkpoint.load_generator(run_dir / "best")
+    _, info = checkpoint.load_generator(storage.work / "best")
     return {
-        "run_dir": str(run_dir),
+        "run_dir": storage.location,
         "mlflow_run_id": run_id,
-        "kimg": checkpoint.position(checkpoint.find_all(run_dir)[-1]) / 1000,
+        "kimg": checkpoint.position(storage.checkpoints()[-1]) / 1000,
         "metric": {"name": info["metric"]["name"], "value": info["metric"]["value"], "kimg": info["kimg"]},
-        "onnx": str(run_dir / "best" / "gen.onnx"),
+        "onnx": storage.join("best/gen.onnx"),
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,20 @@ from typing import Any
 import torch
 
 from infer.command import UserError, say
-from trainer import checkpoint
 from trainer.config import Config
 from trainer.context import Context, LocalContext, RayContext
 from trainer.data.drawn import open_data
-from trainer.loop import Diverged, train
+from trainer.loop import Outcome, Run, train
 from trainer.recorder import Recorder
+from trainer.storage import Bucket, Storage, open_storage
 from trainer.tracking import Tracker
 
 Workers = int | tuple[int, int]
 
 MAX_FAILURES = 3
+"""Of workers, without a new checkpoint in between."""
+
+_RESIZE_SECONDS = 30.0  # between looks at whether an elastic training can grow
 
 # Ray's and Ray Train's chatter: deduplicated lines, colours, a second copy of each print, counters nobody reads here.
 # The short interval is how often a report is collected: at the default of two seconds each snapshot would wait for it.
@@ -41,17 +46,35 @@ class Job:
 
     config: dict[str, Any]
     data: str | None
-    run_dir: str
+    location: str
+    """Of the run, a path or URL."""
     tracking_uri: str
     run_id: str
     resume_from: str | None
     init_from: str | None = None
 
 
-def run_in_process(job: Job) -> None:
-    """Train here, on the GPU if there is one."""
-    resume_from = Path(job.resume_from) if job.resume_from else None
-    _work(job, LocalContext(Path(job.run_dir), resume_from))
+def run_in_process(job: Job) -> Outcome:
+    """Train here, on the GPU if there is one; SIGTERM ends it at the next tick, with a checkpoint."""
+    context = LocalContext()
+    with _on_sigterm(context.stop):
+        return _work(job, context)
+
+
+@contextmanager
+def _on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
+    """The end of a job or machine is announced by SIGTERM; a second one ends this process at once."""
+
+    def handle(number: int, frame: object) -> None:
+        say("SIGTERM: saving a checkpoint at the next tick, then ending")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        stop()
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def connect_ray(most_workers: int) -> None:
@@ -86,29 +109,22 @@ def cluster_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def run_on_ray(job: Job, workers: Workers) -> None:
-    """Train with Ray Train V2.
+def run_on_ray(job: Job, workers: Workers) -> Outcome:
+    """Train with Ray Train V2: restarted from the newest checkpoint when workers or nodes are lost, as often as it
+    takes, as long as there is a new checkpoint between ``MAX_FAILURES`` of them.
 
-    A run is an experiment of Ray Train of the same name and storage, so its checkpoints lie where an in-process run
-    puts them, and each kind continues what the other began.
+    Checkpoints are kept by the training itself, so those of every kind of run lie in the same place, and each kind
+    continues what the other began. Ray Train keeps its own notes beside them.
 
     Raises:
         UserError: the cluster is too small, or a worker met a mistake of the user's.
-        Diverged: a loss was not finite.
         KeyboardInterrupt: stopped by Ctrl-C.
-        ray.train.TrainingFailedError: the workers failed more often than ``MAX_FAILURES``.
+        ray.train.TrainingFailedError: the workers fail again and again.
     """
     least, most = (workers, workers) if isinstance(workers, int) else workers
     connect_ray(most)
     import ray
-    from ray.train import (
-        CheckpointConfig,
-        FailureConfig,
-        LoggingConfig,
-        RunConfig,
-        ScalingConfig,
-        TrainingFailedError,
-    )
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = ray.cluster_resources()
@@ -116,37 +132,80 @@ def run_on_ray(job: Job, workers: Workers) -> None:
     available = int(resources.get(unit, 0))
     if available < least:  # Ray Train would wait for them without a word
         raise UserError(f"--workers {least}: the Ray cluster has {available} {unit}s; ask for fewer or add nodes")
-    run_dir = Path(job.run_dir)
+    storage = open_storage(job.location)
+    bell = _hang_bell()
     trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config=asdict(job),
+        _ray_worker,  # type: ignore[arg-type]  # whose result is wanted, the stubs do not know of it
+        train_loop_config={"job": asdict(job), "bell": bell},
         scaling_config=ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]  # the stubs are those of Ray Train V1
             use_gpu=unit == "GPU",
             resources_per_worker={"CPU": _cpus_per_worker(most)} if unit == "CPU" else None,
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,  # type: ignore[call-arg]
         ),
         run_config=RunConfig(
-            name=run_dir.name,
-            storage_path=str(run_dir.parent),
+            **_ray_storage(storage),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=checkpoint.NUM_TO_KEEP),
             logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
         torch_config=TorchConfig(backend="nccl" if unit == "GPU" else "gloo"),
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit()
+        with _on_sigterm(bell.ring.remote):
+            while True:
+                before = storage.checkpoints()[-1:]
+                try:
+                    result = trainer.fit()
+                    break
+                except TrainingFailedError:
+                    if storage.checkpoints()[-1:] == before:
+                        raise
+                    say(f"workers failed {MAX_FAILURES + 1} times, but got on in between: trying again")
     except SystemExit:
         # fit() has a handler for Ctrl-C of its own, which ends with this.
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         for failure in getattr(error, "worker_failures", {}).values():
-            if isinstance(failure, UserError | Diverged):
+            if isinstance(failure, UserError):
                 raise failure from None
         raise
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
+    return Outcome(**result.return_value)  # type: ignore[attr-defined]
+
+
+def _ray_storage(storage: Storage) -> dict[str, Any]:
+    """Where Ray Train keeps its notes of a run: in the run's folder."""
+    if not isinstance(storage, Bucket):
+        return {"name": storage.name, "storage_path": str(storage.work.parent)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    folder = storage.path.rpartition("/")[0]
+    files = PyFileSystem(FSSpecHandler(storage.place))
+    return {"name": storage.name, "storage_path": folder, "storage_filesystem": files}
+
+
+class Bell:
+    """Remembers whether training is to end."""
+
+    def __init__(self) -> None:
+        self.rung = False
+
+    def ring(self) -> None:
+        self.rung = True
+
+    def is_rung(self) -> bool:
+        return self.rung
+
+
+def _hang_bell() -> Any:
+    """A ``Bell`` as an actor on this machine, which lives as long as this process."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Bell).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 def _cpus_per_worker(workers: int) -> int:
@@ -159,30 +218,30 @@ def _cpus_per_worker(workers: int) -> int:
     return next(fitting, 1)
 
 
-def _ray_worker(values: dict[str, Any]) -> None:
+def _ray_worker(values: dict[str, Any]) -> dict[str, Any]:
     """One worker of Ray Train; runs in a thread of the worker's process."""
     import ray
 
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs each report through the root logger
-    job = Job(**values)
     if not torch.cuda.is_available():
         torch.set_num_threads(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-    _work(job, RayContext(Path(job.resume_from) if job.resume_from else None))
+    return asdict(_work(Job(**values["job"]), RayContext(values["bell"])))
 
 
-def _work(job: Job, context: Context) -> None:
+def _work(job: Job, context: Context) -> Outcome:
     config = Config.from_dict(job.config)
     manifest = open_data(job.data, config.model.size, config.loader)
     init_from = Path(job.init_from) if job.init_from else None
+    run = Run(open_storage(job.location), job.run_id, job.resume_from, init_from)
     if context.rank:
-        train(config, manifest, context, job.run_id, None, init_from)
-        return
+        return train(config, manifest, context, run, None)
     workers = f"{context.world_size} worker" + ("s" if context.world_size > 1 else "")
     threads = f"{torch.get_num_threads()} CPU thread(s) each" if context.device.type == "cpu" else context.device.type
     say(f"training {config.recipe} on {workers}, {threads}")
-    run_dir = Path(job.run_dir)
-    tracker = Tracker(run_dir, job.tracking_uri, job.run_id)
+    run.storage.pull()
+    tracker = Tracker(run.storage.work, job.tracking_uri, job.run_id)
     try:
-        train(config, manifest, context, job.run_id, Recorder(manifest, run_dir, tracker, job.run_id), init_from)
+        return train(config, manifest, context, run, Recorder(manifest, run.storage, tracker, job.run_id))
     finally:
         tracker.close()
+        run.storage.push()

@@ -1,7 +1,7 @@
 """The training loop: the same in one process and in the workers of Ray Train.
 
-A *tick* reports losses and speed; a *snapshot* draws samples, evaluates, keeps the best generator and saves a
-checkpoint. Between ticks nothing waits for the device.
+A *tick* reports losses and speed, and heeds what the surroundings ask for; a *snapshot* draws samples, evaluates, keeps
+the best generator and saves a checkpoint. Between ticks nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,13 +24,37 @@ from trainer.data.manifest import Manifest
 from trainer.data.stream import TrainBatches, share, train_batches
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.extractors import choose_extractor
+from trainer.metrics.ranks import from_rank_zero
 from trainer.models import grown_kimg
 from trainer.recorder import Position, Recorder, generate
 from trainer.step import GAN
+from trainer.storage import Storage, load_checkpoint
 
 
-class Diverged(RuntimeError):
-    """A loss is no longer finite."""
+@dataclass(frozen=True)
+class Run:
+    """Which training this is."""
+
+    storage: Storage
+    """Where it is kept; the newest checkpoint there is what it continues from."""
+    run_id: str
+    """MLflow's. A checkpoint of another run is a starting point, but its best is not this run's."""
+    resume_from: str | None = None
+    """The checkpoint of another run, a path or URL, to continue from as long as there is none of its own."""
+    init_from: Path | None = None
+    """Weights to begin with where there is no checkpoint, see ``transfer.init_from``."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: all done, at somebody's request, or with values that are not finite."""
+
+    status: Literal["done", "stopped", "diverged"]
+    message: str = ""
+
+
+class Diverged(Exception):
+    """A loss or a weight is no longer finite."""
 
 
 class Meter:
@@ -57,30 +83,70 @@ class Meter:
         }
 
 
-def train(
+class Allowance:
+    """Which snapshots are evaluated, such that evaluation takes at most a share of the time."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.began = time.perf_counter()
+        self.spent = self.last = 0.0
+
+    def allows(self) -> bool:
+        """Whether one more evaluation, as long as the last one, stays within the share; the same on all ranks."""
+        elapsed = time.perf_counter() - self.began
+        return from_rank_zero(self.spent + self.last <= self.share * (elapsed + self.last))
+
+    def spend(self, seconds: float) -> float:
+        """Book an evaluation. Returns the share of the time that all of them took."""
+        self.spent, self.last = self.spent + seconds, seconds
+        return self.spent / (time.perf_counter() - self.began)
+
+
+def train(config: Config, manifest: Manifest, context: Context, run: Run, recorder: Recorder | None) -> Outcome:
+    """Train until ``config.kimg``, until nothing improves or until the surroundings ask to stop.
+
+    Args:
+        recorder: on rank 0 only: who keeps samples, metrics, checkpoints and the best generator.
+
+    Raises:
+        UserError: the checkpoint does not fit the configuration.
+    """
+    evaluator = Evaluator(
+        choose_extractor(config.eval.extractor, config.eval.weights, context.device), manifest, config.eval.num
+    )
+    evaluator.prepare()
+    for rollbacks in range(config.stop.rollbacks + 1):
+        try:
+            return Outcome(_stretch(config, manifest, context, run, recorder, evaluator, rollbacks))
+        except Diverged as error:
+            message = str(error)
+        if recorder:
+            recorder.saver.finish()
+            if rollbacks < config.stop.rollbacks:
+                recorder.note("rollback", f"{message}: going back to the last checkpoint with half the learning rates")
+    return Outcome("diverged", message)
+
+
+def _stretch(
     config: Config,
     manifest: Manifest,
     context: Context,
-    run_id: str,
+    run: Run,
     recorder: Recorder | None,
-    init_from: Path | None = None,
-) -> None:
-    """Train until ``config.kimg`` or until nothing improves, from the context's latest checkpoint if it has one.
-
-    Args:
-        run_id: MLflow's; a checkpoint of another run is a starting point, but its best is not this run's.
-        recorder: on rank 0 only: who keeps samples, metrics and the best generator.
-        init_from: weights to begin with where there is no checkpoint, see ``transfer.init_from``.
+    evaluator: Evaluator,
+    rollbacks: int,
+) -> Literal["done", "stopped"]:
+    """Train from the newest checkpoint on, with learning rates halved ``rollbacks`` times.
 
     Raises:
-        Diverged: a loss was not finite at the end of a tick.
-        UserError: the checkpoint does not fit the configuration.
+        Diverged: a loss was not finite at the end of a tick, or a weight at a snapshot.
     """
     rank, world_size, device = context.rank, context.world_size, context.device
     torch.manual_seed(config.seed)  # every rank builds the same networks
     gan = GAN(config, device, world_size)
     torch.manual_seed(_rank_seed(config.seed, rank, 0))
-    position = _resume(config, context, gan, run_id, init_from)
+    position = _resume(config, context, run, gan)
+    gan.lr_scale *= 0.5**rollbacks
     start, stop = share(config.batch, rank, world_size)
     draws = 2 if gan.fresh_reals else 1
     tick, snapshot, total = plan(config)
@@ -97,15 +163,12 @@ def train(
         memory=config.loader.memory_mib << 20,
         pin_memory=device.type == "cuda",
     )
-    evaluator = Evaluator(
-        choose_extractor(config.eval.extractor, config.eval.weights, context.device), manifest, config.eval.num
-    )
-    evaluator.prepare()
     if recorder:
         recorder.start(gan, position.nimg)
 
+    allowance = Allowance(config.eval.budget)
     meter = Meter(position.nimg)
-    for step in range(1, total - position.nimg // config.batch + 1):
+    for step in range(position.nimg // config.batch + 1, total + 1):
         if stalled(config, position):
             if recorder:
                 say(f"stopping: no better for {config.stop.patience_kimg:g} kimg (--stop.patience-kimg)")
@@ -118,16 +181,26 @@ def train(
         position.nimg += config.batch
         gan.ema.update(gan.generator, config.batch, position.nimg)
 
-        at_snapshot = step % snapshot == 0 or position.nimg >= total * config.batch
+        at_snapshot = step % snapshot == 0 or step == total
         if step % tick == 0 or at_snapshot:
             values = meter.read(position.nimg)
             gan.schedule(position.nimg)
             _check_finite(values, position.nimg)
             if recorder:
                 recorder.tick(values | _hyperparameters(gan) | _unusable(batches), position.nimg)
+            notice = context.notice()
             if at_snapshot:
-                _snapshot(context, gan, position, evaluator, recorder)
+                _snapshot(context, gan, position, recorder, evaluator, allowance, is_last=step == total)
+            elif notice:
+                _save(context, gan, position, recorder)
+            if notice and recorder:
+                recorder.saver.finish()
+            if notice == "stop":
+                return "stopped"
             meter = Meter(position.nimg)
+    if recorder:
+        recorder.saver.finish()
+    return "done"
 
 
 def plan(config: Config) -> tuple[int, int, int]:
@@ -143,21 +216,21 @@ def _rank_seed(seed: int, rank: int, nimg: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{rank}/{nimg}".encode()).digest()[:7], "big")
 
 
-def _resume(config: Config, context: Context, gan: GAN, run_id: str, init_from: Path | None) -> Position:
-    with context.latest_checkpoint() as folder:
-        if folder is None:
-            if init_from is not None:
-                report = transfer.init_from(gan, init_from)
-                if context.rank == 0:
-                    say(report)
-            return Position()
-        state = checkpoint.load(folder)
-    saved, own = state["config"], config.to_dict()
-    if (saved["model"], saved["grow"], saved["optim"]["name"]) != (own["model"], own["grow"], own["optim"]["name"]):
-        raise UserError(
-            f"checkpoint {folder} has another model, growth or optimiser than this configuration; give the same"
-            " --model, --grow and --optim.name options, or another --name to start afresh"
-        )
+def _resume(config: Config, context: Context, run: Run, gan: GAN) -> Position:
+    """Fill ``gan`` with what there is to continue from. Rank 0 decides what that is."""
+    found = run.storage.newest() if context.rank == 0 else None
+    name = from_rank_zero(found[0] if found else None)
+    if name is not None:
+        state, origin = found[1] if found else run.storage.load(name), run.storage.join(name)
+    elif run.resume_from is not None:
+        state, origin = load_checkpoint(run.resume_from), run.resume_from
+    else:
+        if run.init_from is not None:
+            report = transfer.init_from(gan, run.init_from)
+            if context.rank == 0:
+                say(report)
+        return Position()
+    _check_fits(config, state["config"], origin)
     gan.load_state_dict(state)
     gan.schedule(state["nimg"])
     if len(state["rng"]) == context.world_size:
@@ -165,14 +238,23 @@ def _resume(config: Config, context: Context, gan: GAN, run_id: str, init_from: 
     else:
         torch.manual_seed(_rank_seed(config.seed, context.rank, state["nimg"]))
     if context.rank == 0:
-        say(f"continuing from {folder} at {state['nimg'] / 1000:g} kimg")
-    return Position(state["nimg"], state["best"] if state["run_id"] == run_id else None, state["last_metric"])
+        say(f"continuing from {origin} at {state['nimg'] / 1000:g} kimg")
+    return Position(state["nimg"], state["best"] if state["run_id"] == run.run_id else None, state["last_metric"])
+
+
+def _check_fits(config: Config, saved: dict[str, Any], origin: str) -> None:
+    own = config.to_dict()
+    if (saved["model"], saved["grow"], saved["optim"]["name"]) != (own["model"], own["grow"], own["optim"]["name"]):
+        raise UserError(
+            f"checkpoint {origin} has another model, growth or optimiser than this configuration; give the same"
+            " --model, --grow and --optim.name options, or another --name to start afresh"
+        )
 
 
 def _check_finite(values: dict[str, float], nimg: int) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise Diverged(f"{', '.join(bad)} not finite at {nimg / 1000:g} kimg; try a lower learning rate")
+        raise Diverged(f"{', '.join(bad)} not finite at {nimg / 1000:g} kimg")
 
 
 def stalled(config: Config, position: Position) -> bool:
@@ -200,15 +282,34 @@ def _unusable(batches: TrainBatches) -> dict[str, float]:
     return {f"data/broken/{Path(name).stem}": float(count) for name, count in batches.broken.items()}
 
 
-def _snapshot(context: Context, gan: GAN, position: Position, evaluator: Evaluator, recorder: Recorder | None) -> None:
+def _snapshot(
+    context: Context,
+    gan: GAN,
+    position: Position,
+    recorder: Recorder | None,
+    evaluator: Evaluator,
+    allowance: Allowance,
+    is_last: bool,
+) -> None:
     """Samples, metric, best generator, checkpoint. Every rank takes part in the metric and in the report."""
+    if not gan.is_finite():
+        raise Diverged(f"weights not finite at {position.nimg / 1000:g} kimg")
     gan.settle_average()
-    kimg = position.nimg / 1000
-    result = {**evaluator(lambda seeds: generate(gan, seeds)), "kimg": kimg}
-    position.last_metric = result
-    is_best = position.best is None or result["value"] < position.best["value"]
-    if is_best:
-        position.best = result
+    values = {}
+    if is_last or allowance.allows():
+        result = {**evaluator(lambda seeds: generate(gan, seeds)), "kimg": position.nimg / 1000}
+        position.last_metric = result
+        if position.best is None or result["value"] < position.best["value"]:
+            position.best = result
+        values = {result["name"]: result["value"], "speed/evaluation_share": allowance.spend(result["seconds"])}
+    if recorder:
+        recorder.snapshot(gan, position, values)
+    _save(context, gan, position, recorder)
+
+
+def _save(context: Context, gan: GAN, position: Position, recorder: Recorder | None) -> None:
+    """A checkpoint. Every rank takes part, with its random state and in the report."""
     rng = gather_objects(checkpoint.rng_state(context.device))
-    folder = recorder.snapshot(gan, position, is_best, rng) if recorder else None
-    context.report({"kimg": kimg, result["name"]: result["value"]}, folder, checkpoint.folder_name(position.nimg))
+    if recorder:
+        recorder.save(gan, position, rng)
+    context.report({"kimg": position.nimg / 1000})

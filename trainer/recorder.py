@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ from torch import Tensor
 from infer.command import say
 from infer.grid import grid
 from infer.latents import latents
-from trainer import checkpoint
 from trainer.alarms import CriticGap, warnings
 from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
+from trainer.saver import Saver
 from trainer.step import GAN
+from trainer.storage import Storage
 from trainer.tracking import Tracker
 
 
@@ -45,10 +45,11 @@ def generate(gan: GAN, seeds: Sequence[int], average: bool = True) -> Tensor:
 
 
 class Recorder:
-    """Rank 0's records of one training in ``run_dir`` and in MLflow."""
+    """Rank 0's records of one training in its storage and in MLflow."""
 
-    def __init__(self, manifest: Manifest, run_dir: Path, tracker: Tracker, run_id: str | None) -> None:
-        self.manifest, self.run_dir, self.tracker, self.run_id = manifest, run_dir, tracker, run_id
+    def __init__(self, manifest: Manifest, storage: Storage, tracker: Tracker, run_id: str | None) -> None:
+        self.manifest, self.run_dir, self.tracker, self.run_id = manifest, storage.work, tracker, run_id
+        self.saver = Saver(storage, lambda problem: self.note("save", problem))
 
     def start(self, gan: GAN, nimg: int) -> None:
         """Before the first step: forget what lies beyond ``nimg``, picture the reals and the initial fakes."""
@@ -65,8 +66,14 @@ class Recorder:
             gan.settle_average()
             self._log_samples(gan, nimg)
 
+    def note(self, kind: str, text: str) -> None:
+        """Tell people here and in MLflow of something out of the ordinary."""
+        say(f"warning: {text}")
+        self.tracker.note(kind, text)
+
     def tick(self, values: dict[str, float], nimg: int) -> None:
         """Log means since the last tick and print a line of progress."""
+        self.saver.look()
         self.tracker.log_scalars(values, nimg)
         rate = (nimg - self.began_at) / (time.perf_counter() - self.began)
         left = max(self.total - nimg, 0) / rate
@@ -78,33 +85,38 @@ class Recorder:
             f"  left {_duration(left)}"
         )
 
-    def snapshot(self, gan: GAN, position: Position, is_best: bool, rng: list[dict[str, Any]]) -> Path:
-        """Log the metric and a sample grid, keep the generator if it is the best so far.
-
-        Returns:
-            A new folder with the checkpoint, to be handed to ``Context.report``.
-        """
+    def snapshot(self, gan: GAN, position: Position, values: dict[str, float]) -> None:
+        """Log a sample grid and, if ``values`` are there, the evaluation that has just been made; keep its generator
+        if it is the best."""
+        self._log_samples(gan, position.nimg)
+        if not values:
+            return
         result, best = position.last_metric, position.best
         assert result is not None
         assert best is not None
         name, value = result["name"], result["value"]
         signs = {"diversity": result["diversity"], **self.gap(gan)}
-        self.tracker.log_scalars({name: value, "speed/evaluation_seconds": result["seconds"]} | signs, position.nimg)
-        self._log_samples(gan, position.nimg)
-        if is_best:
-            checkpoint.save_generator(self.run_dir / "best" / "gen.safetensors", gan.ema.module, self._info(gan, best))
-        say(f"{name} {value:.2f}" + (" (best so far)" if is_best else f" (best {best['value']:.2f})"))
+        self.tracker.log_scalars(values | {"speed/evaluation_seconds": result["seconds"]} | signs, position.nimg)
+        if best is result:
+            self.saver.keep_best(gan.ema.module.state_dict(), self._info(gan, best))
+        say(f"{name} {value:.2f}" + (" (best so far)" if best is result else f" (best {best['value']:.2f})"))
         for warning in warnings(signs, gan.config, position.nimg):
             say(f"warning: {warning}")
-        extra = {
-            "best": best,
-            "last_metric": result,
+
+    def save(self, gan: GAN, position: Position, rng: list[dict[str, Any]]) -> None:
+        """Begin to save a checkpoint; ``rng`` is the random state of each rank."""
+        state = {
+            "nimg": position.nimg,
+            "config": gan.config.to_dict(),
+            "augment_p": float(gan.p),
+            **gan.state_dict(),
+            "rng": rng,
+            "best": position.best,
+            "last_metric": position.last_metric,
             "run_id": self.run_id,
             "dataset_digest": self.manifest.digest,
         }
-        folder = Path(tempfile.mkdtemp(prefix=".saving-", dir=self.run_dir))
-        checkpoint.save(folder, gan, position.nimg, rng, extra)
-        return folder
+        self.saver.save(position.nimg, state)
 
     def _info(self, gan: GAN, best: dict[str, Any]) -> dict[str, Any]:
         return {

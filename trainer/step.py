@@ -64,6 +64,8 @@ class GAN:
         # times this gives the mean over the global batch.
         self.scale = world_size / config.batch
         self.num_steps = 0
+        self.lr_scale = 1.0
+        """Factor of the learning rates; lower after a rollback."""
         a = config.augment
         self.adaptive = AdaptiveProbability(a.p.start, a.target, a.target_kimg, device) if a.target else None
         self.anchors = torch.zeros(2, device=device)  # LeCam's running means of the critic on reals and fakes
@@ -83,7 +85,7 @@ class GAN:
         decay = {"betas": (o.beta1, beta2)} if o.name == "adam" else {"alpha": beta2}
         for optimiser, lr in ((self.g_optimiser, o.g_lr), (self.d_optimiser, o.d_lr)):
             for group in optimiser.param_groups:
-                group.update(lr=lr(nimg), **decay)
+                group.update(lr=lr(nimg) * self.lr_scale, **decay)
         self.gamma = c.loss.gamma(nimg)
         self.p: float | Tensor = self.adaptive.p if self.adaptive else c.augment.p(nimg)
         self.noise = c.augment.noise(nimg)
@@ -219,10 +221,16 @@ class GAN:
         self.discriminator.train()
         return critic
 
+    def is_finite(self) -> bool:
+        """Whether all weights of both networks are; waits for the device."""
+        weights = (*self.generator.parameters(), *self.discriminator.parameters())
+        return bool(torch.stack(torch._foreach_norm(list(weights))).isfinite().all().item())
+
     def state_dict(self) -> dict[str, Any]:
         """All that training changes, of the bare modules."""
         return {name: part.state_dict() for name, part in self._stateful().items()} | {
             "num_steps": self.num_steps,
+            "lr_scale": self.lr_scale,
             "anchors": self.anchors,
         }
 
@@ -231,7 +239,7 @@ class GAN:
         for name, part in self._stateful().items():
             if name != "adaptive" or name in state:  # a checkpoint from before ADA was switched on has none
                 part.load_state_dict(state[name])
-        self.num_steps = state["num_steps"]
+        self.num_steps, self.lr_scale = state["num_steps"], state["lr_scale"]
         self.anchors.copy_(state["anchors"])
 
     def _stateful(self) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """What is kept is what comes back; what is not ours is refused in words."""
 
+import hashlib
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from trainer import checkpoint
 from trainer.config import Config, ModelConfig
 from trainer.models import build_generator
 from trainer.step import GAN
+from trainer.storage import Storage
 
 CONFIG = Config(recipe="tiny", model=ModelConfig(size=16, z_dim=4, g_width=4, d_width=4, max_width=8), batch=4)
 
@@ -26,7 +30,8 @@ def trained(steps: int = 2) -> GAN:
 
 def save(gan: GAN, folder: Path) -> None:
     extra = {"best": None, "last_metric": {"name": "fd", "value": 1.0}, "run_id": "r", "dataset_digest": "d"}
-    checkpoint.save(folder, gan, 8, [checkpoint.rng_state(gan.device)], extra)
+    state = {"nimg": 8, "config": gan.config.to_dict(), "rng": [checkpoint.rng_state(gan.device)], **gan.state_dict()}
+    Storage(folder.parent).save(folder.name, checkpoint.encode(state | extra))
 
 
 def test_round_trip_restores_everything(tmp_path: Path):
@@ -58,8 +63,17 @@ def test_names_sort_by_position(tmp_path: Path):
         save(trained(0), tmp_path / checkpoint.folder_name(nimg))
     (tmp_path / "checkpoint_latest").mkdir()
     (tmp_path / checkpoint.folder_name(7)).mkdir()  # no state in it
-    assert [checkpoint.position(p) for p in checkpoint.find_all(tmp_path)] == [5_000, 40_000, 2_000_000_000_000]
+    assert [checkpoint.position(p.name) for p in checkpoint.find_all(tmp_path)] == [5_000, 40_000, 2_000_000_000_000]
     assert checkpoint.find_all(tmp_path / "missing") == []
+
+
+def forge(folder: Path, state: bytes, **end: object) -> None:
+    """A checkpoint of these bytes whose last file is in order, but for ``end``."""
+    folder.mkdir(exist_ok=True)
+    (folder / "state.pt").write_bytes(state)
+    digest = hashlib.sha256(state).hexdigest()
+    last = {"format_version": checkpoint.FORMAT_VERSION, "bytes": len(state), "sha256": digest} | end
+    (folder / "checkpoint.json").write_text(json.dumps(last))
 
 
 def test_a_pickle_with_code_is_not_loaded(tmp_path: Path):
@@ -67,29 +81,41 @@ def test_a_pickle_with_code_is_not_loaded(tmp_path: Path):
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
 
-    torch.save({"format_version": 1, "x": Evil()}, tmp_path / "state.pt")
+    buffer = io.BytesIO()
+    torch.save({"format_version": 1, "x": Evil()}, buffer)
+    forge(tmp_path, buffer.getvalue())
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.load(tmp_path)
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
-def test_broken_files_are_refused_in_words(tmp_path: Path, content: bytes):
-    (tmp_path / "state.pt").write_bytes(content)
+def test_what_is_no_state_is_refused_in_words(tmp_path: Path, content: bytes):
+    forge(tmp_path, content)
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.load(tmp_path)
 
 
-def test_a_cut_off_checkpoint_is_refused_in_words(tmp_path: Path):
-    save(trained(0), tmp_path)
-    whole = (tmp_path / "state.pt").read_bytes()
-    (tmp_path / "state.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load(tmp_path)
+def test_every_damage_is_seen(tmp_path: Path):
+    folder = tmp_path / checkpoint.folder_name(8)
+    save(trained(0), folder)
+    whole = (folder / "state.pt").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # one bit of a weight, which PyTorch would not notice
+    for damaged in (whole[: len(whole) // 2], b"", bytes(flipped)):
+        (folder / "state.pt").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"cannot be read: its state\.pt is damaged"):
+            checkpoint.load(folder)
+    (folder / "state.pt").write_bytes(whole)
+    checkpoint.load(folder)
+    for damaged in (b"", b"{}", b"[1]", b'{"format_version": 2}'):
+        (folder / "checkpoint.json").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"cannot be read: its checkpoint\.json is damaged"):
+            checkpoint.load(folder)
 
 
 def test_another_format_version_is_refused(tmp_path: Path):
-    torch.save({"format_version": 99}, tmp_path / "state.pt")
+    forge(tmp_path, b"", format_version=99)
     with pytest.raises(UserError, match="version 99"):
         checkpoint.load(tmp_path)
 
@@ -98,7 +124,7 @@ def test_generators_come_from_weights_runs_and_checkpoints(tmp_path: Path):
     gan = trained()
     info = {"recipe": "tiny", "kimg": 1.5, "metric": None, "config": CONFIG.to_dict()}
     run = tmp_path / "run"
-    checkpoint.save_generator(run / "best" / "gen.safetensors", gan.ema.module, info)
+    Storage(run).write("best/gen.safetensors", checkpoint.encode_generator(gan.ema.module.state_dict(), info))
     save(gan, tmp_path / checkpoint.folder_name(8))
     z = torch.randn(2, 4)
     for path in (run, run / "best", run / "best" / "gen.safetensors", tmp_path, tmp_path / checkpoint.folder_name(8)):

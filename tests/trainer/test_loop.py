@@ -26,10 +26,11 @@ from trainer.config import (
 )
 from trainer.context import LocalContext
 from trainer.data.manifest import Manifest
-from trainer.loop import Diverged, plan, train
+from trainer.loop import Outcome, Run, plan, train
 from trainer.losses import LOSSES
 from trainer.recipes import FAMILIES
 from trainer.recorder import Recorder
+from trainer.storage import Storage
 
 CONFIG = Config(
     recipe="tiny",
@@ -50,6 +51,7 @@ class Notes:
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, float]]] = []
         self.grids: list[int] = []
+        self.notes: list[tuple[str, str]] = []
 
     def rewind(self, nimg: int) -> None:
         self.points = [(n, values) for n, values in self.points if n <= nimg]
@@ -63,24 +65,22 @@ class Notes:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         assert path.is_file()
 
+    def note(self, kind: str, text: str) -> None:
+        self.notes.append((kind, text))
+
 
 @pytest.fixture
 def manifest(shards: Path) -> Manifest:
     return Manifest.load(shards)
 
 
-def run(
-    config: Config,
-    manifest: Manifest,
-    run_dir: Path,
-    notes: Notes,
-    resume_from: Path | None = None,
-    init_from: Path | None = None,
-) -> None:
+def run(config: Config, manifest: Manifest, run_dir: Path, notes: Notes, init_from: Path | None = None) -> Outcome:
+    """From the newest checkpoint in ``run_dir``, if there is one."""
     torch.manual_seed(torch.seed())  # a process has no memory of the one before
-    run_dir.mkdir(exist_ok=True)
-    recorder = Recorder(manifest, run_dir, notes, "the-run")  # type: ignore[arg-type]
-    train(config, manifest, LocalContext(run_dir, resume_from), "the-run", recorder, init_from)
+    storage = Storage(run_dir)
+    storage.make()
+    recorder = Recorder(manifest, storage, notes, "the-run")  # type: ignore[arg-type]
+    return train(config, manifest, LocalContext(), Run(storage, "the-run", init_from=init_from), recorder)
 
 
 def same(a: object, b: object) -> bool:
@@ -113,8 +113,7 @@ def test_resumed_is_bit_for_bit_uninterrupted(manifest: Manifest, tmp_path: Path
     run(replace(config, kimg=0.064), manifest, tmp_path / "parts", parts)
     # Cut off after a tick that no checkpoint covers: its points must not stand twice.
     parts.points.append((96, {"loss/generator": -1.0}))
-    (last,) = checkpoint.find_all(tmp_path / "parts")
-    run(config, manifest, tmp_path / "parts", parts, resume_from=last)
+    run(config, manifest, tmp_path / "parts", parts)
 
     a, b = (checkpoint.load(checkpoint.find_all(tmp_path / name)[-1]) for name in ("whole", "parts"))
     assert a["nimg"] == 192
@@ -138,7 +137,7 @@ def test_every_recipe_resumes_as_if_uninterrupted_and_exports(family: str, manif
     whole, parts = Notes(), Notes()
     run(config, manifest, tmp_path / "whole", whole)
     run(replace(config, kimg=0.064), manifest, tmp_path / "parts", parts)
-    run(config, manifest, tmp_path / "parts", parts, resume_from=checkpoint.find_all(tmp_path / "parts")[-1])
+    run(config, manifest, tmp_path / "parts", parts)
     a, b = (checkpoint.load(checkpoint.find_all(tmp_path / name)[-1]) for name in ("whole", "parts"))
     assert a["nimg"] == 192
     assert same(without_times(a), without_times(b))
@@ -156,9 +155,9 @@ def test_training_ends_when_nothing_improves(manifest: Manifest, tmp_path: Path,
     )
     run(still, manifest, tmp_path, Notes())
     (last, end) = checkpoint.find_all(tmp_path)
-    assert checkpoint.position(end) == 192, "the first evaluation at 64 stays the best"
+    assert checkpoint.position(end.name) == 192, "the first evaluation at 64 stays the best"
     assert "no better for 0.1 kimg" in capsys.readouterr().err
-    run(still, manifest, tmp_path, Notes(), resume_from=end)
+    run(still, manifest, tmp_path, Notes())
     assert checkpoint.find_all(tmp_path) == [last, end], "asked again, it has nothing to do"
 
 
@@ -182,8 +181,7 @@ def test_what_a_run_leaves_behind(manifest: Manifest, tmp_path: Path):
         "reals.png",
         "samples/fakes_000000kimg.png",
         "best/gen.safetensors",
-        "checkpoint_000000000128/state.pt",
-        "checkpoint_000000000192/state.pt",
+        *(f"checkpoint_000000000{n}/{file}" for n in (128, 192) for file in ("state.pt", "checkpoint.json")),
     }
     ticks = [values for _, values in notes.points if "loss/generator" in values]
     assert len(ticks) == 6
@@ -204,7 +202,17 @@ def test_a_checkpoint_holds_everything(manifest: Manifest, tmp_path: Path):
     state = checkpoint.load(checkpoint.find_all(tmp_path)[-1])
     assert {
         *("format_version", "nimg", "num_steps", "config", "augment_p", "generator", "discriminator", "ema"),
-        *("g_optimiser", "d_optimiser", "anchors", "rng", "best", "last_metric", "run_id", "dataset_digest"),
+        *(
+            "g_optimiser",
+            "d_optimiser",
+            "lr_scale",
+            "anchors",
+            "rng",
+            "best",
+            "last_metric",
+            "run_id",
+            "dataset_digest",
+        ),
     } == set(state)
     assert len(state["rng"]) == 1
     assert not any(key.startswith("module.") for key in state["generator"])
@@ -230,36 +238,15 @@ def test_another_world_size_draws_fresh_random_numbers(manifest: Manifest, tmp_p
     (folder,) = checkpoint.find_all(tmp_path)
     state = checkpoint.load(folder)
     state["rng"] = state["rng"] * 2  # as two ranks would have left it
-    torch.save(state, folder / "state.pt")
-    run(CONFIG, manifest, tmp_path, Notes(), resume_from=folder)
+    Storage(tmp_path).save(folder.name, checkpoint.encode(state))
+    run(CONFIG, manifest, tmp_path, Notes())
     assert checkpoint.load(checkpoint.find_all(tmp_path)[-1])["nimg"] == 192
 
 
 def test_another_model_is_refused(manifest: Manifest, tmp_path: Path):
     run(replace(CONFIG, kimg=0.064), manifest, tmp_path, Notes())
-    (folder,) = checkpoint.find_all(tmp_path)
     with pytest.raises(UserError, match="another model"):
-        run(replace(CONFIG, model=replace(CONFIG.model, z_dim=9)), manifest, tmp_path, Notes(), resume_from=folder)
-
-
-def test_divergence_stops_within_a_tick_and_keeps_the_best(manifest: Manifest, tmp_path: Path, monkeypatch):
-    from trainer.step import GAN
-
-    honest = GAN.step
-
-    def step(self, reals, nimg, more_reals=None):
-        if nimg == 72:
-            with torch.no_grad():
-                next(self.generator.parameters()).fill_(float("nan"))
-        return honest(self, reals, nimg, more_reals)
-
-    monkeypatch.setattr(GAN, "step", step)
-    with pytest.raises(Diverged, match=r"not finite at 0\.096 kimg"):
-        run(CONFIG, manifest, tmp_path, Notes())
-    assert [p.name for p in checkpoint.find_all(tmp_path)] == ["checkpoint_000000000064"]
-    generator, info = checkpoint.load_generator(tmp_path)
-    assert info["kimg"] == 0.064
-    assert all(torch.isfinite(t).all() for t in generator.state_dict().values())
+        run(replace(CONFIG, model=replace(CONFIG.model, z_dim=9)), manifest, tmp_path, Notes())
 
 
 def test_plan_makes_snapshots_of_whole_ticks():

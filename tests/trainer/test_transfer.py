@@ -10,6 +10,7 @@ from infer.command import UserError
 from trainer import checkpoint
 from trainer.config import Config, ModelConfig
 from trainer.step import GAN
+from trainer.storage import Storage
 from trainer.transfer import init_from
 
 CPU = torch.device("cpu")
@@ -24,7 +25,8 @@ def saved(config: Config, folder: Path) -> GAN:
         for p in module.parameters():
             torch.nn.init.normal_(p)
     extra = {"best": None, "last_metric": None, "run_id": "r", "dataset_digest": "d"}
-    checkpoint.save(folder, gan, 4000, [checkpoint.rng_state(CPU)], extra)
+    state = {"nimg": 4000, "config": config.to_dict(), "rng": [checkpoint.rng_state(CPU)], **gan.state_dict()}
+    Storage(folder.parent).save(folder.name, checkpoint.encode(state | extra))
     return gan
 
 
@@ -46,7 +48,7 @@ def test_a_checkpoint_gives_both_networks(tmp_path: Path):
 def test_released_weights_give_the_generator(tmp_path: Path):
     source = saved(SMALL, tmp_path / "x")
     info = {"recipe": "small", "kimg": 4, "metric": None, "config": SMALL.to_dict()}
-    checkpoint.save_generator(tmp_path / "gen.safetensors", source.ema.module, info)
+    (tmp_path / "gen.safetensors").write_bytes(checkpoint.encode_generator(source.ema.module.state_dict(), info))
     gan = GAN(SMALL, CPU)
     before = {n: t.clone() for n, t in gan.discriminator.state_dict().items()}
     report = init_from(gan, tmp_path / "gen.safetensors")

@@ -138,8 +138,8 @@ class _TrainStream(IterableDataset[Batch]):
     """Batches in segments: what a reader yields in the segment that starts at ``nimg`` images is a function of
     (seed, rank, reader, nimg) alone.
 
-    A training that resumes at a segment's boundary therefore reads what an uninterrupted one reads, without replaying
-    anything (webdataset#271: there is no position to restore in the middle of a stream).
+    A training that resumes therefore reads what an uninterrupted one reads, and replays no more than a segment
+    (webdataset#271: there is no position to restore in the middle of a stream).
     """
 
     def __init__(
@@ -221,7 +221,7 @@ def train_batches(
     """An endless stream of this rank's batches. They raise UserError when too many samples are unusable.
 
     Args:
-        nimg: images seen by all ranks so far; a segment starts here.
+        nimg: images seen by all ranks so far. In the middle of a segment its batches up to here are read and dropped.
         batch: pictures per batch of this rank.
         batches_per_segment: after so many batches the stream is seeded afresh by (seed, rank, nimg).
         images_per_segment: by how much ``nimg`` grows in a segment.
@@ -232,8 +232,12 @@ def train_batches(
     """
     readers = max((r for r in range(1, readers + 1) if batches_per_segment % r == 0), default=0)
     decoded = decoded_pictures(manifest, memory)
-    dataset = _TrainStream(manifest, decoded, rank, seed, batch, batches_per_segment, nimg, images_per_segment, buffer)
-    return TrainBatches(_loader(dataset, readers, pin_memory))
+    start = nimg - nimg % images_per_segment
+    dataset = _TrainStream(manifest, decoded, rank, seed, batch, batches_per_segment, start, images_per_segment, buffer)
+    batches = TrainBatches(_loader(dataset, readers, pin_memory))
+    for _ in range((nimg - start) * batches_per_segment // images_per_segment):
+        next(batches)
+    return batches
 
 
 def _loader(dataset: IterableDataset[Batch], readers: int, pin_memory: bool = False) -> DataLoader[Batch]:

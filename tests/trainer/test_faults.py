@@ -1,0 +1,278 @@
+"""What may happen to a training in one process, and what is lost then: nothing but time."""
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import boto3
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+
+from infer.command import UserError
+from tests.trainer.test_loop import CONFIG, Notes, run, same, without_times
+from trainer import checkpoint, launch
+from trainer.config import Config, EvalConfig, LoaderConfig, StopConfig
+from trainer.context import LocalContext
+from trainer.data.manifest import Manifest
+from trainer.loop import Allowance, Run, train
+from trainer.recorder import Recorder
+from trainer.step import GAN
+from trainer.storage import Storage, open_storage
+
+
+class Watch(Notes):
+    """Does something once the point at ``nimg`` images is logged."""
+
+    def __init__(self, **actions: Callable[[], object]) -> None:
+        super().__init__()
+        self.actions = {int(name.removeprefix("at_")): action for name, action in actions.items()}
+
+    def log_scalars(self, values: dict[str, float], nimg: int) -> None:
+        super().log_scalars(values, nimg)
+        if action := self.actions.pop(nimg, None):
+            action()
+
+
+@pytest.fixture
+def manifest(shards: Path) -> Manifest:
+    return Manifest.load(shards)
+
+
+def end_of(folder: Path) -> dict:
+    return without_times(checkpoint.load(checkpoint.find_all(folder)[-1]))
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at: int, lr: float) -> list[int]:
+    """The step at ``at`` images makes a weight NaN, unless the learning rate is below ``lr``."""
+    honest, hits = GAN.step, []
+
+    def step(self: GAN, reals: torch.Tensor, nimg: int, more_reals: torch.Tensor | None = None) -> dict:
+        if nimg == at and self.g_optimiser.param_groups[0]["lr"] >= lr:
+            hits.append(nimg)
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(float("nan"))
+        return honest(self, reals, nimg, more_reals)
+
+    monkeypatch.setattr(GAN, "step", step)
+    return hits
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+def test_told_to_stop_it_saves_in_mid_segment_and_continues_bit_for_bit(
+    manifest: Manifest, tmp_path: Path, readers: int
+):
+    config = replace(CONFIG, loader=LoaderConfig(workers=readers, shuffle_buffer=30))
+    run(config, manifest, tmp_path / "whole", Notes())
+
+    context, storage = LocalContext(), Storage(tmp_path / "parts")
+    storage.make()
+    notes = Watch(at_96=context.stop)
+    recorder = Recorder(manifest, storage, notes, "the-run")  # type: ignore[arg-type]
+    assert train(config, manifest, context, Run(storage, "the-run"), recorder).status == "stopped"
+    assert storage.checkpoints()[-1] == checkpoint.folder_name(96), "a tick that is no snapshot"
+    assert run(config, manifest, tmp_path / "parts", notes).status == "done"
+    assert same(end_of(tmp_path / "whole"), end_of(tmp_path / "parts"))
+
+
+def test_sigterm_is_heeded_and_a_second_one_obeyed():
+    context = LocalContext()
+    with launch._on_sigterm(context.stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert context.notice() == "stop"
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert LocalContext().notice() is None
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_both_are_named(manifest: Manifest, tmp_path: Path, capsys):
+    run(CONFIG, manifest, tmp_path / "whole", Notes())
+    run(replace(CONFIG, kimg=0.128), manifest, tmp_path / "parts", notes := Notes())
+    older, newest = checkpoint.find_all(tmp_path / "parts")
+    data = bytearray((newest / "state.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / "state.pt").write_bytes(data)
+    (tmp_path / "parts" / checkpoint.folder_name(10**6)).mkdir()  # begun, never finished
+    capsys.readouterr()
+    run(CONFIG, manifest, tmp_path / "parts", notes)
+    said = capsys.readouterr().err
+    assert f"taking {older.name}, the checkpoint before, instead of {newest.name}" in said
+    assert same(end_of(tmp_path / "whole"), end_of(tmp_path / "parts"))
+
+    for folder in checkpoint.find_all(tmp_path / "parts"):
+        (folder / "state.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        run(replace(CONFIG, kimg=1), manifest, tmp_path / "parts", Notes())
+
+
+def test_a_full_disk_stops_nothing(manifest: Manifest, tmp_path: Path):
+    """The system itself refuses the checkpoint at 64 images: no file may be longer than 64 KiB for a while."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # noqa: E731
+    notes = Watch(at_32=lambda: limit(1 << 16), at_96=lambda: limit(before[0]))
+    try:
+        outcome = run(CONFIG, manifest, tmp_path, notes)
+    finally:
+        limit(before[0])
+    assert outcome.status == "done"
+    ((kind, text),) = notes.notes
+    assert kind == "save"
+    assert "not kept" in text
+    assert "File too large" in text
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(n) for n in (128, 192)]
+    assert not list(tmp_path.glob(".*"))
+    _, info = checkpoint.load_generator(tmp_path)
+    values = [values["fd16_efflite0"] for _, values in notes.points if "fd16_efflite0" in values]
+    assert info["metric"]["value"] == min(values), "the best of the failed attempt is not forgotten"
+
+
+def test_divergence_stops_within_a_tick_and_keeps_the_best(manifest: Manifest, tmp_path: Path, monkeypatch):
+    poison(monkeypatch, 72, 0.0)
+    outcome = run(CONFIG, manifest, tmp_path, Notes())
+    assert outcome.status == "diverged"
+    assert "not finite at 0.096 kimg" in outcome.message
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(64)]
+    generator, info = checkpoint.load_generator(tmp_path)
+    assert info["kimg"] == 0.064
+    assert all(torch.isfinite(t).all() for t in generator.state_dict().values())
+
+
+def test_a_weight_that_is_lost_in_the_last_step_is_not_saved(manifest: Manifest, tmp_path: Path, monkeypatch):
+    honest = GAN.step
+
+    def step(self, reals, nimg, more_reals=None):
+        stats = honest(self, reals, nimg, more_reals)
+        if nimg == 120:  # the losses of this step were still finite
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(float("nan"))
+        return stats
+
+    monkeypatch.setattr(GAN, "step", step)
+    outcome = run(CONFIG, manifest, tmp_path, Notes())
+    assert (outcome.status, outcome.message) == ("diverged", "weights not finite at 0.128 kimg")
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(64)]
+
+
+def test_rollback_halves_the_learning_rates_until_it_passes(manifest: Manifest, tmp_path: Path, monkeypatch):
+    lr = CONFIG.optim.g_lr(0)
+    hits = poison(monkeypatch, 72, lr / 3)
+    config = replace(CONFIG, stop=StopConfig(rollbacks=2))
+    outcome = run(config, manifest, tmp_path, notes := Notes())
+    assert outcome.status == "done"
+    assert hits == [72, 72]
+    assert [kind for kind, _ in notes.notes] == ["rollback"] * 2
+    assert checkpoint.load(checkpoint.find_all(tmp_path)[-1])["lr_scale"] == 0.25
+    rates = {nimg: values["lr/generator"] for nimg, values in notes.points if "lr/generator" in values}
+    assert rates == {n: lr if n <= 64 else lr / 4 for n in range(32, 193, 32)}, "and no point stands twice"
+
+    assert run(replace(config, kimg=0.256), manifest, tmp_path, notes).status == "done"
+    assert notes.points[-1][1].get("lr/generator", lr / 4) == lr / 4, "a continued training stays careful"
+
+
+def test_evaluations_keep_to_their_share_of_the_time(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    allowance = Allowance(0.1)
+    evaluated = []
+    for snapshot in range(100):
+        now += 10.0
+        if allowance.allows():
+            evaluated.append(snapshot)
+            now += 5.0
+            share = allowance.spend(5.0)
+            assert share <= 0.1 or len(evaluated) == 1, "what the first one costs is not known before"
+    assert evaluated[0] == 0
+    assert len(evaluated) == pytest.approx(0.1 * now / 5.0, abs=1)
+    always = Allowance(1.0)
+    now += 1e9
+    always.spend(1e9)
+    assert always.allows()
+
+
+def test_snapshots_without_an_evaluation_are_checkpoints_all_the_same(manifest: Manifest, tmp_path: Path):
+    frugal = replace(CONFIG, eval=EvalConfig(extractor="efflite0", num=16, budget=1e-9))
+    run(frugal, manifest, tmp_path, notes := Notes())
+    measured = [nimg for nimg, values in notes.points if "fd16_efflite0" in values]
+    assert measured == [64, 192], "the first, and the last in any case"
+    assert notes.grids == [0, 64, 128, 192]
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(n) for n in (128, 192)]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
+    """The bucket ``cats`` of a server that speaks S3. The fixture's value has it refuse all, or take all again."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    S3FileSystem.clear_instance_cache()  # an earlier test's has another address
+    environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "testing"}
+    environment |= {"AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in (environment | {"CATGAN_CACHE": str(tmp_path / "cache")}).items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="cats")
+
+    def refuse(everything: bool) -> None:
+        allowed = b"0" if everything else b"1000000"
+        with urlopen(
+            Request(f"http://{host}:{port}/moto-api/reset-auth", allowed, {"Content-Type": "text/plain"})
+        ) as answer:
+            assert answer.status == 200
+
+    try:
+        yield refuse
+    finally:
+        refuse(False)
+        server.stop()
+
+
+def train_in(location: str, config: Config, manifest: Manifest, notes: Notes) -> Storage:
+    storage = open_storage(location)
+    storage.make()
+    storage.pull()
+    recorder = Recorder(manifest, storage, notes, "the-run")  # type: ignore[arg-type]
+    assert train(config, manifest, LocalContext(), Run(storage, "the-run"), recorder).status == "done"
+    storage.push()
+    return storage
+
+
+def test_a_run_in_a_bucket_goes_on_elsewhere_and_survives_refusal(
+    manifest: Manifest, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch
+):
+    run(CONFIG, manifest, tmp_path / "whole", Notes())
+    notes = Watch(at_64=lambda: bucket(True), at_96=lambda: bucket(False))
+    first = train_in("s3://cats/runs/one", replace(CONFIG, kimg=0.128), manifest, notes)
+    ((kind, text),) = notes.notes
+    assert kind == "save"
+    assert "not kept in s3://cats/runs/one" in text
+    assert first.checkpoints() == [checkpoint.folder_name(128)]
+
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache of another machine"))
+    second = train_in("s3://cats/runs/one/", CONFIG, manifest, notes)
+    assert second.work != first.work
+    assert second.checkpoints() == [checkpoint.folder_name(n) for n in (128, 192)]
+    assert same(end_of(tmp_path / "whole"), without_times(second.load(second.checkpoints()[-1])))
+    third = open_storage("s3://cats/runs/one")
+    for path in second.work.rglob("*"):
+        path.unlink() if path.is_file() else None
+    third.pull()
+    names = {path.relative_to(third.work).as_posix() for path in third.work.rglob("*") if path.is_file()}
+    assert names == {"reals.png", "samples/fakes_000000kimg.png", "best/gen.safetensors"}
+
+    second.save(checkpoint.folder_name(256), {"state.pt": b"cut", "checkpoint.json": b"off"})
+    assert third.newest()[0] == checkpoint.folder_name(192)
+
+
+def test_a_bucket_that_refuses_from_the_start_is_said_at_once(bucket: Callable[[bool], None]):
+    with pytest.raises(UserError, match="nothing can be written to a web server"):
+        open_storage("http://127.0.0.1/runs/one")
+    storage = open_storage("s3://cats/runs/two")
+    bucket(True)
+    with pytest.raises(UserError, match=r"cannot write s3://cats/runs/two .*give another --out"):
+        storage.make()
+    with pytest.raises(UserError, match="cannot look into s3://cats/runs/two"):
+        storage.checkpoints()
