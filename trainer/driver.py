@@ -6,11 +6,12 @@ import datetime
 import json
 import os
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from infer.command import UserError, say
-from trainer import checkpoint, launch, tracking
+from trainer import checkpoint, launch, server, tracking
 from trainer.checks import problems
 from trainer.data.drawn import NUM, open_data
 from trainer.data.manifest import Manifest
@@ -185,7 +186,9 @@ def _train(
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {run_dir} ({error.strerror}); give another --out") from error
-    uri = tracking.resolve_uri(config.track.uri, run_dir.parent)
+    uri = server.resolve_uri(config.track.uri, run_dir.parent)
+    # A password in the address is for this process and its workers, not for what is written.
+    config = replace(config, track=replace(config.track, uri=config.track.uri and redact(config.track.uri)))
     # A checkpoint of another run is only a starting point: what it grows into is a run of its own.
     known = _recorded_run_id(run_dir, uri)
     if resume_from is not None and resume_from.parent == run_dir:
@@ -193,23 +196,24 @@ def _train(
         known = state["run_id"]
         position = Position(state["nimg"], state["best"], state["last_metric"])
         is_done = position.nimg >= config.kimg * 1000 or stalled(config, position)
-        if is_done and (run_dir / "best" / "gen.onnx").is_file():
+        if is_done and tracking.is_finished(run_dir):
             longer = "--kimg" if position.nimg >= config.kimg * 1000 else "--stop.patience-kimg"
             say(f"{run_dir} is finished; a larger {longer} trains it further")
-            return summary(run_dir, known)
+            return summary(run_dir)
     run_id = tracking.open_run(
+        run_dir,
         uri,
-        experiment=config.track.experiment,
-        name=run_dir.name,
+        config.track.experiment,
         config=config.to_dict(),
         manifest=manifest,
         run_id=known,
+        offline=config.track.offline,
     )
     surroundings = {
         "data": manifest.root,
         "dataset_digest": manifest.digest,
         "mlflow_run_id": run_id,
-        "tracking_uri": uri,
+        "tracking_uri": redact(uri),
     }
     _write_json(run_dir / "config.json", config.to_dict() | surroundings)
     say(f"run {run_dir}")
@@ -228,15 +232,15 @@ def _train(
             launch.run_in_process(job)
         else:
             launch.run_on_ray(job, workers)
-        finish(run_dir, uri, run_id, config.track.model)
+        finish(run_dir, config.track.model)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         say(f"interrupted; to continue, give --name {run_dir.name}")
         raise
     finally:
-        tracking.end_run(uri, run_id, status)
-    return summary(run_dir, run_id)
+        tracking.end_run(run_dir, uri, status, config.track.offline)
+    return summary(run_dir)
 
 
 def _recorded_run_id(run_dir: Path, uri: str) -> str | None:

@@ -181,7 +181,7 @@ def _work(job: Job, context: Context) -> None:
     threads = f"{torch.get_num_threads()} CPU thread(s) each" if context.device.type == "cpu" else context.device.type
     say(f"training {config.recipe} on {workers}, {threads}")
     run_dir = Path(job.run_dir)
-    tracker = Tracker(run_dir, job.tracking_uri, job.run_id)
+    tracker = Tracker(run_dir, None if config.track.offline else job.tracking_uri)
     try:
         train(config, manifest, context, job.run_id, Recorder(manifest, run_dir, tracker, job.run_id), init_from)
     finally:

@@ -121,7 +121,7 @@ class Recorder:
         path = self.run_dir / "samples" / f"fakes_{nimg // 1000:06d}kimg.png"
         picture = _grid(generate(gan, range(gan.config.track.grid)))
         picture.save(path)
-        self.tracker.log_grid("fakes", picture, nimg, path)
+        self.tracker.log_grid("fakes", nimg, path)
 
 
 def _grid(pictures: Tensor) -> Image.Image:

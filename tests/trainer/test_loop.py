@@ -57,7 +57,7 @@ class Notes:
     def log_scalars(self, values: dict[str, float], nimg: int) -> None:
         self.points.append((nimg, values))
 
-    def log_grid(self, key: str, image: object, nimg: int, path: Path) -> None:
+    def log_grid(self, key: str, nimg: int, path: Path) -> None:
         self.grids.append(nimg)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
