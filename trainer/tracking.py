@@ -199,6 +199,7 @@ class Tracker:
         self._folder = run_dir
         self._metrics = Journal(run_dir / "metrics.jsonl")
         self._outbox = Outbox(run_dir)
+        self._time = 0
         self._taken: set[tuple[str, int]] = set()
         self._courier: Courier | None = None
         if uri is not None:
@@ -264,7 +265,8 @@ class Tracker:
             self._courier.close(_CLOSE_SECONDS)
 
     def _put(self, record: dict[str, Any]) -> None:
-        self._outbox.put({"time": _now(), **record})
+        self._time = max(_now(), self._time + 1)  # MLflow takes equal points of one millisecond for the same
+        self._outbox.put({"time": self._time, **record})
         if self._courier is not None:
             self._courier.wake()
 

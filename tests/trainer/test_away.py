@@ -146,7 +146,8 @@ def test_a_training_and_then_its_server_are_killed(server: Server, shards: Path,
         *(sys.executable, ROOT / "trainer" / "run.py", "--data", shards, "--out", tmp_path, "--name", "mine"),
         *("--workers", "0", "--kimg", "0.384", "--batch", "8", "--eval.extractor", "efflite0", "--eval.num", "32"),
         *("--model.g-width", "8", "--model.d-width", "8", "--track.tick-kimg", "0.064"),
-        *("--track.snapshot-kimg", "0.128", "--track.uri", server.uri, "--track.model", "away"),
+        *("--track.snapshot-kimg", "0.128", "--track.model", "away"),
+        *("--track.uri", server.uri.replace("://", "://me:secret@")),
     ]
     run_dir = tmp_path / "mine"
 
@@ -180,6 +181,9 @@ def test_a_training_and_then_its_server_are_killed(server: Server, shards: Path,
     assert "continuing from" in said
     assert f"`cattrain sync {run_dir}`" in said
     assert (run_dir / "best" / "gen.onnx").is_file()
+    assert "secret" not in output + said
+    for path in run_dir.rglob("*"):
+        assert path.is_dir() or b"secret" not in path.read_bytes(), path
 
     sync = [sys.executable, "-m", "trainer.cli", "sync", str(run_dir)]
     server.start()

@@ -144,10 +144,11 @@ def test_scalars_reach_the_file_at_once_and_mlflow_by_close(
 
 
 def test_points_that_share_a_kimg_are_all_kept(client: MlflowClient, tracker: Tracker, run_id: str) -> None:
-    for nimg in (100, 200, 300):
-        tracker.log_scalars({"loss/generator": float(nimg)}, nimg)
+    for nimg in range(100, 1000, 100):
+        tracker.log_scalars({"loss/generator": float(nimg), "lr": 1.0}, nimg)
     tracker.close()
-    assert points(client, run_id, "loss/generator") == [(0, 100.0), (0, 200.0), (0, 300.0)]
+    assert points(client, run_id, "loss/generator") == [(0, float(nimg)) for nimg in range(100, 1000, 100)]
+    assert points(client, run_id, "lr") == [(0, 1.0)] * 9
 
 
 def images(client: MlflowClient, run_id: str) -> list[str]:
@@ -351,7 +352,7 @@ def test_offline_and_delivered_later(
         "resumed  20 kimg: from 20 kimg",
     ]
     assert len([path for path, _ in found["files"] if path.startswith("images/")]) == 4
-    assert [version for version, *_ in found["versions"]] == ["1"]
+    assert [str(version) for version, *_ in found["versions"]] == ["1"]
 
     assert main(["sync", str(folder)])["delivered"] == 0
     assert everything(client, run_id) == found
