@@ -124,9 +124,9 @@ def end_run(run_dir: Path, uri: str, status: Status, offline: bool = False) -> N
             reach(uri)
             _deliver(run_dir, uri)
         except UserError as error:
-            reason = f"{error}; "
+            reason = f"warning: {error}; "
     if left := outbox.left():
-        say(f"warning: {reason}{left} records wait in {run_dir}: `cattrain sync {run_dir}` delivers them to MLflow")
+        say(f"{reason}{left} records wait in {run_dir}: `cattrain sync {run_dir}` delivers them to MLflow")
 
 
 def sync(run_dir: Path, uri: str | None = None) -> dict[str, Any]:

@@ -525,6 +525,7 @@ def test_a_training_ends_well_without_the_server(
         tracker.close()
         end_run(folder, away, "FINISHED")
         said = capsys.readouterr().err
+        assert "warning: MLflow at http://127" in said
         assert f"3 records wait in {folder}: `cattrain sync {folder}`" in said
         with pytest.raises(UserError, match=r"does not answer.*3 of 3 records are left"):
             main(["sync", str(folder)])
