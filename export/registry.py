@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -10,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.generator import metadata
-from infer.command import UserError, say
-from trainer.outbox import brief, redact
-from trainer.tracking import connect
+from infer.command import say
+from trainer.server import connect
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 CHAMPION = "champion"
+
+_FILE_TAG = "onnx_sha256"
 
 # Two values compare only if all of these agree.
 _PROTOCOL = ("metric", "metric_weights_sha256", "dataset_digest")
@@ -28,32 +30,26 @@ def register(uri: str, run_id: str, name: str, onnx_path: Path, info: Mapping[st
     """Log the ONNX file (with ``card.md`` and ``samples.png`` beside it, if they are there) as the run's model
     "generator" and register it as the next version of ``name``, which ``models:/<name>/latest`` then means.
 
+    Registering the same file of the same run again changes nothing, also after a try that was cut off.
+
     The alias ``champion`` moves to it if there is none yet, or if its metric is lower than the champion's, measured
     in the same way on the same data.
 
     Args:
-        uri: tracking server and registry, see ``trainer.tracking.resolve_uri``.
+        uri: tracking server and registry, see ``trainer.server.resolve_uri``.
         info: the generator's origin, as ``trainer.checkpoint.load_generator`` gives it.
 
     Returns:
         The version, such as "3".
 
     Raises:
-        UserError: MLflow does not answer or refuses.
+        MlflowException, SQLAlchemyError, OSError: MLflow or its artifact store does not answer or refuses.
     """
     client = connect(uri)
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        model_id, location = _log_model(client, run_id, onnx_path, info)
-        version = _create_version(client, run_id, name, model_id, location, info)
-        _crown(client, version)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise UserError(
-            f"{onnx_path} is written, but MLflow at {redact(uri)} did not take it ({brief(error)}); once it does,"
-            " run the same training command again"
-        ) from error
+    tags = _tags(info) | {_FILE_TAG: hashlib.sha256(onnx_path.read_bytes()).hexdigest()}
+    model_id, location = _log_model(client, run_id, onnx_path, info, tags)
+    version = _create_version(client, run_id, name, model_id, location, info, tags)
+    _crown(client, version)
     return str(version.version)
 
 
@@ -66,7 +62,9 @@ def _tags(info: Mapping[str, Any]) -> dict[str, str]:
     return tags
 
 
-def _log_model(client: MlflowClient, run_id: str, onnx_path: Path, info: Mapping[str, Any]) -> tuple[str, str]:
+def _log_model(
+    client: MlflowClient, run_id: str, onnx_path: Path, info: Mapping[str, Any], tags: dict[str, str]
+) -> tuple[str, str]:
     """Its id and where its files are. ``mlflow.onnx.log_model`` would do this for the fluent API's active run only."""
     import mlflow.onnx
     import numpy as np
@@ -78,11 +76,15 @@ def _log_model(client: MlflowClient, run_id: str, onnx_path: Path, info: Mapping
     file = onnx.load(onnx_path)
     properties = {entry.key: entry.value for entry in file.metadata_props}
     z_dim, size = int(properties["z_dim"]), int(properties["size"])
-    logged = client.create_logged_model(
-        client.get_run(run_id).info.experiment_id,
+    run = client.get_run(run_id)
+    known = client.search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run_id}' AND tags.{_FILE_TAG} = '{tags[_FILE_TAG]}'"
+    )
+    logged = (known and known[0]) or client.create_logged_model(
+        run.info.experiment_id,
         name="generator",
         source_run_id=run_id,
-        tags=_tags(info),
+        tags=tags,
         params=properties,
         model_type="onnx",
     )
@@ -107,12 +109,19 @@ def _log_model(client: MlflowClient, run_id: str, onnx_path: Path, info: Mapping
                 shutil.copyfile(path, folder / companion)
         client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=int(info["kimg"]))])
+    if all(output.model_id != logged.model_id for output in (run.outputs and run.outputs.model_outputs) or ()):
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=int(info["kimg"]))])
     return logged.model_id, logged.artifact_location
 
 
 def _create_version(
-    client: MlflowClient, run_id: str, name: str, model_id: str, location: str, info: Mapping[str, Any]
+    client: MlflowClient,
+    run_id: str,
+    name: str,
+    model_id: str,
+    location: str,
+    info: Mapping[str, Any],
+    tags: dict[str, str],
 ) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
@@ -125,12 +134,13 @@ def _create_version(
     quality = f", {metric['name']} {metric['value']:.2f}" if metric else ""
     # The files' location rather than models:/<model_id>: an SQL registry would look that id up in whatever store the
     # process defaults to, not in this client's (the TODO in mlflow/store/model_registry/sqlalchemy_store.py).
-    version = client.create_model_version(
+    known = client.search_model_versions(f"name = '{name}' and tags.{_FILE_TAG} = '{tags[_FILE_TAG]}'")
+    version = next((v for v in known if v.run_id == run_id), None) or client.create_model_version(
         name,
         location,
         run_id=run_id,
         model_id=model_id,
-        tags=_tags(info),
+        tags=tags,
         description=f"{info['recipe']} at {info['kimg']:g} kimg{quality}",
     )
     # What links the run's model to this version in the UI.

@@ -212,6 +212,8 @@ class TrackConfig:
 
     uri: str | None = None
     """MLflow tracking URI; default: MLFLOW_TRACKING_URI, else an SQLite file beside the runs."""
+    offline: bool = False
+    """Train without MLflow: the record is kept in the run's folder, and `cattrain sync RUN` delivers it later."""
     experiment: str = "catgan"
     """MLflow experiment."""
     model: str = "catgan"

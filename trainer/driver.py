@@ -7,11 +7,12 @@ import json
 import os
 import secrets
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from infer.command import UserError, say
-from trainer import checkpoint, launch, tracking
+from trainer import checkpoint, launch, server, tracking
 from trainer.checks import problems
 from trainer.data.drawn import NUM, open_data
 from trainer.data.location import join
@@ -187,24 +188,27 @@ def _train(
     storage.make()
     storage.pull()
     # Beside a bucket an SQLite file cannot lie.
-    uri = tracking.resolve_uri(config.track.uri, _default_out() if isinstance(storage, Bucket) else storage.work.parent)
+    uri = server.resolve_uri(config.track.uri, _default_out() if isinstance(storage, Bucket) else storage.work.parent)
+    # A password in the address is for this process and its workers, not for what is written.
+    config = replace(config, track=replace(config.track, uri=config.track.uri and redact(config.track.uri)))
     known = _recorded_run_id(storage.work, uri)
     if (newest := storage.newest()) is not None:
         _, state = newest
         known = state["run_id"]
         position = Position(state["nimg"], state["best"], state["last_metric"])
         is_done = position.nimg >= config.kimg * 1000 or stalled(config, position)
-        if is_done and (storage.work / "best" / "gen.onnx").is_file():
+        if is_done and tracking.is_finished(storage.work):
             longer = "--kimg" if position.nimg >= config.kimg * 1000 else "--stop.patience-kimg"
             say(f"{storage.location} is finished; a larger {longer} trains it further")
-            return summary(storage, known)
+            return summary(storage)
     run_id = tracking.open_run(
+        storage.work,
         uri,
-        experiment=config.track.experiment,
-        name=storage.name,
+        config.track.experiment,
         config=config.to_dict(),
         manifest=manifest,
         run_id=known,
+        offline=config.track.offline,
     )
     surroundings = {
         "data": manifest.root,
@@ -234,8 +238,7 @@ def _train(
         storage.pull()
         is_trained = (storage.work / BEST).is_file()
         if is_trained:
-            finish(storage.work, uri, run_id, config.track.model)
-            storage.push()
+            finish(storage.work, config.track.model)
         if outcome.status == "diverged":
             kept = "the best generator until then is exported" if is_trained else "nothing is there to export"
             raise UserError(f"{outcome.message}; {kept}; lower --optim.g-lr and --optim.d-lr, or give --stop.rollbacks")
@@ -245,8 +248,9 @@ def _train(
         say(f"interrupted; to continue, give --name {storage.name}")
         raise
     finally:
-        tracking.end_run(uri, run_id, status)
-    return summary(storage, run_id)
+        tracking.end_run(storage.work, uri, status, config.track.offline)
+        storage.push()
+    return summary(storage)
 
 
 def _recorded_run_id(run_dir: Path, uri: str) -> str | None:

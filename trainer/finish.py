@@ -1,4 +1,4 @@
-"""After the last step: the best generator becomes ``gen.onnx`` with a card, and a version in MLflow's registry."""
+"""After the last step: the best generator becomes ``gen.onnx`` with a card, to be registered in MLflow."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from typing import Any
 
 from export.card import write_card
 from export.generator import export_onnx, metadata
-from export.registry import register
 from infer.command import say
-from trainer import checkpoint
+from trainer import checkpoint, tracking
 from trainer.recorder import progress_gif
 from trainer.storage import Storage
-from trainer.tracking import connect
 
 
-def finish(run_dir: Path, uri: str, run_id: str, model: str) -> None:
-    """Export ``best/gen.safetensors`` of a run, check it against PyTorch, describe it, log it and register it.
+def finish(run_dir: Path, model: str) -> None:
+    """Export ``best/gen.safetensors`` of a run, check it against PyTorch, describe it, and have it logged and
+    registered as a version of ``model``.
 
     Raises:
-        UserError: PyTorch and onnxruntime disagree, or MLflow does not answer.
+        UserError: PyTorch and onnxruntime disagree.
     """
     generator, info = checkpoint.load_generator(run_dir / "best")
     onnx = run_dir / "best" / "gen.onnx"
     difference = export_onnx(generator, onnx, metadata(info))
     write_card(onnx, info, difference)
     progress_gif(run_dir)
-    connect(uri).log_artifact(run_id, str(run_dir / "progress.gif"), "samples")
-    version = register(uri, run_id, model, onnx, info)
+    tracker = tracking.Tracker(run_dir, None)
+    tracker.log_artifact(run_dir / "progress.gif", "samples")
+    tracker.log_model(model, onnx, info)
     metric = info["metric"]
     say(
         f"best generator: {metric['name']} {metric['value']:.2f} at {info['kimg']:g} kimg; {onnx} agrees with PyTorch"
-        f" to {difference:.1e}; registered as models:/{model}/{version}"
+        f" to {difference:.1e}"
     )
 
 
-def summary(storage: Storage, run_id: str) -> dict[str, Any]:
-    """The JSON object of a finished run."""
+def summary(storage: Storage) -> dict[str, Any]:
+    """The JSON object of a finished run; its ``mlflow_run_id`` is null as long as MLflow knows nothing of it."""
     _, info = checkpoint.load_generator(storage.work / "best")
     return {
         "run_dir": storage.location,
-        "mlflow_run_id": run_id,
+        "mlflow_run_id": tracking.mlflow_run_id(storage.work),
         "kimg": checkpoint.position(storage.checkpoints()[-1]) / 1000,
         "metric": {"name": info["metric"]["name"], "value": info["metric"]["value"], "kimg": info["kimg"]},
         "onnx": storage.join("best/gen.onnx"),

@@ -239,7 +239,7 @@ def _work(job: Job, context: Context) -> Outcome:
     threads = f"{torch.get_num_threads()} CPU thread(s) each" if context.device.type == "cpu" else context.device.type
     say(f"training {config.recipe} on {workers}, {threads}")
     run.storage.pull()
-    tracker = Tracker(run.storage.work, job.tracking_uri, job.run_id)
+    tracker = Tracker(run.storage.work, None if config.track.offline else job.tracking_uri)
     try:
         return train(config, manifest, context, run, Recorder(manifest, run.storage, tracker, job.run_id))
     finally:

@@ -54,7 +54,7 @@ class Recorder:
     def start(self, gan: GAN, nimg: int) -> None:
         """Before the first step: forget what lies beyond ``nimg``, picture the reals and the initial fakes."""
         self.total = gan.config.kimg * 1000
-        self.began, self.began_at = time.perf_counter(), nimg
+        self.began, self.began_at, self.nimg = time.perf_counter(), nimg, nimg
         self.gap = CriticGap(self.manifest)
         self.tracker.rewind(nimg)
         (self.run_dir / "samples").mkdir(parents=True, exist_ok=True)
@@ -69,10 +69,11 @@ class Recorder:
     def note(self, kind: str, text: str) -> None:
         """Tell people here and in MLflow of something out of the ordinary."""
         say(f"warning: {text}")
-        self.tracker.note(kind, text)
+        self.tracker.note(kind, text, self.nimg)
 
     def tick(self, values: dict[str, float], nimg: int) -> None:
         """Log means since the last tick and print a line of progress."""
+        self.nimg = nimg
         self.saver.look()
         self.tracker.log_scalars(values, nimg)
         rate = (nimg - self.began_at) / (time.perf_counter() - self.began)
@@ -133,7 +134,7 @@ class Recorder:
         path = self.run_dir / "samples" / f"fakes_{nimg // 1000:06d}kimg.png"
         picture = _grid(generate(gan, range(gan.config.track.grid)))
         picture.save(path)
-        self.tracker.log_grid("fakes", picture, nimg, path)
+        self.tracker.log_grid("fakes", nimg, path)
 
 
 def _grid(pictures: Tensor) -> Image.Image:

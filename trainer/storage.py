@@ -121,7 +121,7 @@ class Bucket(Storage):
     def __init__(self, location: str) -> None:
         self.location = location.rstrip("/")
         self.place, self.path = filesystem(self.location)
-        self.work = cache_dir() / "runs" / hashlib.sha256(self.location.encode()).hexdigest()[:16]
+        self.work = cache_dir() / "runs" / hashlib.sha256(self.location.encode()).hexdigest()[:16] / self.name
         self._known: dict[str, tuple[int, int]] = {}  # size and time of change of files that are alike on both sides
 
     def make(self) -> None:
@@ -155,10 +155,13 @@ class Bucket(Storage):
             attempt(lambda path=path: self.place.rm_file(path), path)  # type: ignore[misc]
 
     def pull(self) -> None:
+        """What has changed here since it was brought to the bucket stays: a killed process left it."""
         for name in self._names():
-            if not name.startswith((_HIDDEN, checkpoint.PREFIX)):
-                self.write(name, self._get(name))
-                self._known[name] = _stamp(self.work / name)
+            here = self.work / name
+            if name.startswith((_HIDDEN, checkpoint.PREFIX)) or self._is_older(name, here):
+                continue
+            self.write(name, self._get(name))
+            self._known[name] = _stamp(here)
 
     def push(self) -> None:
         for path in sorted(path for path in self.work.rglob("*") if path.is_file()):
@@ -168,6 +171,13 @@ class Bucket(Storage):
                 continue
             self._put(name, path.read_bytes())
             self._known[name] = stamp
+
+    def _is_older(self, name: str, here: Path) -> bool:
+        """Whether the bucket's ``name`` is older than the file ``here``."""
+        if not here.is_file():
+            return False
+        path = f"{self.path}/{name}"
+        return attempt(lambda: self.place.modified(path), path).timestamp() < here.stat().st_mtime
 
     def _names(self) -> list[str]:
         """All objects of the run, from its folder on."""

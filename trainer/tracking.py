@@ -1,8 +1,15 @@
-"""Records of a training: ``metrics.jsonl`` beside the run, and MLflow.
+"""Records of a training: ``metrics.jsonl`` for people and scripts, and MLflow, which may be away.
 
-The driver opens (or reopens) the MLflow run; rank 0 alone holds a ``Tracker`` and writes to it. Everything goes
-through ``MlflowClient`` with an explicit run id: MLflow's fluent API keeps the active run in thread-local state and
-is neither thread-safe nor fit for a run that several processes take turns to write (mlflow#11782).
+Rank 0 alone holds a ``Tracker`` while it trains; before and after, the driver calls ``open_run`` and ``end_run``. All
+that is meant for MLflow is first written to the outbox in the run's folder (``trainer.outbox``) and then delivered in
+order: by a thread while training, by ``end_run``, or later by ``sync``. A training that is killed loses nothing of it.
+
+A training that is continued repeats the steps since its last checkpoint. MLflow cannot forget points, so the outbox
+takes a point, or a grid, at a position once: what the first try recorded stands, and the repetition adds what is
+missing. Points therefore show in MLflow at once, without waiting for a checkpoint, and still none comes twice and none
+is missing. In one process the repetition computes the same numbers again; with another number of workers, or after a
+rollback, MLflow keeps those of the first try up to where that ended. ``metrics.jsonl`` forgets the first try and has
+those that led to the present networks.
 
 MLflow's steps are whole kimg (thousands of images seen). Where ticks are shorter than one kimg, several points share
 a step and MLflow keeps them all, in order of time; ``metrics.jsonl`` has the exact position of each.
@@ -11,290 +18,301 @@ a step and MLflow keeps them all, in order of time; ``metrics.jsonl`` has the ex
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import math
 import os
 import re
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from PIL import Image
+from typing import Any, Literal
 
 from infer.command import UserError, say
 from trainer.data.manifest import Manifest
-from trainer.outbox import Outbox, brief, redact
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+from trainer.delivery import Delivery
+from trainer.journal import Journal
+from trainer.outbox import Courier, Memo, Outbox, redact
+from trainer.server import as_user_errors, connect, failures, find_run, reach, resolve_uri, sqlite_path
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _CLOSE_SECONDS = 30.0
-_SQLITE = "sqlite:///"
+_OFFLINE = "offline-"
 
 # MLflow's own limits (mlflow/utils/validation.py).
-_PARAMS_PER_BATCH = 100
 _PARAM_LENGTH = 6000
 _DIGEST_LENGTH = 36
-
-
-def resolve_uri(uri: str | None, out: Path) -> str:
-    """The tracking URI: ``uri``, else ``MLFLOW_TRACKING_URI``, else an SQLite file in ``out``. SQLite paths come back
-    absolute, since the workers have other working directories.
-
-    Raises:
-        UserError: a ``file:`` URI or a plain path, which MLflow no longer writes to.
-    """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path(out).resolve() / 'mlflow.db'}"
-    if uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks")):
-        raise UserError(
-            f"tracking URI {uri} is a file store, which MLflow no longer writes to; give sqlite:///PATH.db or"
-            " http://HOST:PORT, and bring old runs along with `mlflow migrate-filestore`"
-        )
-    path = _sqlite_path(uri)
-    return uri if path is None else f"{_SQLITE}{path}"
-
-
-def connect(uri: str) -> MlflowClient:
-    """A quiet client of the tracking server and registry at ``uri``."""
-    _configure()
-    # Imported here because it takes about two seconds, which only rank 0 and the driver need to spend.
-    from mlflow.tracking import MlflowClient
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(uri, uri)
-
-
-def _configure() -> None:
-    """MLflow reads these when it is imported: give up after seconds instead of minutes, keep quiet, send nothing to
-    its makers. What the user has set wins."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+_TAG_LENGTH = 5000
 
 
 def open_run(
+    run_dir: Path,
     uri: str,
     experiment: str,
-    name: str,
     *,
     config: Mapping[str, Any],
     manifest: Manifest,
     run_id: str | None = None,
+    offline: bool = False,
 ) -> str:
-    """Open a run of MLflow, or the existing one ``run_id`` again, and describe it; returns its id.
+    """Open a run of MLflow named like the folder ``run_dir``, or the one that belongs to it again, and describe it.
 
     Args:
+        run_dir: the run's folder, where the outbox is.
         uri: see ``resolve_uri``.
         experiment: created if it is new; beside an SQLite file its artifacts go to ``mlartifacts``.
-        name: the run's name in the UI.
         config: nested; logged as params ``group.field``. A param cannot change in MLflow, so a value that is another
             when the run is reopened becomes the tag ``resumed.group.field``.
         manifest: the data set, logged as the run's input.
+        run_id: what an earlier call returned, if that is known.
+        offline: write the record only, for ``sync`` to deliver.
+
+    Returns:
+        What identifies the training: MLflow's id of the run, or while it has none ``offline-`` and a number, which
+        becomes the run's tag ``catgan.run``.
 
     Raises:
         UserError: MLflow does not answer, or does not know the run.
     """
-    path = _sqlite_path(uri)
-    if path is not None:
-        _prepare_sqlite(path)
-    _configure()
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
+    outbox = Outbox(run_dir)
+    memo = outbox.memo()
+    if run_id is not None and not run_id.startswith(_OFFLINE) and "run_id" not in memo:
+        memo["run_id"] = run_id
+        outbox.remember(memo)
+    if not offline:
+        try:
+            reach(uri)
+        except UserError as error:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()  # if it is empty: nothing began
+            raise UserError(
+                f"{error}; start the server (mlflow/serve.sh), give another --track.uri, or train with --track.offline"
+                " and deliver the records later"
+            ) from error.__cause__
+        _check(uri, memo)
+    recorded = next((record["run"] for record, _ in outbox.journal.read() if record["kind"] == "open"), None)
+    key = run_id or recorded or ((_OFFLINE if offline else "") + secrets.token_hex(16))
+    outbox.put(
+        {
+            "kind": "open",
+            "time": _now(),
+            "run": key,
+            "uri": redact(uri),
+            "experiment": experiment,
+            "name": run_dir.name,
+            "user": os.environ.get("USER", "unknown"),
+            "params": dict(_flatten(config)),
+            "tags": _code_version(Path(__file__).resolve().parents[1]) | {"recipe": str(config["recipe"])},
+            "dataset": _dataset(manifest),
+        }
+    )
+    if not offline:
+        _deliver(run_dir, uri)
+    return key if key == run_id or offline else str(outbox.memo()["run_id"])
 
-    try:
-        client = connect(uri)
-        if run_id is None:
-            run_id = _create_run(client, experiment, name, path)
-        else:
-            _reopen_run(client, uri, run_id)
-        _describe(client, run_id, config, manifest)
-    except (MlflowException, SQLAlchemyError, ImportError) as error:
-        raise UserError(
-            f"MLflow at {redact(uri)} cannot be used ({brief(error)}); start the server (mlflow/serve.sh) or give"
-            " another --track.uri"
-        ) from error
-    return run_id
+
+def end_run(run_dir: Path, uri: str, status: Status, offline: bool = False) -> None:
+    """Set the run's final status and deliver what is left. A server that is away by then is worth a warning, not a
+    failure."""
+    outbox = Outbox(run_dir)
+    outbox.put({"kind": "status", "time": _now(), "status": status})
+    reason = ""
+    if not offline:
+        try:
+            reach(uri)
+            _deliver(run_dir, uri)
+        except UserError as error:
+            reason = f"warning: {error}; "
+    if left := outbox.left():
+        say(f"{reason}{left} records wait in {run_dir}: `cattrain sync {run_dir}` delivers them to MLflow")
 
 
-def end_run(uri: str, run_id: str, status: Status) -> None:
-    """Set the run's final status. A server that is gone by then is worth a line, not a failure."""
-    _configure()
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
+def sync(run_dir: Path, uri: str | None = None) -> dict[str, Any]:
+    """Deliver what the outbox of a run still holds. It may be cut off and called again at any time.
 
-    try:
-        connect(uri).set_terminated(run_id, status)
-    except (MlflowException, SQLAlchemyError) as error:
-        say(f"MLflow at {redact(uri)} did not take the run's status {status} ({brief(error)})")
+    Args:
+        uri: default: the one that the training was started with. A user and a password that this had are not
+            recorded; they come with ``uri``, or from MLFLOW_TRACKING_URI or MLflow's other variables.
+
+    Returns:
+        The JSON object of ``cattrain sync``.
+
+    Raises:
+        UserError: not a run, or MLflow does not answer or does not know the run.
+    """
+    outbox = Outbox(run_dir)
+    opened = [record for record, _ in outbox.journal.read() if record["kind"] == "open"]
+    if not opened:
+        raise UserError(f"{run_dir} holds no records for MLflow (outbox.jsonl); give the folder of a run")
+    if uri is None:
+        uri, given = opened[-1]["uri"], os.environ.get("MLFLOW_TRACKING_URI", "")
+        uri = given if redact(given) == uri else uri
+    uri = resolve_uri(uri, run_dir.parent)
+    left = outbox.left()
+    say(f"{left} records for MLflow at {redact(uri)}")
+    delivered = 0
+    if left:
+        try:
+            reach(uri)
+            _check(uri, outbox.memo())
+            delivered = _deliver(run_dir, uri)
+        except UserError as error:
+            raise UserError(
+                f"{error}; {outbox.left()} of {left} records are left, run the same command again once that is mended"
+            ) from error.__cause__
+    return {"run_dir": str(run_dir), "mlflow_run_id": mlflow_run_id(run_dir), "delivered": delivered}
+
+
+def mlflow_run_id(run_dir: Path) -> str | None:
+    """MLflow's id of the run; None as long as it has none."""
+    return Outbox(run_dir).memo().get("run_id")
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run came to its end, with its model exported and logged, and was not opened again."""
+    kinds = ("open", "status")
+    last = [record for record, _ in Outbox(run_dir).journal.read() if record["kind"] in kinds][-1:]
+    return bool(last) and last[0].get("status") == "FINISHED"
 
 
 class Tracker:
     """Writes the records of one run; rank 0 only.
 
-    ``metrics.jsonl`` is written at once. MLflow is served from a thread of its own, so that neither SQLite's locks
-    nor a slow server hold up training: what it cannot take now is offered again with the next record and on
-    ``close``.
+    What it is given is on disk when a call returns. Nothing waits for MLflow, and a full disk stops nothing either, see
+    ``trainer.journal``.
     """
 
-    def __init__(self, run_dir: Path, uri: str, run_id: str) -> None:
-        """``run_dir`` holds ``metrics.jsonl``; ``run_id`` comes from ``open_run`` with the same ``uri``.
+    def __init__(self, run_dir: Path, uri: str | None) -> None:
+        """``run_dir`` was given to ``open_run`` with this ``uri``. None: deliver nothing.
 
         Raises:
             UserError: an SQLite file that this machine does not have.
         """
-        path = _sqlite_path(uri)
+        path = sqlite_path(uri) if uri is not None else None
         if path is not None and not path.is_file():
             raise UserError(
                 f"{uri} is not on this machine; to train on several machines start a tracking server"
                 " (mlflow/serve.sh) and give its address as --track.uri"
             )
-        self.run_id = run_id
-        self._uri = uri
-        self._metrics = run_dir / "metrics.jsonl"
-        self._client = connect(uri)
-        self._outbox = Outbox(f"MLflow at {redact(uri)}")
+        self._folder = run_dir
+        self._metrics = Journal(run_dir / "metrics.jsonl")
+        self._outbox = Outbox(run_dir)
+        self._time = 0
+        self._taken: set[tuple[str, int]] = set()
+        self._courier: Courier | None = None
+        if uri is not None:
+            delivery = Delivery(connect(uri), uri, run_dir)
+            self._courier = Courier(self._outbox, delivery.send, f"MLflow at {redact(uri)}", (*failures(), UserError))
 
     def rewind(self, nimg: int) -> None:
-        """Forget the lines of ``metrics.jsonl`` beyond ``nimg`` images (and a torn last line), so that a training
-        that continues there leaves no point twice. MLflow cannot forget: there the repeated points share steps."""
-        if not self._metrics.exists():
-            return
-        kept = [line for line, position in _lines(self._metrics) if position <= nimg]
-        temporary = self._metrics.with_name(f".{self._metrics.name}.{os.getpid()}")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self._metrics)
+        """A training is about to continue at ``nimg`` images: forget the lines of ``metrics.jsonl`` beyond, and mind
+        which points and grids the outbox has of there."""
+        self._metrics.keep(lambda record: record["nimg"] <= nimg)
+        self._taken = {
+            (key, record["nimg"])
+            for record, _ in self._outbox.journal.read()
+            if record["kind"] in ("scalars", "grid") and record["nimg"] >= nimg
+            for key in (record["values"] if record["kind"] == "scalars" else [record["key"]])
+        }
 
     def log_scalars(self, values: Mapping[str, float], nimg: int) -> None:
         """One line ``{"nimg", "kimg", ...}`` of ``metrics.jsonl``, where a value that is not finite is null, and one
-        point per value in MLflow at step ``nimg // 1000``."""
-        from mlflow.entities import Metric
-
+        point per value in MLflow at step ``nimg // 1000``, unless there is one of this position."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"nimg": nimg, "kimg": nimg / 1000, **finite}, allow_nan=False) + "\n")
-        now = time.time_ns() // 1_000_000
-        metrics = [Metric(name, float(value), now, nimg // 1000) for name, value in values.items()]
-        self._outbox.put(lambda: self._client.log_batch(self.run_id, metrics=metrics, synchronous=True))
+        self._metrics.append({"nimg": nimg, "kimg": nimg / 1000, **finite})
+        new = {
+            name: float(value) if math.isfinite(value) else str(float(value))
+            for name, value in values.items()
+            if (name, nimg) not in self._taken
+        }
+        if new:
+            self._put({"kind": "scalars", "nimg": nimg, "values": new})
 
-    def log_grid(self, key: str, image: Image.Image, nimg: int, path: Path) -> None:
-        """A picture for the UI's image view at step ``nimg // 1000``, and its file ``path`` under ``samples/``.
-
-        Only MLflow itself writes to its ``images/`` folder: one foreign file there hides them all (mlflow#24789).
-        """
+    def log_grid(self, key: str, nimg: int, path: Path) -> None:
+        """The picture ``path``, a file in the run's folder, for the UI's image view at step ``nimg // 1000``, and as
+        a file under ``samples/``, unless there is one of this position. It is read later, like any artifact."""
         assert re.fullmatch("[a-z_]+", key), key
-        now = time.time_ns() // 1_000_000
-        self._outbox.put(
-            lambda: self._client.log_image(
-                self.run_id, image, key=key, step=nimg // 1000, timestamp=now, synchronous=True
-            )
-        )
+        if (key, nimg) in self._taken:
+            return
+        self._put({"kind": "grid", "nimg": nimg, "key": key, "path": self._relative(path)})
         self.log_artifact(path, "samples")
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """The file ``path`` as an artifact in ``folder`` (default: at the top). It is read later, so replace it
-        atomically or not at all."""
-        self._outbox.put(lambda: self._client.log_artifact(self.run_id, str(path), folder))
+        """The file ``path`` of the run's folder as an artifact in ``folder`` (default: at the top). It is read later,
+        perhaps after the training: leave it there, and replace it atomically or not at all."""
+        self._put({"kind": "artifact", "path": self._relative(path), "folder": folder})
 
-    def close(self, status: Status | None = None) -> None:
-        """Wait until MLflow has everything, half a minute at the most, and with a ``status`` end the run; without one
-        it stays open for the driver to end."""
-        self._outbox.close(_CLOSE_SECONDS)
-        if status is not None:
-            end_run(self._uri, self.run_id, status)
+    def log_model(self, name: str, onnx: Path, info: Mapping[str, Any]) -> None:
+        """Have ``onnx``, a file in the run's folder, logged with the run and registered as a version of ``name``, see
+        ``export.registry.register``."""
+        self._put({"kind": "model", "name": name, "path": self._relative(onnx), "info": dict(info)})
 
+    def note(self, kind: str, text: str, nimg: int) -> None:
+        """Something worth knowing that happened at ``nimg`` images, such as ``("rollback", "loss not finite, back to
+        512 kimg")``: the tag ``note.<kind>`` has the latest of its kind, ``events.txt`` among the artifacts all of
+        them, in order."""
+        assert re.fullmatch("[a-z_]+", kind), kind
+        text = redact(" ".join(text.split()))[:_TAG_LENGTH]
+        self._put({"kind": "note", "note": kind, "text": text, "nimg": nimg})
 
-def _sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite URI, absolute; None for anything else."""
-    return Path(uri.removeprefix(_SQLITE).partition("?")[0]).resolve() if uri.startswith(_SQLITE) else None
+    def close(self) -> None:
+        """Deliver what is left, for half a minute at the most; ``end_run`` goes on with it."""
+        self._metrics.flush()
+        self._outbox.journal.flush()
+        if self._courier is not None:
+            self._courier.close(_CLOSE_SECONDS)
 
+    def _put(self, record: dict[str, Any]) -> None:
+        self._time = max(_now(), self._time + 1)  # MLflow takes equal points of one millisecond for the same
+        self._outbox.put({"time": self._time, **record})
+        if self._courier is not None:
+            self._courier.wake()
 
-def _prepare_sqlite(path: Path) -> None:
-    """MLflow retries for two minutes on a database it cannot open, so look first."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write the MLflow database {path}: {error.strerror}; give another --out") from None
-
-
-def _create_run(client: MlflowClient, experiment: str, name: str, database: Path | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        location = None if database is None else str(database.parent / "mlartifacts")
-        try:
-            experiment_id = client.create_experiment(experiment, artifact_location=location)
-        except MlflowException as error:
-            # Another training may have created it in the meantime.
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                raise error from None
-            experiment_id = found.experiment_id
-    else:
-        experiment_id = found.experiment_id
-    tags = {"mlflow.user": os.environ.get("USER", "unknown"), "mlflow.source.name": "trainer/run.py"}
-    return client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+    def _relative(self, path: Path) -> str:
+        """A run's folder may be moved before its records are delivered."""
+        return path.relative_to(self._folder).as_posix()
 
 
-def _reopen_run(client: MlflowClient, uri: str, run_id: str) -> None:
-    from mlflow.exceptions import MlflowException
+def _check(uri: str, memo: Memo) -> None:
+    """Look whether MLflow has the run, if there should be one.
 
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise UserError(
-            f"MLflow at {redact(uri)} has no run {run_id}, which this training belongs to; give the --track.uri it"
-            " was started with, or another --name"
-        ) from None
-    if run.info.lifecycle_stage == "deleted":
-        raise UserError(f"MLflow run {run_id} was deleted: `mlflow runs restore --run-id {run_id}`, or another --name")
-    client.update_run(run_id, status="RUNNING")
+    Raises:
+        UserError: no.
+    """
+    if "run_id" in memo:
+        with as_user_errors(uri):
+            find_run(connect(uri), uri, memo["run_id"])
 
 
-def _describe(client: MlflowClient, run_id: str, config: Mapping[str, Any], manifest: Manifest) -> None:
-    from mlflow.entities import DatasetInput, InputTag, Param, RunTag
+def _deliver(run_dir: Path, uri: str) -> int:
+    """Deliver the whole outbox; returns the number of records.
 
-    known = client.get_run(run_id).data.params
-    params = dict(_flatten(config))
-    new = [Param(key, value) for key, value in params.items() if key not in known]
-    for start in range(0, len(new), _PARAMS_PER_BATCH):
-        client.log_batch(run_id, params=new[start : start + _PARAMS_PER_BATCH])
-    tags = _code_version(Path(__file__).resolve().parents[1]) | {"recipe": str(config["recipe"])}
-    tags |= {f"resumed.{key}": value for key, value in params.items() if known.get(key, value) != value}
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    client.log_inputs(run_id, [DatasetInput(_dataset(manifest), [InputTag("mlflow.data.context", "training")])])
+    Raises:
+        UserError: that was not possible.
+    """
+    with as_user_errors(uri):
+        return Outbox(run_dir).deliver(Delivery(connect(uri), uri, run_dir).send)
 
 
-def _dataset(manifest: Manifest) -> Any:
-    """The data set as MLflow's entity: identified by the first 36 characters of the manifest's digest (MLflow's
+def _now() -> int:
+    """Milliseconds, as MLflow counts time."""
+    return time.time_ns() // 1_000_000
+
+
+def _dataset(manifest: Manifest) -> dict[str, Any]:
+    """The data set as MLflow knows it: identified by the first 36 characters of the manifest's digest (MLflow's
     limit)."""
-    from mlflow.entities import Dataset
-
     images = {f"{name}_images": split.images for name, split in manifest.splits.items()}
     shards = {f"{name}_shards": len(split.shards) for name, split in manifest.splits.items()}
     root = str(manifest.root)
-    return Dataset(
-        name=Path(root).name or "data",
-        digest=manifest.digest[:_DIGEST_LENGTH],
-        source_type="webdataset",
-        source=json.dumps({"uri": redact(root)}),
-        profile=json.dumps({"size": manifest.size, **images, **shards, "digest": manifest.digest}),
-    )
+    return {
+        "name": Path(root).name or "data",
+        "digest": manifest.digest[:_DIGEST_LENGTH],
+        "source": {"uri": redact(root)},
+        "profile": {"size": manifest.size, **images, **shards, "digest": manifest.digest},
+    }
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -325,11 +343,3 @@ def _git(root: Path, *args: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _lines(path: Path) -> Iterator[tuple[str, int]]:
-    """Whole lines of ``metrics.jsonl`` with their positions."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):  # else a crash cut it off
-                yield line, json.loads(line)["nimg"]

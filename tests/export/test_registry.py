@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,16 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from torch import nn
 
 from export.card import write_card
 from export.generator import export_onnx, metadata
 from export.registry import register
-from infer.command import UserError
 from trainer.config import ModelConfig
 from trainer.models import build_generator
-from trainer.tracking import connect, resolve_uri
+from trainer.server import connect, resolve_uri
 
 INFO: dict[str, Any] = {
     "recipe": "dcgan-8",
@@ -45,11 +46,15 @@ def client(uri: str) -> MlflowClient:
     return client
 
 
-@pytest.fixture
-def run_id(client: MlflowClient) -> str:
+def new_run(client: MlflowClient) -> str:
     experiment = client.get_experiment_by_name("catgan")
     assert experiment is not None
     return client.create_run(experiment.experiment_id).info.run_id
+
+
+@pytest.fixture
+def run_id(client: MlflowClient) -> str:
+    return new_run(client)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +80,7 @@ def test_a_version_is_linked_to_its_run(
         "metric_value": "50.0",
         "metric_weights_sha256": "feed",
         "dataset_digest": "dada",
+        "onnx_sha256": hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
     }
     outputs = client.get_run(run_id).outputs
     assert outputs is not None
@@ -106,7 +112,7 @@ def champion(client: MlflowClient, name: str) -> str | None:
 
 
 def test_the_champion_moves_to_what_is_better_only(
-    client: MlflowClient, uri: str, run_id: str, onnx_path: Path, capsys: pytest.CaptureFixture[str]
+    client: MlflowClient, uri: str, onnx_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = []
     for entry in (
@@ -116,7 +122,7 @@ def test_the_champion_moves_to_what_is_better_only(
         info(50.0),  # 4: equal
         info(9.5),  # 5: better; as text it would be worse
     ):
-        register(uri, run_id, "contest", onnx_path, entry)
+        register(uri, new_run(client), "contest", onnx_path, entry)
         seen.append(champion(client, "contest"))
     assert seen == [None, "2", "2", "2", "5"]
     assert capsys.readouterr().err == ""
@@ -126,18 +132,43 @@ def test_the_champion_moves_to_what_is_better_only(
 def test_what_cannot_be_compared_does_not_move_the_champion(
     client: MlflowClient,
     uri: str,
-    run_id: str,
     onnx_path: Path,
     other: dict[str, str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     name = "protocol-" + "-".join(other)
-    register(uri, run_id, name, onnx_path, info(50.0))
-    register(uri, run_id, name, onnx_path, info(1.0, **other))
+    register(uri, new_run(client), name, onnx_path, info(50.0))
+    register(uri, new_run(client), name, onnx_path, info(1.0, **other))
     assert champion(client, name) == "1"
     assert "stays version 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "cut", ["log_model_artifacts", "log_outputs", "create_model_version", "set_registered_model_alias"]
+)
+def test_a_registration_that_was_cut_off_is_completed_once(
+    client: MlflowClient, uri: str, run_id: str, onnx_path: Path, cut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("cut off")
+
+    name = f"cut-{cut}"
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, cut, fail)
+        with pytest.raises(ConnectionError):
+            register(uri, run_id, name, onnx_path, INFO)
+    for _ in range(2):
+        assert register(uri, run_id, name, onnx_path, INFO) == "1"
+    assert len(client.search_model_versions(f"name = '{name}'")) == 1
+    outputs = client.get_run(run_id).outputs
+    assert outputs is not None
+    (output,) = outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert str(model.status) == "READY"
+    assert len(client.search_logged_models([model.experiment_id], f"source_run_id = '{run_id}'")) == 1
+    assert champion(client, name) == "1"
+
+
 def test_a_run_that_mlflow_does_not_know(client: MlflowClient, uri: str, onnx_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gen\.onnx is written, but MLflow at sqlite.*did not take it"):
+    with pytest.raises(MlflowException, match="0123"):
         register(uri, "0123", "nobody", onnx_path, INFO)

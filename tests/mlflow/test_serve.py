@@ -20,7 +20,8 @@ from export.registry import register
 from trainer.config import ModelConfig
 from trainer.data.manifest import Manifest, Split
 from trainer.models import build_generator
-from trainer.tracking import Tracker, connect, end_run, open_run
+from trainer.server import connect
+from trainer.tracking import Tracker, end_run, open_run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "mlflow" / "serve.sh"
 MANIFEST = Manifest("/data/cats", 8, {"train": Split(())}, 0, (), {}, "test")
@@ -78,19 +79,18 @@ def test_a_training_is_recorded_by_the_server(
     server: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = connect(server)
-    run_id = open_run(server, "catgan", "first", config={"recipe": "tiny"}, manifest=MANIFEST)
-    tracker = Tracker(tmp_path, server, run_id)
+    run_id = open_run(tmp_path, server, "catgan", config={"recipe": "tiny"}, manifest=MANIFEST)
+    tracker = Tracker(tmp_path, server)
     for kimg in range(5):
         tracker.log_scalars({"loss/generator": float(kimg)}, kimg * 1000)
-    image = Image.new("RGB", (8, 8))
-    image.save(tmp_path / "fakes_000000kimg.png")
-    tracker.log_grid("fakes", image, 0, tmp_path / "fakes_000000kimg.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "fakes_000000kimg.png")
+    tracker.log_grid("fakes", 0, tmp_path / "fakes_000000kimg.png")
     tracker.close()
     onnx_path = tmp_path / "gen.onnx"
     export_onnx(build_generator(ModelConfig(size=8, z_dim=4, g_width=4)), onnx_path, {})
     info = {"recipe": "tiny", "kimg": 4.0, "metric": {"name": "fid2k", "value": 3.0}, "dataset_digest": "dada"}
     assert register(server, run_id, "catgan", onnx_path, info) == "1"
-    end_run(server, run_id, "FINISHED")
+    end_run(tmp_path, server, "FINISHED")
 
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"

@@ -59,13 +59,13 @@ class Notes:
     def log_scalars(self, values: dict[str, float], nimg: int) -> None:
         self.points.append((nimg, values))
 
-    def log_grid(self, key: str, image: object, nimg: int, path: Path) -> None:
+    def log_grid(self, key: str, nimg: int, path: Path) -> None:
         self.grids.append(nimg)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         assert path.is_file()
 
-    def note(self, kind: str, text: str) -> None:
+    def note(self, kind: str, text: str, nimg: int) -> None:
         self.notes.append((kind, text))
 
 

@@ -1,0 +1,70 @@
+"""``cattrain``: what can be done with a training beside running it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from infer.command import Parser, run_command
+
+NAME = "cattrain"
+
+_OVERVIEW = """\
+Work on the folder of a training, out/runs/NAME. The training itself is `python trainer/run.py`.
+
+commands:
+  sync   deliver to MLflow what it has not got yet
+
+`cattrain COMMAND --help` shows the options. Example:
+  cattrain sync out/runs/mine
+"""
+
+_SYNC = """\
+Deliver the records of a training to MLflow, in order: params, metrics, grids, notes, the model and the final status.
+They are kept in RUN_DIR/outbox.jsonl when a training runs with --track.offline, or while the server is away. Stop it or
+run it again at any time: nothing is delivered twice.
+
+They go to the server that the training was started with, or to --uri. A user and a password are not recorded: set
+MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. RUN_DIR may come from another machine, as a whole.
+
+examples:
+  cattrain sync out/runs/mine
+  cattrain sync copied/mine --uri http://gpu0:5000
+
+Progress goes to stderr, one line of JSON to stdout: run_dir, mlflow_run_id, delivered (records). --debug shows
+tracebacks.
+"""
+
+
+def _sync(argv: list[str]) -> dict[str, Any]:
+    parser = Parser(f"{NAME} sync", _SYNC)
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the folder of a run")
+    parser.add_argument(
+        "--uri", metavar="URI", help="MLflow tracking URI (default: the one that the training was started with)"
+    )
+    args = parser.parse_args(argv)
+
+    from trainer.tracking import sync
+
+    return sync(args.run_dir, args.uri)
+
+
+_COMMANDS = {"sync": _sync}
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run ``cattrain`` with these arguments. Returns the JSON object of the command."""
+    parser = Parser(NAME, _OVERVIEW)
+    parser.add_argument("command", choices=_COMMANDS, help=argparse.SUPPRESS)
+    parser.usage = f"{NAME} {{{','.join(_COMMANDS)}}} ..."
+    command = parser.parse_args(argv[:1]).command
+    return _COMMANDS[command](argv[1:])
+
+
+def entry() -> None:
+    run_command(NAME, main)
+
+
+if __name__ == "__main__":
+    entry()
