@@ -1,4 +1,4 @@
-"""The manifests for Kubernetes against the schemas of the servers that would take them, and what the schemas cannot say.
+"""The manifests for Kubernetes against the schemas of the servers that would take them, and what schemas cannot say.
 
 KubeRay's custom resource definitions are data of KubeRay: they lie beside a checkout in ``shared/kuberay``, or where
 ``CATGAN_KUBERAY_CRDS`` says.
