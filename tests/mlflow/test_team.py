@@ -27,10 +27,10 @@ from moto.server import ThreadedMotoServer
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "mlflow" / "team.sh"
 PASSWORD = "admin's-own-password"
+MEMBER, MEMBERS_PASSWORD = "cat", "a-members-password"
 BUCKET = "team-artifacts"
-# Whose name and password the training has; nobody's but the server's own open the bucket and the database.
 TINY = ["--batch", "8", "--eval.num", "32", "--eval.extractor", "efflite0", "--model.g-width", "8"]
-TINY += ["--model.d-width", "8", "--track.tick-kimg", "0.032", "--track.snapshot-kimg", "0.064", "--kimg", "0.128"]
+TINY += ["--model.d-width", "8", "--track.tick-kimg", "0.032", "--track.snapshot-kimg", "0.064", "--kimg", "0.064"]
 
 
 def _free_port() -> int:
@@ -123,11 +123,12 @@ class Server:
     pid: int
     log: Path
 
-    def ask(self, path: str, password: str | None, host: str | None = None) -> int:
-        """The status of a GET, as the user admin unless ``password`` is None."""
-        request = urllib.request.Request(self.uri + path)
-        if password is not None:
-            request.add_header("Authorization", "Basic " + b64encode(f"admin:{password}".encode()).decode())
+    def ask(self, path: str, user: str | None, host: str | None = None, **body: str) -> int:
+        """The status of a GET, or a POST of ``body``, as ``user`` (NAME:PASSWORD)."""
+        request = urllib.request.Request(self.uri + path, json.dumps(body).encode() if body else None)
+        request.add_header("Content-Type", "application/json")
+        if user is not None:
+            request.add_header("Authorization", "Basic " + b64encode(user.encode()).decode())
         if host is not None:
             request.add_header("Host", host)
         try:
@@ -166,6 +167,13 @@ def server(database: Database, store: str, tmp_path_factory: pytest.TempPathFact
                     break
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.3)
+        # Somebody else has trained before: the experiment and the model are not the member's own.
+        for what, body in (
+            ("users", {"username": MEMBER, "password": MEMBERS_PASSWORD}),
+            ("experiments", {"name": "catgan"}),
+            ("registered-models", {"name": "catgan"}),
+        ):
+            assert found.ask(f"/api/2.0/mlflow/{what}/create", f"admin:{PASSWORD}", **body) == 200
         yield found
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
         process.wait(timeout=30)
@@ -177,7 +185,7 @@ def server(database: Database, store: str, tmp_path_factory: pytest.TempPathFact
 
 def _train(server: Server, shards: Path, out: Path, password: str) -> subprocess.CompletedProcess[str]:
     env = _clean_environment() | {"CATGAN_OFFLINE": "1", "MLFLOW_TRACKING_URI": server.uri}
-    env |= {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
+    env |= {"MLFLOW_TRACKING_USERNAME": MEMBER, "MLFLOW_TRACKING_PASSWORD": password}
     command = [sys.executable, str(ROOT / "trainer" / "run.py"), "--data", str(shards), "--out", str(out)]
     command += ["--name", "team", "--workers", "0", *TINY]
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -187,7 +195,7 @@ def _train(server: Server, shards: Path, out: Path, password: str) -> subprocess
 def test_a_training_is_recorded_in_the_database_and_the_bucket(
     server: Server, database: Database, store: str, shards: Path, tmp_path: Path
 ) -> None:
-    done = _train(server, shards, tmp_path, PASSWORD)
+    done = _train(server, shards, tmp_path, MEMBERS_PASSWORD)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     run_id = result["mlflow_run_id"]
@@ -208,7 +216,7 @@ def test_a_training_is_recorded_in_the_database_and_the_bucket(
     assert {"fakes_000000kimg.png", "reals.png"} <= set(sizes)
     assert sizes["model.onnx"] == (tmp_path / "team" / "best" / "gen.onnx").stat().st_size
 
-    for secret in (PASSWORD, database.password):
+    for secret in (PASSWORD, MEMBERS_PASSWORD, database.password):
         assert secret not in server.log.read_text()
         for file in (path for path in tmp_path.rglob("*") if path.is_file()):
             assert secret.encode() not in file.read_bytes(), file
@@ -226,11 +234,14 @@ def test_a_wrong_password_is_one_line(server: Server, shards: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_who_is_let_in(server: Server) -> None:
+    admin, member = f"admin:{PASSWORD}", f"{MEMBER}:{MEMBERS_PASSWORD}"
     page = "/api/2.0/mlflow/experiments/get?experiment_id=0"
-    assert server.ask(page, PASSWORD) == 200
+    assert server.ask(page, admin) == 200
     assert server.ask(page, None) == 401
-    assert server.ask(page, "password1234") == 401
-    assert server.ask(page, PASSWORD, host="evil.example") == 403
+    assert server.ask(page, "admin:password1234") == 401
+    assert server.ask(page, admin, host="evil.example") == 403
+    assert server.ask("/api/2.0/mlflow/users/create", member, username="more", password="twelve-letters") == 403
+    assert server.ask("/api/2.0/mlflow/experiments/delete", member, experiment_id="1") == 403
     command = Path(f"/proc/{server.pid}/cmdline")
     if command.exists():
         assert b"postgresql+psycopg2://\0" in command.read_bytes()
