@@ -87,7 +87,8 @@ def amazon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_amazon_gives_what_is_asked_for(amazon: Any, tmp_path: Path) -> None:
     """Ray's own steps of `ray up`, as far as an account goes: key, role, security group, a head and a spot machine."""
     config = aws_config.bootstrap_aws(prepare_config(_load("aws")))
-    assert list((tmp_path / ".ssh").iterdir())[0].stat().st_mode & 0o777 == 0o600
+    (key,) = (tmp_path / ".ssh").iterdir()
+    assert key.stat().st_mode & 0o777 == 0o600
     provider = node_provider.AWSNodeProvider(config["provider"], config["cluster_name"])
     machines = {name: config["available_node_types"][name]["node_config"] for name in ("head", "gpu")}
     for name, machine in machines.items():

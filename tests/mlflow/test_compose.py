@@ -23,21 +23,21 @@ def test_it_fits_the_specification() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("right", "wrong", "named"),
     [
-        ("read_only: true", "readonly: true"),
-        ("condition: service_healthy", "condition: service_helthy"),
-        ("secrets: [db]", "secrets: [dbx]"),
-        ("networks: [inside]", "networks: [insid]"),
-        ("dockerfile:", "dockrfile:"),
-        ("start_period: 2m", "start_perid: 2m"),
-        ("file: secrets/db", "path: secrets/db"),
-        ('"127.0.0.1:5000:5000"', '"127.0.0.1:500000:5000"'),
+        ("read_only: true", "readonly: true", "readonly"),
+        ("condition: service_healthy", "condition: service_helthy", "service_helthy"),
+        ("secrets: [db]", "secrets: [dbx]", "dbx"),
+        ("networks: [inside]", "networks: [insid]", "insid"),
+        ("dockerfile:", "dockrfile:", "dockrfile"),
+        ("start_period: 2m", "start_perid: 2m", "start_perid"),
+        ("file: secrets/db", "path: secrets/db", "secrets"),
+        ('"127.0.0.1:5000:5000"', '"127.0.0.1:500000:5000"', "port"),
     ],
 )
-def test_a_mistake_would_be_found(right: str, wrong: str) -> None:
+def test_a_mistake_would_be_found(right: str, wrong: str, named: str) -> None:
     assert right in TEXT
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=named):
         _check(TEXT.replace(right, wrong, 1))
 
 
