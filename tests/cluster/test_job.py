@@ -165,7 +165,7 @@ def test_a_job_without_arguments(cluster: Any, short_checkout: Path) -> None:
     _check_picture(cluster, result["onnx"])
 
 
-@pytest.mark.timeout(JOB_TIMEOUT_S + 120)
+@pytest.mark.timeout(2 * JOB_TIMEOUT_S + 120)
 def test_a_stopped_job_goes_on_from_its_checkpoint(cluster: Any, checkout: Path, shards: Path) -> None:
     out = cluster.home / "stopped"
     arguments = ["--data", str(shards), "--workers", "1", "--out", str(out), "--name", "cats"]
