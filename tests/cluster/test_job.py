@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
+
+from trainer import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB_TIMEOUT_S = 400
@@ -160,3 +163,35 @@ def test_a_job_without_arguments(cluster: Any, short_checkout: Path) -> None:
     _check_run(result, run_dir)
     _check_mlflow(result, run_dir)
     _check_picture(cluster, result["onnx"])
+
+
+@pytest.mark.timeout(2 * JOB_TIMEOUT_S + 120)
+def test_a_stopped_job_goes_on_from_its_checkpoint(cluster: Any, checkout: Path, shards: Path) -> None:
+    out = cluster.home / "stopped"
+    arguments = ["--data", str(shards), "--workers", "1", "--out", str(out), "--name", "cats"]
+    arguments += ["--batch", "8", "--model.g-width", "8", "--model.d-width", "8", "--eval.num", "32"]
+    arguments += ["--track.tick-kimg", "0.032", "--track.snapshot-kimg", "0.064"]
+    submit = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", "endless", "--no-wait", "--"]
+    begun = cluster.run(*submit, "python", "trainer/run.py", *arguments, "--kimg", "1000", cwd=checkout)
+    assert begun.returncode == 0, begun.stdout
+    deadline = time.monotonic() + JOB_TIMEOUT_S
+    # A second checkpoint, so that the first is whole.
+    while len(checkpoint.find_all(out / "cats")) < 2:
+        assert time.monotonic() < deadline, cluster.run("ray", "job", "logs", "endless").stdout
+        time.sleep(0.5)
+    stopped = cluster.run("ray", "job", "stop", "endless")
+    assert stopped.returncode == 0, stopped.stdout
+    assert "stopped" in cluster.run("ray", "job", "status", "endless").stdout.lower()
+
+    left = checkpoint.find_all(out / "cats")[-1]
+    state = checkpoint.load(left)
+    assert state["nimg"] >= 64
+    kimg = state["nimg"] / 1000 + 0.064
+    result = _submit(cluster, checkout, "continued", *arguments, "--kimg", str(kimg))
+    assert result["kimg"] == pytest.approx(kimg)
+    assert result["mlflow_run_id"] == state["run_id"]
+    positions = [json.loads(line)["nimg"] for line in (out / "cats" / "metrics.jsonl").read_text().splitlines()]
+    assert positions == sorted(positions)
+    assert positions[0] <= 32
+    assert positions.count(state["nimg"]) <= 2  # a tick and its evaluation: nothing was trained again before it
+    assert f"continuing from {left}" in cluster.run("ray", "job", "logs", "continued").stdout
