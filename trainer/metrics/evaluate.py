@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,22 +28,35 @@ _BATCH = 64
 _CACHE_VERSION = 1
 
 
-def metric_name(metric: str, extractor: str, num_fake: int) -> str:
+def metric_name(metric: str, extractor: str, num_fake: int, force: bool = False) -> str:
     """The name of a result, which says how it was measured.
 
     ``metric`` is "fid" or "kid"; the number of fakes follows, in thousands, rounded down, from 1,000 on. A Fréchet
     distance is called FID only for the extractor "inception", all others are named after theirs: "fid50k",
-    "kid5k", "fd2k_efflite0", "kid300_efflite0".
+    "kid5k", "fd2k_efflite0", "kid300_efflite0". "ppl" names its extractor always: by itself it means LPIPS on VGG16.
 
     Raises:
-        UserError: a FID of fewer than 2,048 fakes.
+        UserError: a FID of fewer than 2,048 fakes, unless ``force``.
     """
     count = f"{num_fake // 1000}k" if num_fake >= 1000 else str(num_fake)
-    if extractor != "inception":
+    if extractor != "inception" or metric == "ppl":
         return f"{'fd' if metric == 'fid' else metric}{count}_{extractor}"
-    if metric == "fid" and num_fake < MIN_FID:
+    if metric == "fid" and num_fake < MIN_FID and not force:
         raise UserError(f"FID of {num_fake:,} generated pictures: at least {MIN_FID:,} are needed")
     return metric + count
+
+
+def cached_statistics(manifest: Manifest, splits: Sequence[str], extractor: Extractor) -> Path:
+    """Where the statistics of these splits' pictures lie, once somebody has measured them all."""
+    parts = [
+        _CACHE_VERSION,
+        manifest.digest,
+        "+".join(splits),
+        extractor.name,
+        extractor.weights_sha256,
+        extractor.resize,
+    ]
+    return cache_dir() / f"real-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.npz"
 
 
 class Evaluator:
@@ -77,7 +91,7 @@ class Evaluator:
         They depend on the pictures, the network and its resizing only, and rank 0 alone decides whether they are
         cached: else one rank could wait in a collective that another skips.
         """
-        path = cache_dir() / f"real-{self._key()}.npz" if rank() == 0 else None
+        path = cached_statistics(self.manifest, [self.split], self.extractor) if rank() == 0 else None
         if path and path.is_file() and self._real is None:
             self._real = Gaussian.load(path)
         if from_rank_zero(self._real is not None):
@@ -152,14 +166,3 @@ class Evaluator:
                 "seconds": round(time.perf_counter() - began, 2),
             }
         )
-
-    def _key(self) -> str:
-        parts = [
-            _CACHE_VERSION,
-            self.manifest.digest,
-            self.split,
-            self.extractor.name,
-            self.extractor.weights_sha256,
-            self.extractor.resize,
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

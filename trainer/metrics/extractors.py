@@ -36,7 +36,10 @@ class Extractor(Protocol):
     device: torch.device
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features float32 ``[n, dim]`` on ``device`` of pictures uint8 ``[n, 3, H, W]`` on any device."""
+        """Features float32 ``[n, dim]`` on ``device`` of pictures uint8 ``[n, 3, H, W]`` on any device.
+
+        Pictures may also be float32 in 0 to 255, unrounded, for measures of changes below one level.
+        """
         ...
 
     def logits(self, features: Tensor) -> Tensor:
@@ -66,7 +69,7 @@ class NetworkExtractor:
             self._run = _torch_runner(network.load(weights), device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        assert images.dtype == torch.uint8, images.dtype
+        assert images.dtype in (torch.uint8, torch.float32), images.dtype
         assert images.ndim == 4, images.shape
         assert images.shape[1] == 3, images.shape
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,6 +40,11 @@ def kernel_distance(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float, f
     return estimates.mean().item(), estimates.std(correction=0).item()
 
 
+def cubic_kernel(dots: Tensor, dim: int) -> Tensor:
+    """``(x y / d + 1)^3`` of dot products (Bińkowski et al., 2018, section 4)."""
+    return (dots / dim + 1) ** 3
+
+
 def _members(features: Tensor, picks: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """The features ``[m, d]`` that are in any of the subsets, and who is in which: zeros and ones ``[m, subsets]``."""
     rows, positions = np.unique(np.stack(picks), return_inverse=True)
@@ -50,9 +56,7 @@ def _members(features: Tensor, picks: Sequence[np.ndarray]) -> tuple[Tensor, Ten
 def _mmd2(x: Tensor, in_x: Tensor, y: Tensor, in_y: Tensor) -> Tensor:
     """Unbiased estimates of the squared MMD (Gretton et al., 2012, eq. 3), one a subset: float64 ``[subsets]``."""
     m = in_x[:, 0].sum()
-
-    def kernel(dots: Tensor) -> Tensor:
-        return (dots / x.shape[1] + 1) ** 3
+    kernel = partial(cubic_kernel, dim=x.shape[1])
 
     def mean_within(a: Tensor, inside: Tensor) -> Tensor:
         pairs = (inside * (kernel(a @ a.T) @ inside)).sum(0) - kernel((a * a).sum(1)) @ inside

@@ -34,7 +34,7 @@ class Network:
         return f"bilinear{'-antialias' if self.antialias else ''}-{self.size}"
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 ``[n, 3, H, W]`` as the network's input, float32 ``[n, 3, size, size]``."""
+        """Pixels ``[n, 3, H, W]``, 0 to 255, as the network's input, float32 ``[n, 3, size, size]``."""
         side = (self.size, self.size)
         pixels = F.interpolate(images.float(), side, mode="bilinear", align_corners=False, antialias=self.antialias)
         return (pixels - self.offset) / self.scale

@@ -37,6 +37,10 @@ class Pictures:
     size: tuple[int, int]
     """Height and width in pixels."""
     batches: Callable[[], Iterator[Tensor]]
+    shards: tuple[Manifest, list[str]] | None = None
+    """Of kind "shards": the data set, and its splits that are read."""
+    generator: Generator | None = None
+    """Of kind "onnx"."""
 
 
 def open_side(location: str, *, split: str | None, num: int, seed: int) -> Pictures | Gaussian:
@@ -74,7 +78,7 @@ def _shards(location: str | Path, split: str | None) -> Pictures:
     def batches() -> Iterator[Tensor]:
         return itertools.chain.from_iterable(eval_images(manifest, name, batch_size=BATCH) for name in splits)
 
-    return Pictures("shards", count, (manifest.size, manifest.size), batches)
+    return Pictures("shards", count, (manifest.size, manifest.size), batches, shards=(manifest, splits))
 
 
 def _generated(path: Path, num: int, seed: int) -> Pictures:
@@ -84,7 +88,7 @@ def _generated(path: Path, num: int, seed: int) -> Pictures:
         for seeds in _chunks(range(seed, seed + num)):
             yield torch.from_numpy(generator(latents(seeds, generator.z_dim))).permute(0, 3, 1, 2)
 
-    return Pictures("onnx", num, (generator.size, generator.size), batches)
+    return Pictures("onnx", num, (generator.size, generator.size), batches, generator=generator)
 
 
 def _folder(path: Path) -> Pictures:

@@ -19,6 +19,7 @@ from infer.session import Generator
 from trainer.data.shards import write_shards
 from trainer.metrics import cli
 from trainer.metrics.cli import main
+from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.frechet import Gaussian
 
 
@@ -137,9 +138,9 @@ def test_the_command_prints_one_json_line(make_folder: Callable[..., Path]):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "REAL, FAKE"),
+        ("", "REAL"),
         ("real", "FAKE"),
-        ("real fake --metrics vibes", "allowed are fid, kid, is, pr, cats, copies"),
+        ("real fake --metrics vibes", "allowed are fid, kid, is, pr, cats, copies, ppl"),
         ("real fake --metrics fid,lpips", "'lpips' is given, allowed are fid, kid, is"),
         ("real fake --metrics", "--metrics"),
         ("real fake --bogus 1", "--bogus"),
@@ -167,6 +168,17 @@ def test_the_command_prints_one_json_line(make_folder: Callable[..., Path]):
         ("good.npz fake --metrics kid", "kid: the pictures of both sides"),
         ("real good.npz", "number of pictures"),
         ("good.npz large.npz", "have 5 dimensions"),
+        ("real fake --metrics ppl", "FAKE must be a gen.onnx, fake is none"),
+        ("real fake --repeat 5", "FAKE must be a gen.onnx, fake is none; for pictures --interval"),
+        ("real fake --repeat 5 --against fake", "--repeat goes with neither"),
+        ("real fake --interval --metrics is", "is: intervals are known of fid and kid only"),
+        ("real fake --against one", "at least 2 of each"),
+        ("real fake --against large", "OTHER is 32x32"),
+        ("real fake --against broken", "OTHER has 2"),
+        ("good.npz large.npz --interval", "large.npz has statistics only"),
+        ("real --save-stats real.txt", "must end in .npz"),
+        ("real --save-stats no/real.npz", "no such folder"),
+        ("real --save-stats x.npz --metrics fid", "need FAKE"),
     ],
 )
 def test_mistakes(
@@ -257,3 +269,85 @@ def test_copies_stand_beside_their_originals(toy: Toy, make_folder: Callable[...
 def test_too_few_for_a_metric(toy: Toy, make_folder: Callable[..., Path], metrics: str, needed: str):
     with pytest.raises(UserError, match=needed):
         main([str(make_folder("real", 5)), str(make_folder("fake", 9, seed=1)), "--metrics", metrics])
+
+
+def test_force_names_a_frechet_distance_by_its_few_pictures(
+    toy: Toy, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(toy, "name", "inception", raising=False)
+    real, fake = make_folder("real", 40), make_folder("fake", 30, seed=1)
+    assert main([str(real), str(fake), "--force", "--metrics", "fid"])["metrics"].keys() == {"fid30"}
+    assert "warning: the Fréchet distance of only 30 fakes" in capsys.readouterr().err
+
+
+def test_saved_statistics_are_read_here_and_by_pytorch_fid(toy: Toy, tmp_path: Path, make_folder: Callable[..., Path]):
+    from pytorch_fid.fid_score import calculate_frechet_distance, compute_statistics_of_path
+
+    statistics = []
+    for name, shift in (("real", 0), ("fake", 30)):
+        folder, path = make_folder(name, 60, shift=shift, seed=shift), tmp_path / f"{name}.npz"
+        result = main([str(folder), "--save-stats", str(path)])
+        assert (result["metrics"], result["save_stats"], result["n_fake"]) == ({}, str(path), None)
+        statistics += compute_statistics_of_path(str(path), None, 1, 6, "cpu")
+    value = main([str(tmp_path / "real.npz"), str(tmp_path / "fake"), "--force"])["metrics"]["fd60_toy"]
+    assert value == pytest.approx(calculate_frechet_distance(*statistics), rel=1e-4)
+
+
+def test_two_models_differ_by_more_than_noise_or_do_not(
+    toy: Toy, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    real, good = make_folder("real", 80), make_folder("good", 60, shift=2, seed=1)
+    alike, bad = make_folder("alike", 60, shift=2, seed=2), make_folder("bad", 60, shift=40, seed=3)
+    verdicts = {}
+    for other in (alike, bad):
+        result = main([str(real), str(good), "--against", str(other), "--force"])
+        assert result["metrics"].keys() == result["against"]["metrics"].keys() == result["interval95"].keys()
+        for name, found in result["against"]["difference"].items():
+            assert found["difference"] == result["metrics"][name] - result["against"]["metrics"][name]
+            assert found["interval"][0] < found["difference"] < found["interval"][1]
+            verdicts[other.name, name] = found["more_than_noise"]
+        said = capsys.readouterr().err
+        json.dumps(result)
+    assert "fd60_toy: FAKE is better than OTHER by" in said
+    assert verdicts[("bad", "fd60_toy")]
+    assert verdicts[("bad", "kid60_toy")]
+    assert not verdicts[("alike", "fd60_toy")]
+
+
+def test_repeats_take_seeds_that_none_had_before(toy: Toy, generator_file: Path, make_folder: Callable[..., Path]):
+    real = str(make_folder("real", 40))
+    result = main([real, str(generator_file), "--num", "30", "--metrics", "is,kid", "--repeat", "3"])
+    alone = [
+        main([real, str(generator_file), "--num", "30", "--metrics", "is", "--seed", s]) for s in ("0", "30", "60")
+    ]
+    values = [run["metrics"]["is30_toy"] for run in alone]
+    assert [run["is30_toy"] for run in result["repeats"]] == values
+    assert result["metrics"]["is30_toy"] == pytest.approx(np.mean(values))
+    assert result["std"]["is30_toy"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_path_length_needs_no_real_pictures(toy: Toy, generator_file: Path, make_folder: Callable[..., Path]):
+    folder = make_folder("real", 3)
+    (folder / "00002.png").write_bytes(b"never read")
+    command = [str(folder), str(generator_file), "--metrics", "ppl", "--num", "20"]
+    result = main(command)
+    assert result["metrics"].keys() == {"ppl20_toy"}
+    assert 0 < result["metrics"]["ppl20_toy"] == main(command)["metrics"]["ppl20_toy"]
+
+
+def test_statistics_of_shards_are_cached_where_fid_alone_is_asked_for(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_folder: Callable[..., Path]
+):
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    pictures = ((rng.integers(0, 256, (16, 16, 3)).astype(np.uint8), {}) for _ in range(50))
+    shards = write_shards(str(tmp_path / "shards"), pictures, size=16, val_fraction=0.2)
+    command = [str(tmp_path / "shards"), str(make_folder("fake", 30)), "--metrics", "fid", "--force"]
+    first = [main([*command, *split])["metrics"] for split in ([], ["--split", "train"])]
+    for shard in (tmp_path / "shards").rglob("*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))  # unreadable, of the length that is checked
+    assert [main([*command, *split])["metrics"] for split in ([], ["--split", "train"])] == first
+    assert first[0] != first[1]
+    evaluator = Evaluator(toy, shards, num_fake=30)
+    monkeypatch.setattr(Toy, "__call__", lambda *_: pytest.fail("training shares what is cached"))
+    evaluator.prepare()

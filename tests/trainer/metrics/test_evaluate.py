@@ -163,17 +163,20 @@ def _rank(rank: int, world_size: int, port: int, manifest: Manifest, folder: str
     dist.destroy_process_group()
 
 
-def test_ranks_share_the_work_and_give_the_result_of_one(cache: Path, manifest: Manifest, tmp_path: Path):
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_share_the_work_and_give_the_result_of_one(
+    cache: Path, manifest: Manifest, tmp_path: Path, world_size: int
+):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_rank, (2, port, manifest, str(tmp_path)), 2)
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert sorted(ranks[0]["asked"] + ranks[1]["asked"]) == list(range(151))
-    assert min(len(rank["asked"]) for rank in ranks) >= 75
+    mp.spawn(_rank, (world_size, port, manifest, str(tmp_path)), world_size)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]
+    assert sorted(seed for rank in ranks for seed in rank["asked"]) == list(range(151))
+    assert min(len(rank["asked"]) for rank in ranks) >= 151 // world_size
     assert sum(rank["seen"] for rank in ranks) == manifest.splits["train"].images
-    assert [rank["seen_again"] for rank in ranks] == [0, 0]
-    assert ranks[0]["result"] == ranks[1]["result"]
+    assert [rank["seen_again"] for rank in ranks] == [0] * world_size
+    assert all(rank["result"] == ranks[0]["result"] for rank in ranks)
     alone = ready(manifest, num_fake=151)(generate)
     assert ranks[0]["result"]["value"] == pytest.approx(alone["value"], rel=1e-9)
 

@@ -1,0 +1,79 @@
+"""Standard errors against the spread of many draws from known Gaussians."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
+from trainer.metrics.intervals import compare, frechet_error, interval, kernel_error
+from trainer.metrics.kernel import kernel_distance
+
+DRAWS = 100
+
+
+def draws(num: int, dim: int, shift: float, scale: float, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(num, dim, generator=generator) * scale + shift for _ in range(DRAWS)]
+
+
+def distance(real: Gaussian, fake: torch.Tensor) -> float:
+    moments = Moments(real.dim)
+    moments.update(fake)
+    return frechet_distance(real, moments.gaussian())
+
+
+@pytest.mark.parametrize(("num", "dim"), [(200, 4), (40, 24), (24, 32)])
+def test_the_interval_of_a_frechet_distance_holds_its_mean(num: int, dim: int):
+    """With many pictures per dimension, with hardly more of them, and with fewer, where the covariance is singular."""
+    real = Gaussian(np.zeros(dim), np.eye(dim), 10**6)
+    fakes = draws(num, dim, shift=0.5, scale=1.3)
+    values = np.array([distance(real, fake) for fake in fakes])
+    errors = np.array([frechet_error(real, fake) for fake in fakes])
+    intervals = [interval(value, error) for value, error in zip(values, errors, strict=True)]
+    covered = np.mean([low <= values.mean() <= high for low, high in intervals])
+    assert covered >= 0.9
+    assert 0.85 < np.sqrt((errors**2).mean()) / values.std() < 1.4
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_the_interval_of_a_kernel_distance_holds_its_mean(shift: float):
+    """Without a shift the estimate is degenerate: its spread is that of pairs, not of single pictures."""
+    real = torch.randn(300, 5, generator=torch.Generator().manual_seed(9))
+    fakes = draws(100, 5, shift, scale=1.0)
+    full = np.array([_over_all_pairs(real, fake) for fake in fakes])
+    errors = np.array([kernel_error(real, fake) for fake in fakes])
+    covered = np.mean(np.abs(full - full.mean()) <= [interval(0, error)[1] for error in errors])
+    assert covered >= 0.9
+    assert 0.85 < np.sqrt((errors**2).mean()) / full.std() < 1.6
+
+
+def _over_all_pairs(real: torch.Tensor, fake: torch.Tensor) -> float:
+    x, y = real.double(), fake.double()
+    xx, yy, xy = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    within = [(k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1)) for k in (xx, yy)]
+    return (sum(within) - 2 * xy.mean()).item()
+
+
+def test_the_error_of_a_kernel_distance_by_leaving_out_one_by_one():
+    generator = torch.Generator().manual_seed(1)
+    real, fake = torch.randn(11, 3, generator=generator), torch.randn(9, 3, generator=generator) + 1
+    left = [_over_all_pairs(real, torch.cat([fake[:i], fake[i + 1 :]])) for i in range(9)]
+    assert kernel_error(real, fake) == pytest.approx(np.sqrt(8 * np.var(left)), rel=1e-9)
+    assert kernel_distance(real, torch.cat([fake, fake[:2]]))[0] == pytest.approx(
+        _over_all_pairs(real, torch.cat([fake, fake[:2]])), rel=1e-9
+    )
+
+
+def test_only_a_difference_in_quality_is_more_than_noise():
+    real = Gaussian(np.zeros(6), np.eye(6), 10**6)
+
+    def judged(fakes: list[torch.Tensor]) -> list[tuple[float, float]]:
+        return [(distance(real, fake), frechet_error(real, fake)) for fake in fakes]
+
+    good, alike, worse = (judged(draws(100, 6, s, 1.0, seed)) for s, seed in ((0.2, 1), (0.2, 2), (0.5, 3)))
+    false = [compare(*a, *b).more_than_noise for a, b in zip(good, alike, strict=True)]
+    true = [compare(*a, *b) for a, b in zip(good, worse, strict=True)]
+    assert np.mean(false) <= 0.08
+    assert np.mean([c.more_than_noise and c.difference < 0 for c in true]) > 0.95
