@@ -22,6 +22,7 @@ examples:
   catexport out/runs/mine                                    the run's best generator, to gen.onnx
   catexport out/runs/mine/checkpoint_000000512000 -o 512.onnx  the averaged generator of one checkpoint
   catexport gen.safetensors -o cats.onnx                     released weights
+  catexport gen.onnx --web page                              a page that draws its pictures in the browser
 
 Progress goes to stderr, one line of JSON to stdout: onnx, precision, max_abs_diff. --debug shows tracebacks.
 """
@@ -46,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision", metavar="P", default="fp32", help="of the weights: fp32, the only one so far (default)"
     )
+    parser.add_argument(
+        "--web",
+        metavar="DIR",
+        type=Path,
+        help="also write a web page that draws pictures in the browser; here the source may be a gen.onnx too",
+    )
     return parser
 
 
@@ -61,6 +68,14 @@ def main(argv: list[str]) -> dict[str, Any]:
     if args.out.is_dir():
         raise UserError(f"-o {args.out} is a folder; name the file, such as {args.out / 'gen.onnx'}")
 
+    if args.web is not None:
+        from export.page import check_folder, write_page
+
+        check_folder(args.web)
+        if args.source.suffix == ".onnx":
+            write_page(args.source, args.web)
+            return {"web": str(args.web)}
+
     from trainer.checkpoint import load_generator
 
     generator, info = load_generator(args.source)
@@ -69,7 +84,11 @@ def main(argv: list[str]) -> dict[str, Any]:
     say(f"exporting {info['recipe']} at {info['kimg']:g} kimg")
     difference = export_onnx(generator, args.out, metadata(info))
     say(f"{args.out}: differs from PyTorch by {difference:.1e} at most")
-    return {"onnx": str(args.out), "precision": "fp32", "max_abs_diff": difference}
+    result = {"onnx": str(args.out), "precision": "fp32", "max_abs_diff": difference}
+    if args.web is not None:
+        write_page(args.out, args.web)
+        result["web"] = str(args.web)
+    return result
 
 
 def entry() -> None:

@@ -1,0 +1,103 @@
+"""``catexport --web``: a folder with a page that draws the generator's pictures in the browser, from any web server.
+
+The page's own files lie in ``export/web``. onnxruntime-web comes from npm, under the user's npm configuration, in one
+known version whose archive must have the known digest; it is fetched once and kept in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from infer.command import UserError, say
+from infer.onnxfile import read_model
+from infer.session import Generator
+from trainer.metrics.cache import cache_dir, replacing
+
+ONNXRUNTIME_WEB = "onnxruntime-web@1.30.0"
+SHA512 = (
+    "ab4cbe26baedba45d2cec05610c71c55fa97db92d19a8b171c5f8269126683ca"
+    "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
+)
+_RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+_PAGE_FILES = ("index.html", "style.css", "app.js", "generator.js", "random.js")
+_NPM_SECONDS = 600
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ``UserError`` unless ``folder`` can become a page: it is missing, empty or an earlier page."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--web {folder}: is a file; give a folder")
+    known = {*_RUNTIME_FILES, *_PAGE_FILES, "gen.onnx", "gen.json"}
+    if folder.is_dir() and (others := sorted({path.name for path in folder.iterdir()} - known)):
+        raise UserError(f"--web {folder}: has other files, such as {others[0]}; give a new folder or an earlier page")
+
+
+def write_page(onnx: Path, folder: Path) -> None:
+    """Write the page of the generator ``onnx`` to ``folder``, in place of an earlier page.
+
+    Raises:
+        UserError: the model is no generator, the folder holds other files, or npm does not deliver.
+    """
+    check_folder(folder)
+    generator = Generator(onnx, "cpu")
+    model = read_model(onnx)
+    runtime = _onnxruntime_web()
+    folder = folder.absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            new = Path(temporary, "page")
+            new.mkdir()
+            for name in _PAGE_FILES:
+                (new / name).write_bytes(resources.files("export").joinpath("web", name).read_bytes())
+            for name, content in runtime.items():
+                (new / name).write_bytes(content)
+            (new / "gen.onnx").write_bytes(model)
+            (new / "gen.json").write_text(json.dumps({"size": generator.size, "z_dim": generator.z_dim}) + "\n")
+            if folder.exists():
+                folder.rename(Path(temporary, "old"))
+            new.rename(folder)
+    except OSError as error:
+        raise UserError(f"--web {folder}: cannot be written ({error.strerror})") from error
+
+
+def _onnxruntime_web() -> dict[str, bytes]:
+    """The files of onnxruntime-web that the page needs, name -> content."""
+    archive = cache_dir() / f"{ONNXRUNTIME_WEB}.tgz"
+    data = archive.read_bytes() if archive.exists() else b""
+    if hashlib.sha512(data).hexdigest() != SHA512:
+        data = _npm_pack()
+        with replacing(archive) as temporary:
+            temporary.write_bytes(data)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        files = {name: tar.extractfile(f"package/dist/{name}") for name in _RUNTIME_FILES}
+        return {name: file.read() for name, file in files.items() if file}
+
+
+def _npm_pack() -> bytes:
+    """The archive as npm delivers it, its digest checked."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(f"--web needs npm once, to fetch {ONNXRUNTIME_WEB}; install Node.js with npm")
+    say(f"fetching {ONNXRUNTIME_WEB} with npm")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [npm, "pack", ONNXRUNTIME_WEB, "--pack-destination", folder, "--ignore-scripts", "--loglevel=error"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_NPM_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"npm pack {ONNXRUNTIME_WEB}: no answer in {_NPM_SECONDS} s; see `npm ping`") from None
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
+            raise UserError(f"npm pack {ONNXRUNTIME_WEB} failed ({reason}); see `npm ping`") from None
+        data = b"".join(path.read_bytes() for path in Path(folder).glob("*.tgz"))
+    if hashlib.sha512(data).hexdigest() != SHA512:
+        raise UserError(f"npm delivered another {ONNXRUNTIME_WEB} than the known one (SHA-512 differs); not used")
+    return data

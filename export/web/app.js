@@ -1,0 +1,158 @@
+// The page's state is its address: #seed=0&left=3&right=7&mix=50&psi=1. Every change goes through there, so that
+// a link shows the same cats.
+
+import { openGenerator, seededLatent } from "./generator.js";
+import { slerp } from "./random.js";
+
+const CATS = 16;
+const MAX_SEED = 10 ** 15 - 1; // 15 digits: seeds stay exact as numbers
+const element = (id) => document.getElementById(id);
+const [grid, status, blend] = [element("grid"), element("status"), element("blend")];
+const tiles = Array.from({ length: CATS }, makeTile);
+let generator;
+let state;
+let gridRound = 0; // a newer grid ends the drawing of an older one
+let blendRound = 0;
+
+function makeTile() {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.disabled = true;
+  button.append(document.createElement("canvas"));
+  button.addEventListener("click", () => change({ left: state.right, right: Number(button.dataset.seed), mix: 100 }));
+  grid.append(button);
+  return button;
+}
+
+function readAddress() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  const number = (name, fallback, max) => {
+    const text = given.get(name) ?? "";
+    return /^\d{1,15}(\.\d{1,2})?$/.test(text) && Number(text) <= max ? Number(text) : fallback;
+  };
+  const seed = (name, fallback) => Math.floor(number(name, fallback, MAX_SEED));
+  const first = seed("seed", randomSeed());
+  return {
+    seed: first,
+    left: seed("left", first),
+    right: seed("right", first + 1),
+    mix: Math.round(number("mix", given.has("left") ? 50 : 0, 100)),
+    psi: number("psi", 1, 1),
+  };
+}
+
+function randomSeed() {
+  return crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
+}
+
+function change(changes) {
+  show({ ...state, ...changes });
+}
+
+function show(next) {
+  const before = state;
+  state = next;
+  history.replaceState(null, "", `#${new URLSearchParams(next)}`);
+  element("seed").value = next.seed;
+  element("psi").value = next.psi;
+  element("psi-value").value = next.psi.toFixed(2);
+  element("mix").value = next.mix;
+  element("mix").setAttribute("aria-valuetext", `${next.mix}% of cat ${next.right}`);
+  element("left-name").textContent = `Cat ${next.left}`;
+  element("right-name").textContent = `Cat ${next.right}`;
+  tiles.forEach((tile, i) => {
+    tile.dataset.seed = next.seed + i;
+    tile.setAttribute("aria-label", `Cat ${next.seed + i}`);
+    tile.setAttribute("aria-pressed", [next.left, next.right].includes(next.seed + i));
+  });
+  if (before?.seed !== next.seed || before.psi !== next.psi) drawGrid().catch(fail);
+  drawBlend().catch(fail);
+}
+
+// Drawing blocks the page for as long as one picture takes, so let it handle input before the next one.
+const breathe = () => new Promise((resolve) => setTimeout(resolve));
+
+async function drawGrid() {
+  const round = ++gridRound;
+  status.textContent = "Drawing…";
+  let spent = 0;
+  for (const [i, tile] of tiles.entries()) {
+    await breathe();
+    if (round !== gridRound) return;
+    spent += await timed(() => draw(seededLatent(state.seed + i, state.psi, generator.zDim), tile.firstChild));
+    tile.disabled = false;
+  }
+  if (round === gridRound) status.textContent = `${CATS} cats drawn, ${milliseconds(spent / CATS)} each.`;
+}
+
+async function drawBlend() {
+  const round = ++blendRound;
+  await breathe();
+  if (round !== blendRound) return;
+  const { left, right, mix, psi } = state;
+  const [a, b] = [left, right].map((seed) => seededLatent(seed, psi, generator.zDim));
+  const spent = await timed(() => draw(slerp(a, b, mix / 100), blend));
+  blend.setAttribute("aria-label", `A cat, ${100 - mix}% cat ${left} and ${mix}% cat ${right}`);
+  element("blend-time").textContent = `Drawn in ${milliseconds(spent)}.`;
+}
+
+// onnxruntime runs one picture at a time.
+let last = Promise.resolve();
+function draw(z, canvas) {
+  last = last.then(() => generator.draw(z, canvas));
+  return last;
+}
+
+async function timed(work) {
+  const start = performance.now();
+  await work();
+  return performance.now() - start;
+}
+
+function milliseconds(value) {
+  return `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+}
+
+function fail(error) {
+  status.textContent = `The cats could not be drawn: ${error.message}. Reload the page to try again.`;
+  console.error(error);
+}
+
+function save() {
+  blend.toBlob((png) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(png);
+    link.download = `cat-${state.left}-${state.right}-${state.mix}.png`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
+}
+
+async function share() {
+  try {
+    await navigator.clipboard.writeText(location.href);
+    status.textContent = "Link copied.";
+  } catch {
+    status.textContent = "The browser does not allow copying; take the link from the address bar.";
+  }
+}
+
+function listen() {
+  const newGrid = (seed) => change({ seed, left: seed, right: seed + 1, mix: 0 });
+  element("new").addEventListener("click", () => newGrid(randomSeed()));
+  element("seed").addEventListener("change", ({ target }) => target.reportValidity() && newGrid(Number(target.value)));
+  element("controls").addEventListener("submit", (event) => event.preventDefault());
+  element("psi").addEventListener("input", ({ target }) => change({ psi: Number(target.value) }));
+  element("mix").addEventListener("input", ({ target }) => change({ mix: Number(target.value) }));
+  element("save").addEventListener("click", save);
+  element("share").addEventListener("click", share);
+  addEventListener("hashchange", () => show(readAddress()));
+}
+
+try {
+  generator = await openGenerator();
+  listen();
+  show(readAddress());
+} catch (error) {
+  fail(error);
+}

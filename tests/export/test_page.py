@@ -1,0 +1,237 @@
+"""The page as a visitor has it, in a real Chromium, and its random numbers against NumPy's."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import http.server
+import io
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+import export.page
+from export.cli import main
+from export.page import write_page
+from infer.command import UserError
+from infer.latents import latents, slerp
+from infer.session import Generator
+from tests.infer.conftest import build
+
+MODULES = Path(export.page.__file__).parent / "web"
+TAIL = 3.6541528853610088  # where the ziggurat's tail begins
+MIXED = '#blend[aria-label*="{}"]'  # no wait_for_function: its eval is against the page's policy
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs the system package nodejs")
+needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="needs the system package npm")
+needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the system package chromium")
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "gen.onnx"
+    path.write_bytes(build().SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the served page."""
+    folder = tmp_path_factory.mktemp("site") / "page"
+    assert main([str(onnx_file), "--web", str(folder)]) == {"web": str(folder)}
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+@pytest.fixture
+def open_page(site: str) -> Iterator[Callable[..., Page]]:
+    """Opens the page at an address' fragment; afterwards: no error on the console and no request elsewhere."""
+    troubles: list[str] = []
+    requests: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+
+        def open_page(fragment: str, **context: Any) -> Page:
+            page = browser.new_page(**context)
+            page.on("console", lambda message: troubles.append(message.text))
+            page.on("pageerror", lambda error: troubles.append(str(error)))
+            page.on("request", lambda request: requests.append(request.url))
+            page.goto(site + fragment)
+            page.locator("#status", has_text="each").wait_for(timeout=60_000)
+            return page
+
+        yield open_page
+        browser.close()
+    assert troubles == []
+    assert [url for url in requests if not url.startswith((site, "data:", "blob:"))] == []
+
+
+def pixels(page: Page, selector: str) -> np.ndarray:
+    url = page.eval_on_selector(selector, "canvas => canvas.toDataURL()")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
+
+
+def assert_same_picture(ours: np.ndarray, expected: np.ndarray) -> None:
+    assert expected.std() > 5  # a flat picture would prove nothing
+    assert np.mean(np.abs(ours.astype(int) - expected) <= 1) >= 0.999
+
+
+@needs_node
+def test_latents_are_numpys(tmp_path: Path) -> None:
+    seeds = [*range(3000), 2**32 - 1, 2**32, 10**15 - 1, 2**64, 2**128 + 1, 2**200 + 5]
+    module = shutil.copy(MODULES / "random.js", tmp_path / "random.mjs")  # Node takes .js for CommonJS
+    script = f"""
+        import {{ latent }} from {json.dumps(module.as_uri())};
+        for (const seed of {json.dumps([str(seed) for seed in seeds])})
+          process.stdout.write(Buffer.from(latent(BigInt(seed), 128).buffer));
+    """
+    run = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, check=True)
+    ours, theirs = np.frombuffer(run.stdout, np.float32).reshape(-1, 128), latents(seeds, 128)
+    tail = np.abs(theirs) > TAIL
+    assert tail.any()
+    np.testing.assert_array_equal(ours[~tail].view(np.int32), theirs[~tail].view(np.int32))
+    # In the tail NumPy calls the C library's log1pf, whose last bit is not the same everywhere.
+    np.testing.assert_array_max_ulp(ours[tail], theirs[tail], maxulp=1)
+
+
+@needs_npm
+@needs_chromium
+def test_pictures_are_catinfers(open_page: Callable[..., Page], onnx_file: Path) -> None:
+    page = open_page("#seed=5&left=3&right=7&mix=25&psi=0.7")
+    generator, psi = Generator(onnx_file, "cpu"), np.float32(0.7)
+    z = latents(range(5, 21), generator.z_dim) * psi
+    for i, expected in enumerate(generator(z)):
+        assert_same_picture(pixels(page, f"#grid button:nth-child({i + 1}) canvas"), expected)
+    a, b = latents([3, 7], generator.z_dim) * psi
+    page.wait_for_selector(MIXED.format("25% cat 7"))
+    assert_same_picture(pixels(page, "#blend"), generator(slerp(a, b, 0.25)[None])[0])
+    assert re.fullmatch(r"Drawn in [\d.]+ ms\.", page.inner_text("#blend-time"))
+
+
+@needs_npm
+@needs_chromium
+def test_keyboard_link_and_download(open_page: Callable[..., Page], onnx_file: Path) -> None:
+    page = open_page("#seed=0&left=0&right=1&mix=0")
+    page.focus("#grid button:nth-child(10)")
+    page.keyboard.press("Enter")  # cat 9 becomes the right one
+    page.focus("#mix")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector(MIXED.format("99% cat 9"))
+    assert page.url.endswith("#seed=0&left=1&right=9&mix=99&psi=1")
+    assert page.get_attribute("#grid button:nth-child(10)", "aria-pressed") == "true"
+
+    with page.expect_download() as waiting:
+        page.focus("#save")
+        page.keyboard.press("Space")
+    assert waiting.value.suggested_filename == "cat-1-9-99.png"
+    with Image.open(waiting.value.path()) as picture:
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), pixels(page, "#blend"))
+
+    before = pixels(page, "#grid canvas")
+    page.focus("#seed")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("123")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**#seed=123&**")
+    page.locator("#status", has_text="each").wait_for()
+    assert (pixels(page, "#grid canvas") != before).any()
+    generator = Generator(onnx_file, "cpu")
+    assert_same_picture(pixels(page, "#grid canvas"), generator(latents([123], generator.z_dim))[0])
+
+    page.focus("#new")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"#seed=(?!123&)"))
+
+
+@needs_npm
+@needs_chromium
+def test_fits_a_phone_and_ignores_nonsense_in_the_address(open_page: Callable[..., Page]) -> None:
+    phone = {"viewport": {"width": 320, "height": 640}, "has_touch": True, "is_mobile": True}
+    page = open_page("#seed=-1&left=x&mix=1e9&psi=NaN", **phone)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    page.tap("#grid button:nth-child(2)")
+    page.wait_for_selector(MIXED.format("100% cat"))
+    assert re.search(r"#seed=\d+&left=\d+&right=\d+&mix=100&psi=1$", page.url)
+
+
+@needs_npm
+@needs_chromium
+def test_the_policy_forbids_other_hosts(site: str) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(site)
+        refused = page.evaluate(
+            """() => new Promise((resolve) => {
+              document.addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
+              fetch("http://127.0.0.2:9/").catch(() => {});
+            })"""
+        )
+        browser.close()
+    assert refused == "connect-src"
+
+
+def test_other_files_are_kept(onnx_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"has other files, such as thesis\.txt"):
+        write_page(onnx_file, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def fake_npm(folder: Path, script: str) -> None:
+    folder.mkdir()
+    (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "npm").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo ENOTFOUND >&2; exit 1", r"npm pack onnxruntime-web@[\d.]+ failed \(ENOTFOUND\)"),
+        ('echo other >"$4/onnxruntime-web.tgz"', "SHA-512 differs"),
+        (None, "needs npm once"),
+    ],
+)
+def test_npm_that_fails_leaves_nothing(
+    script: str | None, reason: str, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache"))
+    path = "/usr/bin:/bin"
+    if script is None:
+        path = str(tmp_path / "nowhere")
+    else:
+        fake_npm(tmp_path / "bin", script)
+        path = f"{tmp_path / 'bin'}:{path}"
+    monkeypatch.setenv("PATH", path)
+    with pytest.raises(UserError, match=reason):
+        write_page(onnx_file, tmp_path / "page")
+    assert not (tmp_path / "page").exists()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_damaged_cache_is_not_used(onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = tmp_path / f"{export.page.ONNXRUNTIME_WEB}.tgz"
+    cached.write_bytes(b"broken")
+    assert hashlib.sha512(cached.read_bytes()).hexdigest() != export.page.SHA512
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="needs npm once"):
+        write_page(onnx_file, tmp_path / "page")
