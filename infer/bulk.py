@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from infer.command import UserError, say
-from infer.files import beside, remove_partials
+from infer.files import STATE, beside, remove_partials
 
-STATE = ".catinfer.json"
 MANIFEST = "manifest.json"
 CONTACT = "contact.png"
 FORMAT_VERSION = 1  # of data sets, see trainer.data.manifest
@@ -90,10 +89,10 @@ def write_files(folder: Path, seeds: Sequence[int], suffix: str, pictures: Itera
     progress.finish()
 
 
-def check_shards(folder: Path) -> None:
-    """A ``UserError`` unless ``folder`` is missing, empty, or holds unfinished work; raises OSError."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file():
-        raise UserError(f"--out {folder}: is not empty; shards need a folder of their own")
+def sha256(path: Path) -> str:
+    """In hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_shards(
@@ -107,7 +106,8 @@ def write_shards(
 ) -> None:
     """A data set as ``catdata`` writes it, all of it in the split ``train``: shards, then ``manifest.json``.
 
-    ``pictures`` are the encoded ones that ``progress`` does not count as done, in order. Each is a sample ``<seed, 8 digits>.png`` with ``<seed>.json`` (seed, psi).
+    ``pictures`` are the encoded ones that ``progress`` does not count as done, in order. Each becomes a sample
+    ``<seed, 8 digits>.png`` with ``<seed>.json`` (seed, psi).
     """
     remove_partials(folder, lambda name: name in (STATE, MANIFEST) or name.startswith("train-"))
     progress.save()
@@ -131,8 +131,10 @@ def _write_shard(path: Path, seeds: Sequence[int], psi: float, pictures: Iterabl
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
         file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"name": path.name, "images": len(seeds), "sha256": sha256, "bytes": file.tell()}
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"name": path.name, "images": len(seeds), "sha256": digest.hexdigest(), "bytes": file.tell()}
 
 
 def _manifest(shards: list[dict[str, Any]], images: int, size: int, seed: int, options: dict[str, Any]) -> bytes:

@@ -37,8 +37,8 @@ def doctor(device: str) -> dict[str, Any]:
     problems = []
     if len(found) > 1:
         problems.append(
-            f"{' and '.join(found)} overwrite each other's files: pip uninstall -y {' '.join(found)}, then install one, "
-            "'catgan[infer]' or for an NVIDIA GPU 'catgan[infer-gpu]'"
+            f"{' and '.join(found)} overwrite each other's files: pip uninstall -y {' '.join(found)}, then install "
+            "one, 'catgan[infer]' or for an NVIDIA GPU 'catgan[infer-gpu]'"
         )
     ort = session._import_onnxruntime()
     say(f"onnxruntime {ort.__version__} offers {', '.join(ort.get_available_providers())}")

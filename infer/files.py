@@ -19,6 +19,7 @@ from infer.command import UserError
 from infer.session import cores
 
 ARRAY = ".npy"
+STATE = ".catinfer.json"  # in a folder with unfinished work, see bulk
 # JPEG without chroma subsampling: at 64 pixels a blurred colour is seen. method 4 is libwebp's default effort.
 _OPTIONS: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG"},
@@ -66,6 +67,12 @@ def make_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def check_shards(folder: Path) -> None:
+    """A ``UserError`` unless ``folder`` is missing, empty, or holds unfinished work; raises OSError."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file():
+        raise UserError(f"--out {folder}: is not empty; shards need a folder of their own")
 
 
 @contextlib.contextmanager

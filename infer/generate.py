@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from infer import bulk
 from infer.command import UserError, say
-from infer.files import ARRAY, SUFFIXES, beside, encoded, make_writable, save
+from infer.files import ARRAY, SUFFIXES, beside, check_shards, encoded, make_writable, save
 from infer.grid import cell, grid, grid_shape
 from infer.latents import latents, walk
 from infer.session import Generator
@@ -27,8 +24,7 @@ REPORT_SECONDS = 2.0
 CONTACTS = 64  # pictures of a data set that its contact sheet shows
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(NamedTuple):
     """What ``catinfer`` is asked for.
 
     Attributes:
@@ -69,7 +65,7 @@ def generate(order: Order) -> dict[str, Any]:
         if order.interpolate is not None:
             check_walk(order.interpolate, len(order.seeds))
         if path and order.shards:
-            bulk.check_shards(path)
+            check_shards(path)
         generator = Generator(order.onnx, order.device)
         labels = _labels(order, generator.size) if one_file else []
         if path:
@@ -95,7 +91,7 @@ def generate(order: Order) -> dict[str, Any]:
 
 def _is_one_file(out: str) -> bool:
     """Whether ``out`` names one file for all pictures rather than a directory; ``UserError`` where it fits neither."""
-    path, named_directory = Path(out), out.endswith("/") or out.endswith("\\")
+    path, named_directory = Path(out), out.endswith(("/", os.sep))
     wanted = (
         "one sheet ends with .png, .jpg, .jpeg or .webp, one array with .npy; "
         "for single files name a directory, ending with /"
@@ -136,14 +132,14 @@ def _labels(order: Order, size: int) -> list[str]:
     labels = ["0"] if order.labels else []
     width, height = cell(size, labels)
     if order.labels and max(columns * width, rows * height) <= MAX_SHEET_SIDE:
-        psis = order.sweep or [None]
-        labels = [str(seed) if psi is None else f"{seed}, psi {psi:g}" for psi in psis for seed in order.seeds]
+        labels = [f"{seed}, psi {psi:g}" for psi in order.sweep for seed in order.seeds] or list(map(str, order.seeds))
         width, height = cell(size, labels)
     if max(columns * width, rows * height) > MAX_SHEET_SIDE:
         most = MAX_SHEET_SIDE // width if order.sweep else (MAX_SHEET_SIDE // max(width, height)) ** 2
         raise UserError(
             f"--n {n}: one sheet of {rows} x {columns} pictures of {size}x{size} would be {columns * width}x"
-            f"{rows * height} pixels, more than {MAX_SHEET_SIDE} a side; use at most --n {most}, or --out DIR/ for files"
+            f"{rows * height} pixels, more than {MAX_SHEET_SIDE} a side; use at most --n {most}, or --out DIR/ for "
+            "files"
         )
     return labels
 
@@ -167,8 +163,8 @@ def _pictures(generator: Generator, chunks: Iterable[np.ndarray], total: int, be
         done, now = done + len(z), time.perf_counter()
         if now - reported >= REPORT_SECONDS and done < total:
             reported, speed = now, (done - before) / (now - start)
-            left = timedelta(seconds=round((total - done) / speed))
-            say(f"{done}/{total} pictures, {speed:.0f}/s, {left} left")
+            minutes, seconds = divmod(round((total - done) / speed), 60)
+            say(f"{done}/{total} pictures, {speed:.0f}/s, {minutes}:{seconds:02d} min left")
 
 
 def _write_one_file(path: Path, order: Order, generator: Generator, labels: Sequence[str]) -> None:
@@ -191,8 +187,9 @@ def _write_one_file(path: Path, order: Order, generator: Generator, labels: Sequ
 
 def _write_many(folder: Path, order: Order, generator: Generator) -> None:
     """Single files or shards, going on where an earlier process was stopped."""
-    with Path(order.onnx).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    from infer import bulk  # hashes and tars would cost every small command its start
+
+    digest = bulk.sha256(Path(order.onnx))
     suffix = order.suffix or ".png"
     settings = bulk.settings(digest, order.seeds, order.psi, suffix, generator.provider, order.shards)
     progress = bulk.Progress(folder, settings)

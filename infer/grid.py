@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+if TYPE_CHECKING:  # fonts are loaded where they are needed: most sheets have no text
+    from PIL import ImageFont
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -46,6 +50,8 @@ def grid(pictures: np.ndarray, columns: int | None = None, labels: Sequence[str]
         left, top = i % columns * cell_width, i // columns * (height + line)
         sheet.paste(Image.fromarray(picture), (left + (cell_width - width) // 2, top))
         if labels:
+            from PIL import ImageDraw
+
             centre = (left + cell_width / 2, top + height + line / 2)
             ImageDraw.Draw(sheet).text(centre, labels[i], fill="black", font=_font(width), anchor="mm")
     return sheet
@@ -53,6 +59,8 @@ def grid(pictures: np.ndarray, columns: int | None = None, labels: Sequence[str]
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """Pillow's own font, legible below pictures of ``size`` pixels."""
+    from PIL import ImageFont
+
     font = ImageFont.load_default(max(10, size // 10))
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow without FreeType"
     return font

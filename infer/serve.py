@@ -65,7 +65,7 @@ def serve(folder: str, port: int) -> dict[str, Any]:
 class _Handler(SimpleHTTPRequestHandler):
     """GET and HEAD of files that really lie in the folder; no listings, and nothing through links that lead out."""
 
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, **_TYPES}
+    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, **_TYPES}  # noqa: RUF012, as the base class has it
     server_version, sys_version = "catinfer", ""
     timeout = 30
 

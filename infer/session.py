@@ -27,7 +27,7 @@ DEVICES = ("auto", "cpu", "cuda")
 # how many others are asked for: kernels are chosen by batch size, and dynamic quantisation even scales by the batch.
 # On CPUs each call computes one picture on one thread, and as many calls run at once as there are cores: nothing is
 # left that could depend on either number, and no thread waits for another within a picture. Measured faster than one
-# call with all threads and all pictures (benchmarks/infer.py).
+# call with all threads and all pictures (benchmarks/inference.py).
 BATCH = {CPU: 1, CUDA: 32}
 
 # TF32 would show as other pixel values than the CPU's; the default cuDNN search times the algorithms, so the choice

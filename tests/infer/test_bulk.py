@@ -210,7 +210,8 @@ def test_memory_is_bounded_by_the_pictures_ahead(onnx_file: Path, monkeypatch: p
 
     def pictures() -> Any:
         nonlocal made
-        for made in range(1, 101):
+        for _ in range(100):
+            made += 1
             yield np.zeros((8, 8, 3), np.uint8)
 
     for written, content in enumerate(module_files.encoded(pictures(), ".png")):

@@ -161,7 +161,7 @@ def test_only_this_machine_reaches_it(server: Server) -> None:
 def test_mistakes_are_named(page: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such directory; `catexport --web DIR` makes"):
         serve(str(tmp_path / "none"), 0)
-    with pytest.raises(UserError, match="holds no index.html"):
+    with pytest.raises(UserError, match="holds no index"):
         serve(str(tmp_path), 0)
     with socket.socket() as taken:
         taken.bind((HOST, 0))
