@@ -92,6 +92,7 @@ def test_unknown_options_are_named(script: Script, name: str) -> None:
         script(name).main(["--frobnicate", "1"])
 
 
+@pytest.mark.slow
 def test_inference_compares_the_same_pictures_and_cold_starts(script: Script) -> None:
     inference = script("inference")
     argv = ["--recipe", "dcgan-cpu-32", "--batch", "1", "3", "--seconds", "0.01", "--repeats", "1", "--no-compile"]
