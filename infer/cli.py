@@ -7,14 +7,19 @@ Only the arguments are handled here; NumPy, Pillow and onnxruntime are imported 
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from infer.command import Parser, number, run_command
+from infer.command import Parser, UserError, number, run_command
 
 NAME = "catinfer"
 MAX_N = 1_000_000
 MAX_SEED = 2**32 - 1
 MAX_PSI = 2.0
+DEFAULT_N = 16
+SWEEP = "0.4,0.6,0.8,1,1.2"
+DEVICES = ("auto", "cpu", "cuda")
 
 _DESCRIPTION = """\
 Make pictures with a trained generator. Needs the gen.onnx of a training run (or of catexport), NumPy, Pillow and
@@ -26,8 +31,15 @@ A picture belongs to its seed: picture i of --seed s is picture 0 of --seed s+i,
 examples:
   catinfer --onnx gen.onnx                               16 pictures as one sheet, cats.png
   catinfer --onnx gen.onnx --n 64 --seed 1000 --psi 0.7  other, more typical cats
+  catinfer --onnx gen.onnx --seeds 3,7-12 --labels       chosen cats, their seeds below them
   catinfer --onnx gen.onnx --n 5000 --out fakes/         fakes/cat-000000.png to fakes/cat-004999.png
+  catinfer --onnx gen.onnx --n 100000 --out fakes/ --shards  a WebDataset; stopped, the same command goes on
   catinfer --onnx gen.onnx --n 8 --interpolate walk.gif  from cat 0 to cat 1 ... to cat 7 and back to cat 0
+  catinfer --onnx gen.onnx --n 8 --truncation-sweep      a row of the same 8 cats for each of several psi
+
+other commands:
+  catinfer doctor       what onnxruntime can use here, what is wrong with CUDA, and how to mend it
+  catinfer serve DIR    show the page that `catexport --web DIR` made, on this machine only
 
 Progress goes to stderr, one line of JSON to stdout: out, n, provider, seconds. --debug shows tracebacks.
 """
@@ -36,49 +48,153 @@ Progress goes to stderr, one line of JSON to stdout: out, n, provider, seconds. 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(NAME, _DESCRIPTION, _EPILOG)
     parser.add_argument("--onnx", required=True, metavar="FILE", help="the generator, one ONNX file below 2 GiB")
+    parser.add_argument("--n", type=number(int, 1, MAX_N), metavar="N", help=f"how many pictures (default {DEFAULT_N})")
+    parser.add_argument("--seed", type=number(int, 0, MAX_SEED), metavar="S", help="seed of picture 0 (default 0)")
     parser.add_argument(
-        "--n", type=number(int, 1, MAX_N), default=16, metavar="N", help="how many pictures (default 16)"
+        "--seeds", type=seeds, metavar="LIST", help="these seeds instead of --n and --seed, such as 3,7-12"
     )
-    parser.add_argument(
-        "--seed", type=number(int, 0, MAX_SEED), default=0, metavar="S", help="seed of picture 0 (default 0)"
-    )
-    parser.add_argument(
+    psi = parser.add_mutually_exclusive_group()
+    psi.add_argument(
         "--psi",
         type=number(float, 0, MAX_PSI),
         default=1.0,
         metavar="P",
         help="scales the latents: below 1 the cats are more typical and more alike, above 1 odder; 0 to 2 (default 1)",
     )
+    psi.add_argument(
+        "--truncation-sweep",
+        type=_psis,
+        nargs="?",
+        const=_psis(SWEEP),
+        metavar="P,P...",
+        help=f"a sheet with a row of the same seeds for each psi (default {SWEEP})",
+    )
     parser.add_argument(
         "--out",
         metavar="FILE|DIR",
-        help="a name with .png, .jpg, .jpeg or .webp: one sheet of all pictures; a directory: single files named by "
-        "seed, such as cat-000000.png; made where missing (default cats.png; nothing if only --interpolate is given)",
+        help="a name with .png, .jpg, .jpeg or .webp: one sheet of all pictures; with .npy: one array, uint8 [n, size, "
+        "size, 3]; a directory: single files named by seed, such as cat-000000.png; made where missing (default "
+        "cats.png; nothing if only --interpolate is given)",
     )
+    parser.add_argument(
+        "--format", choices=("png", "jpg", "webp", "npy"), help="of single files; WebP is lossless (default png)"
+    )
+    parser.add_argument(
+        "--shards",
+        action="store_true",
+        help="--out DIR/ becomes a WebDataset of PNG that catfid and catdata verify read, 1,000 pictures a shard",
+    )
+    parser.add_argument("--labels", action="store_true", help="write each picture's seed below it on the sheet")
     parser.add_argument(
         "--interpolate",
-        metavar="GIF",
-        help="an endless GIF that walks through the latents of the N seeds, 20 frames (one second) from each to the "
-        "next, on great circles (slerp); give --out as well for the N pictures themselves",
+        metavar="FILE",
+        help="an endless .gif or .webp, or an .mp4, that walks through the latents of the seeds, 20 frames (one "
+        "second) from each to the next, on great circles (slerp); give --out as well for the pictures themselves",
     )
+    _add_device(parser)
     parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto: CUDA where onnxruntime can use it, else the CPU; cuda: an error where it cannot (default auto)",
+        "--benchmark",
+        action="store_true",
+        help="no pictures, but how many a second this file gives on this machine, 1, 16 and 256 at once",
     )
     return parser
 
 
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        help="auto: CUDA where onnxruntime can use it, else the CPU; cuda: an error where it cannot (default auto)",
+    )
+
+
+def seeds(text: str) -> Sequence[int]:
+    """An argument type: numbers and ranges such as ``3,7-12``, each seed once."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last <= MAX_SEED:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is given, allowed are numbers from 0 to {MAX_SEED:,} and ranges of them, such as 3,7-12"
+            )
+        if len(found) + last - first + 1 > MAX_N:
+            raise argparse.ArgumentTypeError(f"{text!r} are more than {MAX_N:,} seeds")
+        found += range(first, last + 1)
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
+    return found
+
+
+def _psis(text: str) -> Sequence[float]:
+    return [number(float, 0, MAX_PSI)(part) for part in text.split(",")]
+
+
 def main(argv: list[str]) -> dict[str, Any]:
+    if argv and argv[0] in _COMMANDS:
+        return _COMMANDS[argv[0]](argv[1:])
     args = _parser().parse_args(argv)
-    out = args.out
-    if out is None and args.interpolate is None:
-        out = "cats.png"
+    if args.seeds is not None and (args.n is not None or args.seed is not None):
+        raise UserError("--seeds says which and how many: leave --n and --seed away")
+    if args.benchmark:
+        if args.out is not None or args.interpolate is not None:
+            raise UserError("--benchmark makes no pictures: leave --out and --interpolate away")
 
-    from infer.generate import generate
+        from infer.benchmark import benchmark
 
-    return generate(args.onnx, args.n, args.seed, args.psi, out, args.interpolate, args.device)
+        return benchmark(args.onnx, args.device)
+    first = args.seed or 0
+
+    from infer.generate import Order, generate
+
+    return generate(
+        Order(
+            onnx=args.onnx,
+            seeds=args.seeds or range(first, first + (args.n or DEFAULT_N)),
+            psi=args.psi,
+            out="cats.png" if args.out is None and args.interpolate is None else args.out,
+            suffix=f".{args.format}" if args.format else None,
+            shards=args.shards,
+            labels=args.labels,
+            sweep=args.truncation_sweep or (),
+            interpolate=args.interpolate,
+            device=args.device,
+        )
+    )
+
+
+def _doctor(argv: list[str]) -> dict[str, Any]:
+    parser = Parser(
+        f"{NAME} doctor",
+        "Say what onnxruntime can use on this machine, what is wrong with CUDA, and how to mend it. Exit status 0 if "
+        "the CPU works;\nwith --device cuda only if CUDA works.",
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="what must work (default auto: the CPU)")
+    args = parser.parse_args(argv)
+
+    from infer.doctor import doctor
+
+    return doctor(args.device)
+
+
+def _serve(argv: list[str]) -> dict[str, Any]:
+    parser = Parser(
+        f"{NAME} serve",
+        "Show the page that `catexport --web DIR` made: serve the folder on 127.0.0.1, for browsers on this machine.",
+    )
+    parser.add_argument("folder", metavar="DIR", help="a folder with index.html")
+    parser.add_argument(
+        "--port", type=number(int, 0, 65535), default=8000, metavar="P", help="0 for any free one (default 8000)"
+    )
+    args = parser.parse_args(argv)
+
+    from infer.serve import serve
+
+    return serve(args.folder, args.port)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {"doctor": _doctor, "serve": _serve}
 
 
 def entry() -> None:

@@ -2,164 +2,204 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from infer.command import UserError, say
-from infer.grid import grid, grid_shape
+from infer.files import ARRAY, SUFFIXES, beside, check_shards, encoded, make_writable, save
+from infer.grid import cell, grid, grid_shape
 from infer.latents import latents, walk
 from infer.session import Generator
+from infer.walk import STEPS, check_walk, write_walk
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MAX_SHEET_SIDE = 16383  # pixels; WebP's limit, and about 1 GB in memory
-MAX_WALK = 200  # seeds; Pillow holds all frames of a GIF until it is written
-STEPS = 20  # frames from one seed of a walk to the next
-FRAME_MS = 50
-CHUNK = 32  # pictures in memory at a time; changes nothing about them
+CHUNK = 64  # pictures in memory at a time; changes nothing about them
 REPORT_SECONDS = 2.0
+CONTACTS = 64  # pictures of a data set that its contact sheet shows
 
 
-def generate(
-    onnx: str, n: int, seed: int, psi: float, out: str | None, interpolate: str | None, device: str
-) -> dict[str, Any]:
-    """Write pictures of the seeds ``seed`` to ``seed + n - 1`` and return what ``catinfer`` prints as JSON.
+class Order(NamedTuple):
+    """What ``catinfer`` is asked for.
 
-    ``psi`` scales the latents; there is no mapping network with a mean latent to truncate towards. ``out`` is a file
-    for one sheet or a directory for single files, ``interpolate`` a GIF; either may be None. Names and folders are
-    checked before anything is generated. Raises ``UserError``.
+    Attributes:
+        onnx: the generator's file.
+        seeds: of the pictures, in order, no two alike, at least one.
+        psi: scales the latents; there is no mapping network with a mean latent to truncate towards.
+        out: a file for all pictures, or a directory; None for no pictures but those of ``interpolate``.
+        suffix: of single files, such as ".png"; None takes that, and is needed where ``out`` is a file.
+        shards: ``out`` becomes a data set instead of single files.
+        labels: seeds stand under the pictures of a sheet.
+        sweep: values of psi, one row of the sheet for each; none for the one ``psi``.
+        interpolate: a file for a walk through the seeds.
+        device: see ``Generator``.
+    """
+
+    onnx: str
+    seeds: Sequence[int]
+    psi: float = 1.0
+    out: str | None = None
+    suffix: str | None = None
+    shards: bool = False
+    labels: bool = False
+    sweep: Sequence[float] = ()
+    interpolate: str | None = None
+    device: str = "auto"
+
+
+def generate(order: Order) -> dict[str, Any]:
+    """Write what is ordered and return what ``catinfer`` prints as JSON.
+
+    Names and folders are checked before anything is generated. Raises ``UserError``.
     """
     start = time.perf_counter()
+    path = Path(order.out) if order.out is not None else None
     try:
-        as_sheet = out is not None and _is_sheet(out)
-        if interpolate is not None:
-            _check_walk(interpolate, n)
-        generator = Generator(onnx, device)
-        if as_sheet:
-            _check_sheet_size(n, generator.size)
-        if out is not None:
-            _make_writable(Path(out).parent if as_sheet else Path(out))
-        if interpolate is not None:
-            _make_writable(Path(interpolate).parent)
+        one_file = order.out is not None and _is_one_file(order.out)
+        _check_options(order, one_file)
+        if order.interpolate is not None:
+            check_walk(order.interpolate, len(order.seeds))
+        if path and order.shards:
+            check_shards(path)
+        generator = Generator(order.onnx, order.device)
+        labels = _labels(order, generator.size) if one_file else []
+        if path:
+            make_writable(path.parent if one_file else path)
+        if order.interpolate is not None:
+            make_writable(Path(order.interpolate).parent)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from error
 
-    if out is not None:
-        pictures = _pictures(generator, _by_seed(seed, n, generator.z_dim), psi, n)
-        if as_sheet:
-            _write_sheet(Path(out), pictures)
-        else:
-            _write_files(Path(out), pictures, seed)
-    if interpolate is not None:
-        points = walk(latents(range(seed, seed + n), generator.z_dim), STEPS)
+    if path and one_file:
+        _write_one_file(path, order, generator, labels)
+    elif path:
+        _write_many(path, order, generator)
+    if order.interpolate is not None:
+        points = walk(latents(order.seeds, generator.z_dim), STEPS) * np.float32(order.psi)
         chunks = (points[i : i + CHUNK] for i in range(0, len(points), CHUNK))
-        _write_walk(Path(interpolate), _pictures(generator, chunks, psi, len(points)))
-    result = {"out": out or interpolate, "n": n, "provider": generator.provider}
-    if interpolate is not None:
-        result["interpolate"] = interpolate
+        write_walk(Path(order.interpolate), _pictures(generator, chunks, len(points)))
+    result = {"out": order.out or order.interpolate, "n": len(order.seeds), "provider": generator.provider}
+    if order.interpolate is not None:
+        result["interpolate"] = order.interpolate
     return {**result, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def _is_sheet(out: str) -> bool:
-    """Whether ``out`` names one picture file rather than a directory; ``UserError`` where it fits neither."""
+def _is_one_file(out: str) -> bool:
+    """Whether ``out`` names one file for all pictures rather than a directory; ``UserError`` where it fits neither."""
     path, named_directory = Path(out), out.endswith(("/", os.sep))
-    wanted = "one sheet ends with .png, .jpg, .jpeg or .webp; for single files name a directory, ending with /"
+    wanted = (
+        "one sheet ends with .png, .jpg, .jpeg or .webp, one array with .npy; "
+        "for single files name a directory, ending with /"
+    )
     if not out:
         raise UserError(f"--out is empty: {wanted}")
-    if path.is_dir() and path.suffix.lower() in FORMATS and not named_directory:
+    if path.is_dir() and path.suffix.lower() in SUFFIXES and not named_directory:
         raise UserError(f"--out {out}: is a directory; add / for single files in it, or choose another name")
     if path.is_dir() or named_directory:
         return False
-    if path.suffix.lower() in FORMATS:
+    if path.suffix.lower() in SUFFIXES:
         return True
     if path.suffix or path.exists():
         raise UserError(f"--out {out}: {wanted}")
     return False
 
 
-def _check_walk(interpolate: str, n: int) -> None:
-    suffix = Path(interpolate).suffix.lower()
-    if suffix == ".mp4":
-        raise UserError(f"--interpolate {interpolate}: MP4 is not written yet; give a name that ends with .gif")
-    if suffix != ".gif":
-        raise UserError(f"--interpolate {interpolate}: the walk is a GIF; give a name that ends with .gif")
-    if Path(interpolate).is_dir():
-        raise UserError(f"--interpolate {interpolate}: is a directory; choose another name")
-    if not 2 <= n <= MAX_WALK:
-        raise UserError(f"--n {n}: --interpolate walks through 2 to {MAX_WALK} seeds")
+def _check_options(order: Order, one_file: bool) -> None:
+    """``UserError`` for options that the kind of ``out`` has no use for."""
+    sheet = one_file and Path(str(order.out)).suffix.lower() != ARRAY
+    for given, fits, what in (
+        (order.suffix is not None, order.out is not None and not one_file, "--format needs --out DIR/"),
+        (order.shards, order.out is not None and not one_file, "--shards needs --out DIR/"),
+        (order.shards, order.suffix in (None, ".png"), "--shards holds PNG: leave --format away"),
+        (order.labels, sheet, "--labels needs a sheet, such as --out cats.png"),
+        (bool(order.sweep), sheet, "--truncation-sweep needs a sheet, such as --out cats.png"),
+    ):
+        if given and not fits:
+            raise UserError(what + (f"; --out is {order.out}" if order.out else ""))
 
 
-def _check_sheet_size(n: int, size: int) -> None:
-    rows, columns = grid_shape(n)
-    if max(rows, columns) * size > MAX_SHEET_SIDE:
+def _labels(order: Order, size: int) -> list[str]:
+    """What stands under each picture of a sheet, if anything; ``UserError`` where the sheet would be too large."""
+    if Path(str(order.out)).suffix.lower() == ARRAY:
+        return []
+    n = len(order.seeds)
+    rows, columns = (len(order.sweep), n) if order.sweep else grid_shape(n)
+    labels = ["0"] if order.labels else []
+    width, height = cell(size, labels)
+    if order.labels and max(columns * width, rows * height) <= MAX_SHEET_SIDE:
+        labels = [f"{seed}, psi {psi:g}" for psi in order.sweep for seed in order.seeds] or list(map(str, order.seeds))
+        width, height = cell(size, labels)
+    if max(columns * width, rows * height) > MAX_SHEET_SIDE:
+        most = MAX_SHEET_SIDE // width if order.sweep else (MAX_SHEET_SIDE // max(width, height)) ** 2
         raise UserError(
-            f"--n {n}: one sheet of {n} pictures of {size}x{size} would be {columns * size}x{rows * size} pixels, more "
-            f"than {MAX_SHEET_SIDE} a side; use at most --n {(MAX_SHEET_SIDE // size) ** 2}, or --out DIR/ for files"
+            f"--n {n}: one sheet of {rows} x {columns} pictures of {size}x{size} would be {columns * width}x"
+            f"{rows * height} pixels, more than {MAX_SHEET_SIDE} a side; use at most --n {most}, or --out DIR/ for "
+            "files"
         )
+    return labels
 
 
-def _make_writable(folder: Path) -> None:
-    """Make ``folder`` where missing and prove that files can be created in it; raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+def _scaled(seeds: Sequence[int], psis: Sequence[float], z_dim: int) -> Iterator[np.ndarray]:
+    """The latents of all seeds for each psi, a chunk at a time: float32 ``[<= CHUNK, z_dim]``."""
+    for psi in psis:
+        for first in range(0, len(seeds), CHUNK):
+            yield latents(seeds[first : first + CHUNK], z_dim) * np.float32(psi)
 
 
-def _by_seed(seed: int, n: int, z_dim: int) -> Iterator[np.ndarray]:
-    """The latents of the seeds ``seed`` to ``seed + n - 1``, a chunk at a time: float32 ``[<= CHUNK, z_dim]``."""
-    for first in range(seed, seed + n, CHUNK):
-        yield latents(range(first, min(first + CHUNK, seed + n)), z_dim)
+def _pictures(generator: Generator, chunks: Iterable[np.ndarray], total: int, before: int = 0) -> Iterator[np.ndarray]:
+    """Each picture uint8 ``[size, size, 3]`` of all chunks; says how far it is every few seconds.
 
-
-def _pictures(generator: Generator, chunks: Iterable[np.ndarray], psi: float, total: int) -> Iterator[np.ndarray]:
-    """Each picture uint8 ``[size, size, 3]`` of all chunks; says how far it is every few seconds."""
-    done, start = 0, time.perf_counter()
+    ``before`` of the ``total`` were made by an earlier process.
+    """
+    done, start = before, time.perf_counter()
     reported = start
     for z in chunks:
-        yield from generator(z * np.float32(psi))
+        yield from generator(z)
         done, now = done + len(z), time.perf_counter()
         if now - reported >= REPORT_SECONDS and done < total:
-            reported, speed = now, done / (now - start)
-            say(f"{done}/{total} pictures, {speed:.0f}/s, {(total - done) / speed:.0f} s left")
+            reported, speed = now, (done - before) / (now - start)
+            minutes, seconds = divmod(round((total - done) / speed), 60)
+            say(f"{done}/{total} pictures, {speed:.0f}/s, {minutes}:{seconds:02d} min left")
 
 
-def _write_sheet(path: Path, pictures: Iterator[np.ndarray]) -> None:
-    sheet = grid(np.stack(list(pictures)))
-    with _beside(path) as file:
-        sheet.save(file, FORMATS[path.suffix.lower()], quality=95)
+def _write_one_file(path: Path, order: Order, generator: Generator, labels: Sequence[str]) -> None:
+    n, suffix = len(order.seeds), path.suffix.lower()
+    psis = order.sweep or [order.psi]
+    total = n * len(psis)
+    pictures = _pictures(generator, _scaled(order.seeds, psis, generator.z_dim), total)
+    if suffix == ARRAY:
+        shape = (total, generator.size, generator.size, 3)
+        with beside(path) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for picture in pictures:
+                file.write(picture.tobytes())
+        return
+    sheet = grid(np.stack(list(pictures)), n if order.sweep else None, labels)
+    with beside(path) as file:
+        save(sheet, file, suffix)
 
 
-def _write_files(folder: Path, pictures: Iterator[np.ndarray], seed: int) -> None:
-    for i, picture in enumerate(pictures, seed):
-        with _beside(folder / f"cat-{i:06d}.png") as file:
-            Image.fromarray(picture).save(file, "PNG")
+def _write_many(folder: Path, order: Order, generator: Generator) -> None:
+    """Single files or shards, going on where an earlier process was stopped."""
+    from infer import bulk  # hashes and tars would cost every small command its start
 
-
-def _write_walk(path: Path, pictures: Iterator[np.ndarray]) -> None:
-    # Each frame gets its own palette of 256 colours; without dithering, whose noise would crawl from frame to frame.
-    frames = (Image.fromarray(p).quantize(256, dither=Image.Dither.NONE) for p in pictures)
-    first = next(frames)
-    with _beside(path) as file:
-        first.save(file, "GIF", save_all=True, append_images=frames, duration=FRAME_MS, loop=0)
-
-
-@contextlib.contextmanager
-def _beside(target: Path) -> Iterator[BinaryIO]:
-    """A file in ``target``'s folder that becomes ``target`` when the block ends well, and vanishes when it does not."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    digest = bulk.sha256(Path(order.onnx))
+    suffix = order.suffix or ".png"
+    settings = bulk.settings(digest, order.seeds, order.psi, suffix, generator.provider, order.shards)
+    progress = bulk.Progress(folder, settings)
+    chunks = _scaled(order.seeds[progress.done :], [order.psi], generator.z_dim)
+    files = encoded(_pictures(generator, chunks, len(order.seeds), progress.done), suffix)
+    if not order.shards:
+        bulk.write_files(folder, order.seeds, suffix, files, progress)
+        return
+    contacts = chain.from_iterable(map(generator, _scaled(order.seeds[:CONTACTS], [order.psi], generator.z_dim)))
+    with beside(folder / bulk.CONTACT) as file:
+        save(grid(np.stack(list(contacts))), file, ".png")
+    options = {"generator_sha256": digest, "psi": order.psi, "provider": generator.provider}
+    bulk.write_shards(folder, order.seeds, generator.size, order.psi, files, progress, options)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:  # fonts are loaded where they are needed: most sheets have no text
+    from PIL import ImageFont
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -20,13 +25,46 @@ def grid_shape(n: int, columns: int | None = None) -> tuple[int, int]:
     return -(-n // columns), columns
 
 
-def grid(pictures: np.ndarray, columns: int | None = None) -> Image.Image:
-    """One RGB sheet of ``pictures`` uint8 ``[n, H, W, 3]``, n >= 1, row by row without gaps; spare cells are white."""
+def cell(size: int, labels: Sequence[str]) -> tuple[int, int]:
+    """(width, height) in pixels of a cell of ``grid`` with a picture of ``size`` and the longest of ``labels``."""
+    if not labels:
+        return size, size
+    font = _font(size)
+    width = max(math.ceil(font.getlength(text)) for text in labels)
+    return max(size, width + 4), size + _line(font)
+
+
+def grid(pictures: np.ndarray, columns: int | None = None, labels: Sequence[str] = ()) -> Image.Image:
+    """One RGB sheet of ``pictures`` uint8 ``[n, H, W, 3]``, n >= 1, row by row without gaps; spare cells are white.
+
+    ``labels``, one for each picture or none, stand under the pictures, black on white.
+    """
     n, height, width, channels = pictures.shape
     assert pictures.dtype == np.uint8, pictures.dtype
     assert channels == 3, pictures.shape
+    assert len(labels) in (0, n), len(labels)
     rows, columns = grid_shape(n, columns)
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    cell_width, line = (width, 0) if not labels else (cell(width, labels)[0], _line(_font(width)))
+    sheet = Image.new("RGB", (columns * cell_width, rows * (height + line)), "white")
     for i, picture in enumerate(pictures):
-        sheet.paste(Image.fromarray(picture), (i % columns * width, i // columns * height))
+        left, top = i % columns * cell_width, i // columns * (height + line)
+        sheet.paste(Image.fromarray(picture), (left + (cell_width - width) // 2, top))
+        if labels:
+            from PIL import ImageDraw
+
+            centre = (left + cell_width / 2, top + height + line / 2)
+            ImageDraw.Draw(sheet).text(centre, labels[i], fill="black", font=_font(width), anchor="mm")
     return sheet
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, legible below pictures of ``size`` pixels."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(max(10, size // 10))
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow without FreeType"
+    return font
+
+
+def _line(font: ImageFont.FreeTypeFont) -> int:
+    return sum(font.getmetrics()) + 2

@@ -36,7 +36,9 @@ def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
 def walk(keys: np.ndarray, steps: int) -> np.ndarray:
     """A closed walk through ``keys`` ``[n, z_dim]``, ``steps`` points from each to the next: ``[n * steps, z_dim]``.
 
-    Point ``i * steps`` is key ``i``; the last stretch leads back to key 0, which is not repeated.
+    Point ``i * steps`` is key ``i``; the last stretch leads back to key 0, which is not repeated. The walk slows down
+    towards each key and gathers speed after it (half a cosine), so that no turn is seen as a jerk.
     """
     ends = np.roll(keys, -1, axis=0)
-    return np.stack([slerp(a, b, step / steps) for a, b in zip(keys, ends, strict=True) for step in range(steps)])
+    times = (1 - np.cos(np.pi * np.arange(steps) / steps)) / 2
+    return np.stack([slerp(a, b, t) for a, b in zip(keys, ends, strict=True) for t in times])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import os
 import re
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,9 @@ DEVICES = ("auto", "cpu", "cuda")
 
 # Pictures per call of onnxruntime. It is fixed, with the last batch filled up, so that a picture does not depend on
 # how many others are asked for: kernels are chosen by batch size, and dynamic quantisation even scales by the batch.
-# On CPUs one picture at a time ran at 0.8 to 1.1 times the speed of batches of 8 (DCGAN and R3GAN generators at 32
-# to 128 pixels, onnxruntime 1.31.1, 2 cores of an AMD EPYC (Zen 5)) and leaves nothing to depend on.
+# On CPUs each call computes one picture on one thread, and as many calls run at once as there are cores: nothing is
+# left that could depend on either number, and no thread waits for another within a picture. Measured faster than one
+# call with all threads and all pictures (benchmarks/inference.py).
 BATCH = {CPU: 1, CUDA: 32}
 
 # TF32 would show as other pixel values than the CPU's; the default cuDNN search times the algorithms, so the choice
@@ -62,21 +66,33 @@ class Generator:
 
     def __call__(self, z: np.ndarray) -> np.ndarray:
         """Pictures uint8 ``[n, size, size, 3]`` of ``z`` float32 ``[n, z_dim]``."""
-        return to_uint8(self.images(z))
+        return self._fill(np.empty((len(z), self.size, self.size, 3), np.uint8), z, to_uint8)
 
     def images(self, z: np.ndarray) -> np.ndarray:
         """The network's own output, float32 ``[n, 3, size, size]``, nominally in [-1, 1]."""
+        return self._fill(np.empty((len(z), 3, self.size, self.size), np.float32), z, lambda images: images)
+
+    def _fill(self, out: np.ndarray, z: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """``out`` with ``convert(images)`` of all latents in it, batch by batch."""
         assert z.dtype == np.float32, z.dtype
         assert z.ndim == 2, z.shape
         assert z.shape[1] == self.z_dim, z.shape
         batch = BATCH[self.provider]
-        images = np.empty((len(z), 3, self.size, self.size), np.float32)
-        for start in range(0, len(z), batch):
+
+        def fill(start: int) -> None:
             part = z[start : start + batch]
             filled = np.zeros((batch, self.z_dim), np.float32)
             filled[: len(part)] = part
-            images[start : start + batch] = self._run(filled)[: len(part)]
-        return images
+            out[start : start + batch] = convert(self._run(filled)[: len(part)])
+
+        starts = range(0, len(z), batch)
+        threads = min(cores(), len(starts)) if self.provider == CPU else 1
+        if threads > 1:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(fill, starts))
+        else:
+            list(map(fill, starts))
+        return out
 
     def _run(self, z: np.ndarray) -> np.ndarray:
         try:
@@ -88,6 +104,11 @@ class Generator:
         if not np.isfinite(images).all():
             raise UserError(f"{self._path}: gave values that are not finite; its weights are unusable")
         return images
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _import_onnxruntime() -> Any:
@@ -129,8 +150,10 @@ def _open(ort: Any, data: bytes, path: Path, device: str) -> Any:
 
 
 def _session(ort: Any, data: bytes, providers: list[Any]) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # see BATCH
     # enable_fallback=0: else onnxruntime replaces a provider that raises, and prints that to stdout.
-    return ort.InferenceSession(data, providers=providers, enable_fallback=0)
+    return ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
 
 
 def _why_no_cuda(ort: Any) -> str | None:

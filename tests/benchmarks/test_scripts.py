@@ -90,3 +90,16 @@ def test_near_duplicates_compares_and_times(script: Script) -> None:
 def test_unknown_options_are_named(script: Script, name: str) -> None:
     with pytest.raises(UserError, match="--frobnicate"):
         script(name).main(["--frobnicate", "1"])
+
+
+@pytest.mark.slow
+def test_inference_compares_the_same_pictures_and_cold_starts(script: Script) -> None:
+    inference = script("inference")
+    argv = ["--recipe", "dcgan-cpu-32", "--batch", "1", "3", "--seconds", "0.01", "--repeats", "1", "--no-compile"]
+    result = inference.main(argv)
+    assert [r["batch"] for r in result["results"]] == [1, 3]
+    for one in result["results"]:
+        assert set(one["images_per_second"]) == {inference.OURS, inference.EAGER}
+    cold = result["cold"]
+    assert result["ratio"] == min(*(r["ratio"] for r in result["results"]), cold["ratio"])
+    assert 20 < cold["peak_mb"][inference.OURS] < cold["peak_mb"][inference.EAGER]

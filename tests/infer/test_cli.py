@@ -48,7 +48,7 @@ def test_help_is_instant_and_shows_examples() -> None:
     done = blocked({"numpy", "PIL", "onnxruntime"}, "--help")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for option in ("--onnx", "--n", "--seed", "--psi", "--out", "--interpolate", "--device"):
+    for option in ("--onnx", "--n", "--seed", "--psi", "--out", "--interpolate", "--device", "doctor", "serve DIR"):
         assert option in done.stdout
     assert "examples:" in done.stdout
 
@@ -64,6 +64,15 @@ def test_default_is_a_sheet_of_sixteen(
     assert out.count("\n") == 1
     assert err == ""
     assert {p.name for p in tmp_path.iterdir()} == {"cats.png", "gen.onnx"}
+
+
+def test_seeds_name_the_pictures(onnx_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = main(["--onnx", str(onnx_file), "--seeds", "12,3,7-9", "--out", str(out), "--device", "cpu"])
+    assert result["n"] == 5
+    main(["--onnx", str(onnx_file), "--seed", "12", "--n", "1", "--out", str(tmp_path / "one"), "--device", "cpu"])
+    assert sorted(p.name for p in out.iterdir()) == [f"cat-{i:06d}.png" for i in (3, 7, 8, 9, 12)]
+    assert (out / "cat-000012.png").read_bytes() == (tmp_path / "one" / "cat-000012.png").read_bytes()
 
 
 def test_a_walk_alone_writes_no_sheet(onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +97,20 @@ def test_a_walk_alone_writes_no_sheet(onnx_file: Path, tmp_path: Path, monkeypat
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["--colour", "red"], "unrecognized arguments: --colour red"),
         (["--interp", "w.gif"], "unrecognized arguments: --interp w.gif"),
+        (
+            ["--seeds", "3,x"],
+            "argument --seeds: '3,x' is given, allowed are numbers from 0 to 4,294,967,295 and ranges",
+        ),
+        (["--seeds", "9-3"], "argument --seeds: '9-3' is given"),
+        (["--seeds", ""], "argument --seeds: '' is given"),
+        (["--seeds", "4294967296"], "argument --seeds: '4294967296' is given"),
+        (["--seeds", "0-4000000000"], "argument --seeds: '0-4000000000' are more than 1,000,000 seeds"),
+        (["--seeds", "3,1-5"], "argument --seeds: '3,1-5' names a seed twice"),
+        (["--seeds", "3", "--n", "4"], "--seeds says which and how many: leave --n and --seed away"),
+        (["--truncation-sweep", "0.5,3"], "argument --truncation-sweep: '3' is given, allowed is a number from 0 to 2"),
+        (["--truncation-sweep", "--psi", "1"], "argument --psi: not allowed with argument --truncation-sweep"),
+        (["--format", "bmp"], "argument --format: invalid choice: 'bmp'"),
+        (["--benchmark", "--out", "x/"], "--benchmark makes no pictures: leave --out and --interpolate away"),
         (["--out", "cats.tiff"], "--out cats.tiff: one sheet ends with"),
         (["--onnx", "none.onnx"], "none.onnx: no such file"),
     ],

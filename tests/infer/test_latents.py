@@ -61,6 +61,17 @@ def test_walk_passes_the_keys_and_closes() -> None:
     points = walk(keys, steps=10)
     assert points.shape == (30, 32)
     np.testing.assert_allclose(points[::10], keys, atol=1e-6)
-    np.testing.assert_array_equal(points[29], slerp(keys[2], keys[0], 0.9))
-    strides = np.linalg.norm(points - np.roll(points, -1, axis=0), axis=1)
-    assert strides.max() < 2 * strides.min()
+    np.testing.assert_allclose(points[5::10], [slerp(keys[i], keys[(i + 1) % 3], 0.5) for i in range(3)], atol=1e-6)
+
+
+def test_walk_turns_without_a_jerk() -> None:
+    """The velocity changes as little at a key, where the direction changes, as anywhere else."""
+    points = walk(latents(range(3), 32), steps=50).astype(np.float64)
+    velocity = np.roll(points, -1, axis=0) - points
+    change = np.linalg.norm(velocity - np.roll(velocity, 1, axis=0), axis=1)
+    speed = np.linalg.norm(velocity, axis=1)
+    assert change.max() < 0.1 * speed.max()
+    keys = points[::50]
+    even = [slerp(keys[i], keys[(i + 1) % 3], t / 50) for i in range(3) for t in range(50)]
+    jerky = np.roll(even, -1, axis=0) - even
+    assert np.linalg.norm(jerky - np.roll(jerky, 1, axis=0), axis=1).max() > 0.5 * np.linalg.norm(jerky, axis=1).max()

@@ -1,0 +1,81 @@
+"""A walk through the latents of several seeds, as an endless GIF or WebP or as an MP4."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from infer.command import UserError
+from infer.files import beside
+
+SUFFIXES = (".gif", ".webp", ".mp4")
+STEPS = 20  # frames from one seed to the next
+FRAME_MS = 50
+MAX_SEEDS = 200  # Pillow holds all frames of a GIF or WebP until it is written
+
+
+def check_walk(path: str, seeds: int) -> None:
+    """Raises ``UserError`` for a name or number of seeds that ``write_walk`` does not take."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"--interpolate {path}: the walk is a film; give a name that ends with .gif, .webp or .mp4")
+    if Path(path).is_dir():
+        raise UserError(f"--interpolate {path}: is a directory; choose another name")
+    if not 2 <= seeds <= MAX_SEEDS:
+        raise UserError(f"--interpolate {path}: walks through 2 to {MAX_SEEDS} seeds, {seeds} given")
+    if suffix == ".mp4":
+        _import_av(path)
+
+
+def write_walk(path: Path, frames: Iterator[np.ndarray]) -> None:
+    """Write ``frames``, at least one, uint8 ``[size, size, 3]`` each, in the format of ``path``'s suffix."""
+    with beside(path) as file:
+        match path.suffix.lower():
+            case ".gif":
+                _write_gif(file, frames)
+            case ".webp":
+                _write_webp(file, frames)
+            case _:
+                _write_mp4(file, frames, str(path))
+
+
+def _write_gif(file: BinaryIO, frames: Iterator[np.ndarray]) -> None:
+    # Each frame gets its own palette of 256 colours; without dithering, whose noise would crawl from frame to frame.
+    images = (Image.fromarray(f).quantize(256, dither=Image.Dither.NONE) for f in frames)
+    next(images).save(file, "GIF", save_all=True, append_images=images, duration=FRAME_MS, loop=0)
+
+
+def _write_webp(file: BinaryIO, frames: Iterator[np.ndarray]) -> None:
+    images = map(Image.fromarray, frames)
+    next(images).save(file, "WEBP", save_all=True, append_images=list(images), duration=FRAME_MS, loop=0, lossless=True)
+
+
+def _write_mp4(file: BinaryIO, frames: Iterable[np.ndarray], name: str) -> None:
+    """H.264 with half the colour resolution (yuv420p), which is what browsers and phones play."""
+    av = _import_av(name)
+    frames = iter(frames)
+    first = next(frames)
+    height, width, _ = first.shape
+    even = [(0, height % 2), (0, width % 2), (0, 0)]  # yuv420p wants even sides
+    with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as film:
+        stream = film.add_stream("libx264", rate=1000 // FRAME_MS, options={"crf": "15"})
+        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        for pixels in itertools.chain([first], frames):
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(np.pad(pixels, even, "edge"), format="rgb24")))
+        film.mux(stream.encode())
+
+
+def _import_av(name: str) -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(
+            f"--interpolate {name}: MP4 needs PyAV, which brings its own encoder: pip install 'catgan[video]'; "
+            "or give a name that ends with .gif or .webp"
+        ) from error
+    return av

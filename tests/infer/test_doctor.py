@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from infer import doctor as module
+from infer import session
+from infer.cli import NAME, main
+from infer.command import UserError, run_command
+
+without_gpu = pytest.mark.skipif(session._has_nvidia_gpu(), reason="there is a GPU")
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(
+        module, "distributions", lambda: [SimpleNamespace(metadata={"Name": n}, version="1.2.3") for n in names]
+    )
+
+
+def test_the_tiny_model_is_what_onnx_writes() -> None:
+    z, image = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("z", "image"))
+    graph = helper.make_graph([helper.make_node("Identity", ["z"], ["image"])], "t", [z], [image])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(module.TINY)
+    assert onnx.load_from_string(module.TINY) == model
+
+
+def test_a_working_cpu_is_exit_status_0(capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(NAME, main, ["doctor"])
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert result["cpu"] is True
+    assert result["onnxruntime"] == onnxruntime.__version__
+    assert result["providers"] == onnxruntime.get_available_providers()
+    assert f"onnxruntime {onnxruntime.__version__} offers " in err
+    assert "CPU: works" in err
+
+
+@without_gpu
+def test_cuda_that_does_not_work_is_exit_status_2_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_command(NAME, main, ["doctor", "--device", "cuda"])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith(
+        ("catinfer: CUDA does not work: no NVIDIA GPU", "catinfer: CUDA does not work: the installed")
+    )
+
+
+def test_two_runtimes_at_once_are_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed(
+        monkeypatch, "numpy", "onnxruntime", "onnxruntime_gpu", "onnxruntime-extensions", "onnxruntime-genai-cuda"
+    )
+    result = module.doctor("auto")
+    assert result["installed"] == {"onnxruntime": "1.2.3", "onnxruntime-gpu": "1.2.3"}
+    (problem,) = [p for p in result["problems"] if "overwrite" in p]
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu, then install one" in problem
+    assert f"problem: {problem}" in capsys.readouterr().err
+
+
+def test_one_runtime_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, "onnxruntime-gpu")
+    assert not [p for p in module.doctor("auto")["problems"] if "overwrite" in p]
+
+
+def provider(folder: Path, content: bytes) -> SimpleNamespace:
+    """An onnxruntime with a CUDA provider of these bytes."""
+    (folder / "capi").mkdir()
+    (folder / "capi" / "libonnxruntime_providers_cuda.so").write_bytes(content)
+    return SimpleNamespace(__file__=str(folder / "__init__.py"))
+
+
+def test_libraries_that_do_not_load_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ort = provider(tmp_path, b"\x7fELF\0libcudart.so.12\0libcudart.so.13\0libcublas.so.13\0libcuda.so.1\0libm.so.6\0")
+    monkeypatch.setattr(module, "_loads", lambda name: name == "libcublas.so.13")
+    assert module._missing_libraries(ort) == ["libcudnn.so.9", "libcudart.so.13"]
+
+
+def test_a_library_that_is_not_there_does_not_load() -> None:
+    assert module._loads("libc.so.6")
+    assert not module._loads("libno-such-thing.so.1")
+
+
+def test_missing_libraries_are_told_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_missing_libraries", lambda ort: ["libcudnn.so.9"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [session.CUDA, session.CPU])
+    if not session._has_nvidia_gpu():
+        with pytest.raises(
+            UserError, match=r"libraries that do not load: libcudnn.so.9: pip install 'onnxruntime-gpu\["
+        ):
+            module.doctor("cuda")
+    assert any("libcudnn.so.9" in problem for problem in module.doctor("auto")["problems"])
+
+
+@without_gpu
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cuda_is_tried_and_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a driver and a GPU but a runtime that falls back to the CPU."""
+    monkeypatch.setattr(session, "_why_no_cuda", lambda ort: None)
+    result = module.doctor("auto")
+    assert result["cuda"] is False
+    assert "did not load" in result["why_no_cuda"]
