@@ -17,7 +17,7 @@ from pathlib import Path
 from infer.command import UserError
 
 MAX_BYTES = 2**31 - 1  # protobuf's own limit for one message
-MAX_FIELDS = 1_000_000  # of the walked messages; bounds time and memory of reading (R3GAN at 256 pixels has 10,000)
+MAX_FIELDS = 200_000  # of the walked messages; bounds time and memory of reading (ProGAN at 128 pixels has 1,660)
 MAX_NODES = 10_000
 MAX_RANK = 8
 _SMALL = 64  # Elements. A tensor no larger may hold a shape, and stays in the outline.
@@ -49,6 +49,7 @@ _REFUSED: dict[tuple[str, int], str] = {
     ("Attribute", 23): "sparse weights",
     ("Type", 4): "inputs or outputs that are no tensors",
     ("Type", 5): "inputs or outputs that are no tensors",
+    ("Type", 7): "inputs or outputs that are no tensors",
     ("Type", 8): "inputs or outputs that are no tensors",
     ("Type", 9): "inputs or outputs that are no tensors",
 }
@@ -224,7 +225,9 @@ class _Walk:
                     raise _Refused("keeps weights in other files, which is refused; export it as one file")
         # No type takes less than half a byte per element.
         if len(dims) > MAX_RANK or min(dims, default=1) < 0 or math.prod(dims) > 2 * (end - begin):
-            raise _Refused(f"tensor {name[:40]!r} declares the shape {dims[:MAX_RANK]}, but does not hold that many values")
+            raise _Refused(
+                f"tensor {name[:40]!r} declares the shape {dims[:MAX_RANK]}, but does not hold that many values"
+            )
         return name, dims, data_type
 
     def _value_info(self, begin: int, end: int) -> tuple[str, list[int], int]:

@@ -61,7 +61,7 @@ class Generator:
         for key, value in (("z_dim", self.z_dim), ("size", self.size)):
             if self.metadata.get(key, str(value)) != str(value):
                 raise UserError(
-                    f"{path}: its metadata says {key} {self.metadata[key]}, its graph {value}; export it again"
+                    f"{path}: its metadata says {key} {self.metadata[key][:20]}, its graph {value}; export it again"
                 )
 
     def __call__(self, z: np.ndarray) -> np.ndarray:
