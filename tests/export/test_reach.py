@@ -43,7 +43,7 @@ def expected(path: Path, batch: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("batch", BATCHES)
 def test_the_reference_evaluator_draws_the_same(exported: Path, batch: int) -> None:
     z, image = expected(exported, batch)
-    (drawn,) = onnx.reference.ReferenceEvaluator(exported).run(["image"], {"z": z})
+    (drawn,) = onnx.reference.ReferenceEvaluator(str(exported)).run(["image"], {"z": z})
     np.testing.assert_allclose(drawn, image, atol=MAX_ABS_DIFF)
 
 

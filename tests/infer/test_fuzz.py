@@ -417,8 +417,8 @@ def texts(rng: Random, model: onnx.ModelProto) -> None:
 
 MUTATIONS = [
     operator, operator, attribute, attribute, new_attribute, new_attribute, no_attribute, dimension, reshaped,
-    data_type, values, values, wiring, wiring, inputs, declaration, declaration, node, node, shape_bomb, loop, repeated, removed,
-    versions, texts,
+    data_type, values, values, wiring, wiring, inputs, declaration, declaration, node, node, shape_bomb, loop, repeated,
+    removed, versions, texts,
 ]  # fmt: skip
 
 
