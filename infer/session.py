@@ -18,6 +18,7 @@ import numpy as np
 
 from infer.command import UserError, say
 from infer.grid import to_uint8
+from infer.limits import check_operators, check_work
 from infer.onnxfile import read_model
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -53,15 +54,18 @@ class Generator:
     def __init__(self, path: str | PathLike[str], device: str = "auto") -> None:
         assert device in DEVICES, device
         self._path = Path(path)
-        data = read_model(self._path)
-        self._session = _open(_import_onnxruntime(), data, self._path, device)
+        model = read_model(self._path)
+        check_operators(model, self._path)
+        ort = _import_onnxruntime()
+        check_work(model, _open_outline(ort, model.outline, self._path), self._path)
+        self._session = _open(ort, model.data, self._path, device)
         self.z_dim, self.size = _check_signature(self._session, self._path)
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.provider: str = self._session.get_providers()[0]
         for key, value in (("z_dim", self.z_dim), ("size", self.size)):
             if self.metadata.get(key, str(value)) != str(value):
                 raise UserError(
-                    f"{path}: its metadata says {key} {self.metadata[key]}, its graph {value}; export it again"
+                    f"{path}: its metadata says {key} {self.metadata[key][:20]}, its graph {value}; export it again"
                 )
 
     def __call__(self, z: np.ndarray) -> np.ndarray:
@@ -124,6 +128,17 @@ def _import_onnxruntime() -> Any:
         raise UserError(f"onnxruntime is installed but does not load ({error}); reinstall it") from error
     onnxruntime.set_default_logger_severity(4)  # its C++ messages would drown the one line that a user should read
     return onnxruntime
+
+
+def _open_outline(ort: Any, outline: bytes, path: Path) -> Any:
+    """An InferenceSession for reading shapes from: nothing is optimised, so that nothing is computed."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    try:
+        return ort.InferenceSession(outline, options, providers=[CPU], enable_fallback=0)
+    except _onnxruntime_errors() as error:
+        raise UserError(f"{path}: {_load_problem(ort, error)}") from error
 
 
 def _open(ort: Any, data: bytes, path: Path, device: str) -> Any:

@@ -52,7 +52,7 @@ class DCGANGenerator(Generator):
         self.apply(_initialise)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z[:, :, None, None])
+        return self.layers(z.reshape(-1, self.z_dim, 1, 1))  # not [..., None, None]: OpenCV reads no such ONNX
 
 
 def _head(config: ModelConfig, width: int) -> nn.Module:

@@ -102,7 +102,7 @@ class ProGANGenerator(Generator):
     def forward(self, z: Tensor, level: float | None = None) -> Tensor:
         level = self.full if level is None else level
         top, alpha = math.ceil(level), level % 1
-        x = pixel_norm(_act(self.first(pixel_norm(z[:, :, None, None]))))
+        x = pixel_norm(_act(self.first(pixel_norm(z.reshape(-1, self.z_dim, 1, 1)))))
         x = pixel_norm(_act(self.conv(x)))
         below = x
         for n in range(3, top + 1):

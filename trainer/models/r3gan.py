@@ -112,7 +112,8 @@ class R3GANGenerator(Generator):
         self.layers = nn.Sequential(OrderedDict(layers))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(self.basis * self.linear(z)[:, :, None, None])
+        scale = self.linear(z)
+        return self.layers(self.basis * scale.reshape(-1, scale.shape[1], 1, 1))
 
 
 class R3GANDiscriminator(Discriminator):

@@ -1,0 +1,127 @@
+"""An exported generator outside the onnxruntime of this environment: older releases and other implementations."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx.reference
+import onnxruntime
+import pytest
+import torch
+
+from export.generator import MAX_ABS_DIFF, export_onnx
+from infer.latents import latents
+from trainer.config import ModelConfig
+from trainer.models import ARCHITECTURES, build_generator
+
+BATCHES = (1, 3)
+Z_DIM = 8
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig(arch=request.param, size=16, z_dim=Z_DIM, g_width=4, max_width=8, blocks=1, group_width=4)
+    path = tmp_path_factory.mktemp(request.param) / "gen.onnx"
+    export_onnx(build_generator(config), path, {"recipe": request.param})
+    return path
+
+
+def expected(path: Path, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    z = latents(range(batch), Z_DIM)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (image,) = session.run(["image"], {"z": z})
+    return z, image
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_the_reference_evaluator_draws_the_same(exported: Path, batch: int) -> None:
+    z, image = expected(exported, batch)
+    (drawn,) = onnx.reference.ReferenceEvaluator(str(exported)).run(["image"], {"z": z})
+    np.testing.assert_allclose(drawn, image, atol=MAX_ABS_DIFF)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_opencv_draws_the_same(exported: Path, batch: int) -> None:
+    z, image = expected(exported, batch)
+    net = cv2.dnn.readNetFromONNX(str(exported))
+    net.setInput(z, "z")
+    np.testing.assert_allclose(net.forward("image"), image, atol=MAX_ABS_DIFF)
+
+
+def install(folder: Path, *packages: str) -> None:
+    """Packages with all they need, into a folder of their own; skips where no index can be reached."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--target", str(folder)]
+    done = subprocess.run([*command, *packages], capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        pytest.skip(f"pip cannot install {packages[0]}: {done.stderr.strip().splitlines()[-1]}")
+
+
+def run_in(folder: Path, program: str, *arguments: object) -> dict[str, object]:
+    """A program whose packages come from ``folder`` alone, and the JSON object that it prints last."""
+    command = [sys.executable, "-S", "-c", program, *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(root)])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+DRAW_WITH_CATINFER = """
+import json, sys
+import numpy as np, onnxruntime
+from infer.session import Generator
+from infer.latents import latents
+_, path, out = sys.argv
+generator = Generator(path, "cpu")
+np.save(out, generator.images(latents(range(3), generator.z_dim)))
+print(json.dumps({"version": onnxruntime.__version__}))
+"""
+
+
+@pytest.fixture(scope="module", params=["1.15.0", "1.17.3"])
+def old_onnxruntime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("onnxruntime")
+    install(folder, f"onnxruntime=={request.param}", "numpy<2", "pillow")
+    return request.param, folder
+
+
+@pytest.mark.slow
+def test_old_onnxruntimes_draw_the_same(exported: Path, old_onnxruntime: tuple[str, Path], tmp_path: Path) -> None:
+    """Through our own code, checks of untrusted files included."""
+    version, folder = old_onnxruntime
+    _, image = expected(exported, 3)
+    assert run_in(folder, DRAW_WITH_CATINFER, exported, tmp_path / "drawn.npy") == {"version": version}
+    np.testing.assert_allclose(np.load(tmp_path / "drawn.npy"), image, atol=MAX_ABS_DIFF)
+
+
+DRAW_WITH_OPENVINO = """
+import json, sys
+import numpy as np, openvino
+_, path, latents, out = sys.argv
+model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+np.save(out, model({"z": np.load(latents)})["image"])
+print(json.dumps({}))
+"""
+
+
+@pytest.fixture(scope="module")
+def openvino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("openvino")
+    install(folder, "openvino")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", BATCHES)
+def test_openvino_draws_the_same(exported: Path, openvino: Path, tmp_path: Path, batch: int) -> None:
+    z, image = expected(exported, batch)
+    np.save(tmp_path / "z.npy", z)
+    run_in(openvino, DRAW_WITH_OPENVINO, exported, tmp_path / "z.npy", tmp_path / "drawn.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "drawn.npy"), image, atol=MAX_ABS_DIFF)
