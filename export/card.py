@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from export.variants import Variant
 from infer.grid import grid
 from infer.latents import latents
 from infer.session import Generator
+
+if TYPE_CHECKING:
+    from export.variants import Variant
 
 _PICTURES = 16
 
@@ -25,9 +27,7 @@ _PROTOCOL = {
 }
 
 
-def write_card(
-    onnx_path: Path, info: Mapping[str, Any], max_abs_diff: float, variants: Sequence[Variant] = ()
-) -> Path:
+def write_card(onnx_path: Path, info: Mapping[str, Any], max_abs_diff: float, variants: Sequence[Variant] = ()) -> Path:
     """Write ``card.md`` and its picture ``samples.png`` beside an exported generator.
 
     Args:

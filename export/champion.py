@@ -60,4 +60,7 @@ def decide(new: Mapping[str, str], champion: Mapping[str, str] | None) -> tuple[
         noise = MARGIN * theirs
         basis = f"{MARGIN:.0%} are {noise:.3g}, no standard error is known"
     wins = ours + noise < theirs
-    return wins, f"{new['metric']} {ours:.4g} against {theirs:.4g}: {'' if wins else 'not '}better by more than noise ({basis})"
+    return (
+        wins,
+        f"{new['metric']} {ours:.4g} against {theirs:.4g}: {'' if wins else 'not '}better by more than noise ({basis})",
+    )

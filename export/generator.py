@@ -61,7 +61,7 @@ def export_onnx(
         generator: has ``z_dim`` and ``size``; exported as in evaluation mode, from any device.
         metadata: more entries for the file, see ``metadata``. Those that follow from the network (z_dim, size,
             opset, ir_version, precision, weights_sha256, tools) are added.
-        precision: of weights and arithmetic, one of ``export.precision.PRECISIONS``.
+        precision: of weights and arithmetic, fp32, fp16 or int8.
 
     Returns:
         The largest absolute difference between onnxruntime and PyTorch (in fp32, on the scale from -1 to 1), over

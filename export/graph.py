@@ -143,7 +143,7 @@ def append_uint8(model: onnx.ModelProto) -> None:
     (image,) = graph.output
     rename_output(graph, "image_float")
     for name, value in (("one", 1.0), ("half_range", 127.5)):
-        graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
     graph.node.extend(
         [
             helper.make_node("Add", ["image_float", "one"], ["image_from_0"]),

@@ -14,8 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 from export.graph import rename_output
 from infer.latents import latents
 
-PRECISIONS = ("fp32", "fp16", "int8")
-
 # Squares and their sums, and what is divided by them: fp16 ends at 65,504, and 1e-8 is zero in it.
 _STAY_FP32 = frozenset({"Pow", "ReduceMean", "Sqrt", "Reciprocal", "Div", "Exp", "Softmax"})
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -31,7 +29,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     declared = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
     weights = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT}
-    kinds = {"z": TensorProto.FLOAT}
+    kinds: dict[str, int] = {"z": TensorProto.FLOAT}
     nodes: list[onnx.NodeProto] = []
     added: dict[str, onnx.TensorProto] = {}
 

@@ -171,7 +171,7 @@ def _crown(client: MlflowClient, version: ModelVersion) -> None:
     if alias is not None and int(alias) == int(version.version):
         return
     old = None if alias is None else client.get_model_version(name, alias)
-    moves, reason = champion.decide(version.tags, old and old.tags)
+    moves, reason = champion.decide(version.tags, old.tags if old else None)
     to = f"moves to version {version.version}" if moves else "stays version " + str(alias) if old else "stays unset"
     say(f"models:/{name}@{CHAMPION} {to}: {reason}")
     client.set_model_version_tag(name, version.version, CHAMPION, f"{to}: {reason}")

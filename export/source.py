@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,20 @@ def is_in_mlflow(source: str) -> bool:
     )
 
 
-def open_source(source: str, uri: str | None) -> tuple[Generator, dict[str, Any], str | None]:
+@dataclass(frozen=True)
+class Source:
+    """A trained generator, and where it comes from."""
+
+    generator: Generator
+    info: dict[str, Any]
+    """As ``trainer.checkpoint.load_generator`` gives it."""
+    weights: bytes | None = None
+    """The gen.safetensors that it was read from; None for a checkpoint."""
+    data: str | None = None
+    """Where the data lay that it was trained on, if that is known."""
+
+
+def open_source(source: str, uri: str | None) -> Source:
     """The generator that ``source`` names.
 
     Args:
@@ -37,21 +51,23 @@ def open_source(source: str, uri: str | None) -> tuple[Generator, dict[str, Any]
             ``runs:/``; ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
         uri: MLflow's tracking server and registry, for what is there.
 
-    Returns:
-        The generator, its origin, and where the data lay that it was trained on, if that is known.
-
     Raises:
         UserError: nothing of the kind there, or MLflow does not answer.
     """
-    from trainer.checkpoint import load_generator
-
     if not is_in_mlflow(source):
-        generator, info = load_generator(Path(source))
-        return generator, info, _recorded_data(Path(source))
+        return _load(Path(source))
     assert uri is not None
     with _downloaded(source, uri) as path:
-        generator, info = load_generator(path)
-    return generator, info, None
+        return _load(path)
+
+
+def _load(path: Path) -> Source:
+    from trainer.checkpoint import load_generator
+
+    generator, info = load_generator(path)
+    released = (path, path / WEIGHTS, path / "best" / WEIGHTS)  # in the order of load_generator
+    file = next((p for p in released if p.suffix == ".safetensors" and p.is_file()), None)
+    return Source(generator, info, file.read_bytes() if file else None, _recorded_data(path))
 
 
 def _recorded_data(path: Path) -> str | None:

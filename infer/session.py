@@ -42,8 +42,8 @@ class Generator:
     Picture ``i`` depends on ``z[i]`` alone, not on ``n``. Raises ``UserError`` for a file that is not one
     self-contained generator with input ``z`` and output ``image``, and for a missing or unfit onnxruntime.
 
-    Attributes: ``z_dim``, ``size`` (pixels), ``is_uint8`` (whether the graph itself rounds), ``metadata`` (the file's text entries), ``provider`` (onnxruntime's name
-    of what computes, such as "CPUExecutionProvider").
+    Attributes: ``z_dim``, ``size`` (pixels), ``is_uint8`` (whether the graph itself rounds), ``metadata`` (the file's
+    text entries), ``provider`` (onnxruntime's name of what computes, such as "CPUExecutionProvider").
     """
 
     def __init__(self, path: str | PathLike[str], device: str = "auto") -> None:
@@ -178,8 +178,8 @@ def _check_signature(session: Any, path: Path) -> tuple[int, int, type[np.generi
             if not isinstance(batch, int) and height == width:
                 return z_dim, height, np.uint8
     raise UserError(
-        f"{path}: not a generator: {_describe(inputs)} -> {_describe(outputs)}, but needed is z float [batch, z_dim] -> "
-        "image float [batch, 3, size, size] or uint8 [batch, size, size, 3] with any batch; make it with catexport"
+        f"{path}: not a generator: {_describe(inputs)} -> {_describe(outputs)}, but needed is z float [batch, z_dim] "
+        "-> image float [batch, 3, size, size] or uint8 [batch, size, size, 3] with any batch; make it with catexport"
     )
 
 
