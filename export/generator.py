@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,28 +15,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from export.graph import OPSET, Clamped, append_uint8, to_graph
+from export.precision import to_fp16, to_int8
 from infer.command import UserError
 from infer.latents import latents
 
 MAX_ABS_DIFF = 1e-4
+MIN_PSNR = {"fp16": 50, "int8": 20}  # dB; a graph that is broken has less, how good it is says the metric
 PARITY_BATCHES = (1, 2, 16)
-
-# The oldest pair that has everything the networks need: read by onnxruntime 1.14 (February 2023) and later.
-OPSET = 18
-IR_VERSION = 8
-
-
-class _Clamped(nn.Module):
-    """The generator with its pictures kept in [-1, 1]; not every architecture ends in a tanh."""
-
-    def __init__(self, generator: nn.Module) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.generator(z).clamp(-1.0, 1.0)
 
 
 def metadata(info: Mapping[str, Any]) -> dict[str, str]:
@@ -61,29 +50,43 @@ def weights_sha256(generator: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def export_onnx(generator: nn.Module, path: Path, metadata: Mapping[str, str]) -> float:
-    """Write ``generator`` as one ONNX file: ``z`` float32 [batch, z_dim] -> ``image`` float32 [batch, 3, size, size]
-    in [-1, 1], any batch, batch norm folded into the convolutions.
+def export_onnx(
+    generator: nn.Module, path: Path, metadata: Mapping[str, str], precision: str = "fp32", uint8: bool = False
+) -> float:
+    """Write ``generator`` as one ONNX file: ``z`` float32 [batch, z_dim] -> ``image``, any batch, batch norm folded
+    into the convolutions. ``image`` is float32 [batch, 3, size, size] in [-1, 1], or with ``uint8`` what ``catinfer``
+    makes of that: uint8 [batch, size, size, 3].
 
     Args:
         generator: has ``z_dim`` and ``size``; exported as in evaluation mode, from any device.
         metadata: more entries for the file, see ``metadata``. Those that follow from the network (z_dim, size,
-            opset, precision, weights_sha256, tools) are added.
+            opset, ir_version, precision, weights_sha256, tools) are added.
+        precision: of weights and arithmetic, fp32, fp16 or int8.
 
     Returns:
-        The largest absolute difference between onnxruntime and PyTorch over batches of 1, 2 and 16 pictures.
+        The largest absolute difference between onnxruntime and PyTorch (in fp32, on the scale from -1 to 1), over
+        batches of 1, 2 and 16 pictures and the latent of zeros.
 
     Raises:
-        UserError: the two differ by more than 1e-4, or ``path`` cannot be written. Nothing is left behind.
+        UserError: the two differ by more than 1e-4 (fp32), half a pixel value more for ``uint8``, or by less than
+            50 dB (fp16) or 20 dB (int8) of peak signal-to-noise ratio; or ``path`` cannot be written. Nothing is left
+            behind.
     """
-    module = _Clamped(copy.deepcopy(generator).cpu().float()).eval().requires_grad_(False)
+    module = Clamped(copy.deepcopy(generator).cpu().float()).eval().requires_grad_(False)
     z_dim, size = int(module.generator.z_dim), int(module.generator.size)  # type: ignore[arg-type]
-    model = _to_onnx(module, z_dim)
+    model = to_graph(module, z_dim)
+    if precision == "fp16":
+        model = to_fp16(model)
+    elif precision == "int8":
+        model = to_int8(model, z_dim)
+    if uint8:
+        append_uint8(model)
     own = {
         "z_dim": str(z_dim),
         "size": str(size),
-        "precision": "fp32",
+        "precision": precision,
         "opset": str(OPSET),
+        "ir_version": str(model.ir_version),
         "weights_sha256": weights_sha256(module.generator),
         "tools": f"torch {torch.__version__}, onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}",
     }
@@ -92,14 +95,31 @@ def export_onnx(generator: nn.Module, path: Path, metadata: Mapping[str, str]) -
 
     with _replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
-        difference = _max_abs_diff(module, temporary, z_dim)
-        if not difference <= MAX_ABS_DIFF:  # not <= rather than >: NaN must not pass
+        difference, noise = _differences(module, temporary, z_dim)
+        if precision == "fp32":
+            limit = MAX_ABS_DIFF + (0.5 / 127.5 if uint8 else 0)
+            is_same = difference <= limit  # and not: is_different = > limit; NaN must not pass
+            said = f"largest difference {difference:g}, allowed {limit:g}"
+        else:
+            is_same = noise <= 10 ** (-MIN_PSNR[precision] / 20)
+            psnr = -20 * math.log10(noise) if noise > 0 else math.nan
+            said = f"{precision}: {psnr:.1f} dB of peak signal-to-noise ratio, needed {MIN_PSNR[precision]}"
+        if not is_same:
             raise UserError(
                 f"{path}: onnxruntime {onnxruntime.__version__} and PyTorch {torch.__version__} draw different"
-                f" pictures (largest difference {difference:g}, allowed {MAX_ABS_DIFF:g}), so nothing was written;"
+                f" pictures ({said}), so nothing was written;"
                 " check that the weights are finite, or export with other versions"
             )
     return difference
+
+
+def annotate(path: Path, entries: Mapping[str, str]) -> None:
+    """Add ``entries`` to the metadata of the ONNX file, or replace those of the same names."""
+    model = onnx.load(path)
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, {**known, **entries})
+    with _replacing(path) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
 
 
 @contextmanager
@@ -117,48 +137,19 @@ def _replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
 
-def _to_onnx(module: nn.Module, z_dim: int) -> onnx.ModelProto:
-    # Batch 2 as the example: sizes 0 and 1 would be taken for constants (pytorch#148886).
-    example = torch.zeros(2, z_dim)
-    program = torch.onnx.export(
-        module,
-        (example,),
-        input_names=["z"],
-        output_names=["image"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    model = program.model_proto
-    _strip(model)
-    model.ir_version = min(model.ir_version, IR_VERSION)
-    model.producer_name, model.producer_version = "catgan", ""
-    return model
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes about its source: stack traces with this machine's paths, in fields that IR
-    version 8 does not have."""
-    assert not model.functions
-    graph = model.graph
-    for item in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph):
-        item.ClearField("metadata_props")
-        item.ClearField("doc_string")
-    assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in graph.initializer), "external data"
-    assert {opset.domain for opset in model.opset_import} == {""}, "operators outside the standard"
-
-
-def _max_abs_diff(module: nn.Module, path: Path, z_dim: int) -> float:
-    """Over ``PARITY_BATCHES``; NaN if either side has one."""
+def _differences(module: nn.Module, path: Path, z_dim: int) -> tuple[float, float]:
+    """The largest absolute difference, and the root mean square one as a share of the range from -1 to 1; NaN if
+    either side has one."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    differences = []
-    for batch in PARITY_BATCHES:
-        z = latents(range(batch), z_dim)
+    largest, squares = [], []
+    # The latent of zeros is the picture of --psi 0.
+    for z in (*(latents(range(batch), z_dim) for batch in PARITY_BATCHES), np.zeros((1, z_dim), np.float32)):
         (image,) = session.run(["image"], {"z": z})
+        if image.dtype == np.uint8:
+            image = image.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         with torch.no_grad():
             expected = module(torch.from_numpy(z)).numpy()
         assert image.shape == expected.shape, (image.shape, expected.shape)
-        differences.append(np.abs(image - expected).max())
-    return float(np.max(differences))
+        largest.append(np.abs(image - expected).max())
+        squares.append(np.square((image - expected) / 2).mean())
+    return float(np.max(largest)), math.sqrt(np.mean(squares))

@@ -60,7 +60,7 @@ def write_page(onnx: Path, folder: Path) -> None:
                 (new / name).write_bytes(resources.files("export").joinpath("web", name).read_bytes())
             for name, content in runtime.items():
                 (new / name).write_bytes(content)
-            (new / "gen.onnx").write_bytes(model)
+            (new / "gen.onnx").write_bytes(model.data)
             (new / "gen.json").write_text(json.dumps({"size": generator.size, "z_dim": generator.z_dim}) + "\n")
             if folder.exists():
                 folder.rename(Path(temporary, "old"))

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
+from export import champion
 from export.generator import metadata
 from infer.command import say
 from trainer.server import connect
@@ -21,19 +24,19 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 
 _FILE_TAG = "onnx_sha256"
-
-# Two values compare only if all of these agree.
-_PROTOCOL = ("metric", "metric_weights_sha256", "dataset_digest")
+_COMPANIONS = ("card.md", "samples.png", "gen.safetensors")
+_FROM_FILE = ("precision", "onnx_metric", "onnx_metric_value", "weights_sha256")
+_DESCRIPTION_LENGTH = 5000  # MLflow's limit
 
 
 def register(uri: str, run_id: str, name: str, onnx_path: Path, info: Mapping[str, Any]) -> str:
-    """Log the ONNX file (with ``card.md`` and ``samples.png`` beside it, if they are there) as the run's model
-    "generator" and register it as the next version of ``name``, which ``models:/<name>/latest`` then means.
+    """Log the ONNX file (with ``card.md``, ``samples.png`` and ``gen.safetensors`` beside it, if they are there) as the
+    run's model "generator" and register it as the next version of ``name``, which ``models:/<name>/latest`` then means.
 
     Registering the same file of the same run again changes nothing, also after a try that was cut off.
 
-    The alias ``champion`` moves to it if there is none yet, or if its metric is lower than the champion's, measured
-    in the same way on the same data.
+    The alias ``champion`` moves to it if there is none yet, or if its metric is better by more than noise, measured in
+    the same way on the same data: see ``export.champion.decide``. The decision is said and kept in the version's tags.
 
     Args:
         uri: tracking server and registry, see ``trainer.server.resolve_uri``.
@@ -46,20 +49,18 @@ def register(uri: str, run_id: str, name: str, onnx_path: Path, info: Mapping[st
         MlflowException, SQLAlchemyError, OSError: MLflow or its artifact store does not answer or refuses.
     """
     client = connect(uri)
-    tags = _tags(info) | {_FILE_TAG: hashlib.sha256(onnx_path.read_bytes()).hexdigest()}
+    tags = _tags(info, onnx_path) | {_FILE_TAG: hashlib.sha256(onnx_path.read_bytes()).hexdigest()}
     model_id, location = _log_model(client, run_id, onnx_path, info, tags)
-    version = _create_version(client, run_id, name, model_id, location, info, tags)
+    version = _create_version(client, run_id, name, model_id, location, onnx_path, info, tags)
     _crown(client, version)
     return str(version.version)
 
 
-def _tags(info: Mapping[str, Any]) -> dict[str, str]:
-    tags = metadata(info)
+def _tags(info: Mapping[str, Any], onnx_path: Path) -> dict[str, str]:
+    properties = {entry.key: entry.value for entry in onnx.load(onnx_path, load_external_data=False).metadata_props}
+    tags = metadata(info) | {key: properties[key] for key in _FROM_FILE if key in properties}
     tags.pop("run_id", None)
-    metric = info.get("metric") or {}
-    if "weights_sha256" in metric:
-        tags["metric_weights_sha256"] = metric["weights_sha256"]
-    return tags
+    return tags | champion.tags_of(info.get("metric") or {})
 
 
 def _log_model(
@@ -68,14 +69,13 @@ def _log_model(
     """Its id and where its files are. ``mlflow.onnx.log_model`` would do this for the fluent API's active run only."""
     import mlflow.onnx
     import numpy as np
-    import onnx
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     file = onnx.load(onnx_path)
     properties = {entry.key: entry.value for entry in file.metadata_props}
-    z_dim, size = int(properties["z_dim"]), int(properties["size"])
+    z_dim = int(properties["z_dim"])
     run = client.get_run(run_id)
     known = client.search_logged_models(
         [run.info.experiment_id], f"source_run_id = '{run_id}' AND tags.{_FILE_TAG} = '{tags[_FILE_TAG]}'"
@@ -97,14 +97,14 @@ def _log_model(
             mlflow_model=Model(run_id=run_id, model_id=logged.model_id, artifact_path=logged.artifact_location),
             signature=ModelSignature(
                 Schema([TensorSpec(float32, (-1, z_dim), "z")]),
-                Schema([TensorSpec(float32, (-1, 3, size, size), "image")]),
+                Schema([_image_spec(file)]),
             ),
             pip_requirements=["numpy", "onnx", "onnxruntime>=1.14"],
             onnx_execution_providers=["CPUExecutionProvider"],
             save_as_external_data=False,
         )
         shutil.copyfile(onnx_path, folder / "model.onnx")  # byte for byte the file that was checked
-        for companion in ("card.md", "samples.png"):
+        for companion in _COMPANIONS:
             if (path := onnx_path.with_name(companion)).is_file():
                 shutil.copyfile(path, folder / companion)
         client.log_model_artifacts(logged.model_id, str(folder))
@@ -114,12 +114,22 @@ def _log_model(
     return logged.model_id, logged.artifact_location
 
 
+def _image_spec(file: onnx.ModelProto) -> Any:
+    import numpy as np
+    from mlflow.types import TensorSpec
+
+    kind = file.graph.output[0].type.tensor_type
+    shape = tuple(d.dim_value or -1 for d in kind.shape.dim)
+    return TensorSpec(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape, "image")
+
+
 def _create_version(
     client: MlflowClient,
     run_id: str,
     name: str,
     model_id: str,
     location: str,
+    onnx_path: Path,
     info: Mapping[str, Any],
     tags: dict[str, str],
 ) -> ModelVersion:
@@ -130,8 +140,6 @@ def _create_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    metric = info.get("metric")
-    quality = f", {metric['name']} {metric['value']:.2f}" if metric else ""
     # The files' location rather than models:/<model_id>: an SQL registry would look that id up in whatever store the
     # process defaults to, not in this client's (the TODO in mlflow/store/model_registry/sqlalchemy_store.py).
     known = client.search_model_versions(f"name = '{name}' and tags.{_FILE_TAG} = '{tags[_FILE_TAG]}'")
@@ -141,7 +149,7 @@ def _create_version(
         run_id=run_id,
         model_id=model_id,
         tags=tags,
-        description=f"{info['recipe']} at {info['kimg']:g} kimg{quality}",
+        description=_description(info, onnx_path),
     )
     # What links the run's model to this version in the UI.
     link = json.dumps([{"name": version.name, "version": version.version}])
@@ -149,20 +157,27 @@ def _create_version(
     return version
 
 
+def _description(info: Mapping[str, Any], onnx_path: Path) -> str:
+    """One line, then the card without its picture, which the UI could not show."""
+    metric = info.get("metric")
+    quality = f", {metric['name']} {metric['value']:.2f}" if metric else ""
+    text = f"{info['recipe']} at {info['kimg']:g} kimg{quality}"
+    card = onnx_path.with_name("card.md")
+    if card.is_file():
+        lines = [line for line in card.read_text(encoding="utf-8").splitlines() if not line.startswith("![")]
+        text += "\n\n" + "\n".join(lines)
+    return text if len(text) <= _DESCRIPTION_LENGTH else text[:_DESCRIPTION_LENGTH].rpartition("\n")[0]
+
+
 def _crown(client: MlflowClient, version: ModelVersion) -> None:
-    """Every metric that can choose a best generator is a distance: lower is better."""
-    name, tags = version.name, version.tags
-    if "metric_value" not in tags:
-        return
+    name = version.name
     alias = client.get_registered_model(name).aliases.get(CHAMPION)
-    if alias is not None:
-        champion = client.get_model_version(name, alias)
-        if any(champion.tags.get(key) != tags.get(key) for key in _PROTOCOL):
-            say(
-                f"models:/{name}@{CHAMPION} stays version {alias}, which was measured otherwise or on other data; to"
-                " compare, train under another --track.model, or move the alias by hand"
-            )
-            return
-        if float(tags["metric_value"]) >= float(champion.tags["metric_value"]):
-            return
-    client.set_registered_model_alias(name, CHAMPION, version.version)
+    if alias is not None and int(alias) == int(version.version):
+        return
+    old = None if alias is None else client.get_model_version(name, alias)
+    moves, reason = champion.decide(version.tags, old.tags if old else None)
+    to = f"moves to version {version.version}" if moves else "stays version " + str(alias) if old else "stays unset"
+    say(f"models:/{name}@{CHAMPION} {to}: {reason}")
+    client.set_model_version_tag(name, version.version, CHAMPION, f"{to}: {reason}")
+    if moves:
+        client.set_registered_model_alias(name, CHAMPION, version.version)

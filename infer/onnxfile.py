@@ -142,9 +142,9 @@ class _Walk:
                 case 8, None:
                     header.append(_bytes(8, self._data[start:stop]))
                 case 14, None:
-                    for _, *text, number in self._fields("StringStringEntry", start, stop):
-                        if number is None:
-                            self._text(*text)
+                    for _, begin, end, entry in self._fields("StringStringEntry", start, stop):
+                        if entry is None:
+                            self._text(begin, end)
         if not has_graph:
             raise _Malformed("no graph inside")
         computed = [name for node in self._nodes for name in node.outputs if name]

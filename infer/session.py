@@ -47,8 +47,8 @@ class Generator:
     Picture ``i`` depends on ``z[i]`` alone, not on ``n``. Raises ``UserError`` for a file that is not one
     self-contained generator with input ``z`` and output ``image``, and for a missing or unfit onnxruntime.
 
-    Attributes: ``z_dim``, ``size`` (pixels), ``metadata`` (the file's text entries), ``provider`` (onnxruntime's name
-    of what computes, such as "CPUExecutionProvider").
+    Attributes: ``z_dim``, ``size`` (pixels), ``is_uint8`` (whether the graph itself rounds), ``metadata`` (the file's
+    text entries), ``provider`` (onnxruntime's name of what computes, such as "CPUExecutionProvider").
     """
 
     def __init__(self, path: str | PathLike[str], device: str = "auto") -> None:
@@ -59,7 +59,9 @@ class Generator:
         ort = _import_onnxruntime()
         check_work(model, _open_outline(ort, model.outline, self._path), self._path)
         self._session = _open(ort, model.data, self._path, device)
-        self.z_dim, self.size = _check_signature(self._session, self._path)
+        self.z_dim, self.size, self._dtype = _check_signature(self._session, self._path)
+        self.is_uint8 = self._dtype == np.uint8
+        self._shape = (self.size, self.size, 3) if self.is_uint8 else (3, self.size, self.size)
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.provider: str = self._session.get_providers()[0]
         for key, value in (("z_dim", self.z_dim), ("size", self.size)):
@@ -70,11 +72,14 @@ class Generator:
 
     def __call__(self, z: np.ndarray) -> np.ndarray:
         """Pictures uint8 ``[n, size, size, 3]`` of ``z`` float32 ``[n, z_dim]``."""
+        if self.is_uint8:
+            return self.images(z)
         return self._fill(np.empty((len(z), self.size, self.size, 3), np.uint8), z, to_uint8)
 
     def images(self, z: np.ndarray) -> np.ndarray:
-        """The network's own output, float32 ``[n, 3, size, size]``, nominally in [-1, 1]."""
-        return self._fill(np.empty((len(z), 3, self.size, self.size), np.float32), z, lambda images: images)
+        """The network's own output: float32 ``[n, 3, size, size]``, nominally in [-1, 1], or if the graph rounds
+        itself, uint8 ``[n, size, size, 3]``."""
+        return self._fill(np.empty((len(z), *self._shape), self._dtype), z, lambda images: images)
 
     def _fill(self, out: np.ndarray, z: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """``out`` with ``convert(images)`` of all latents in it, batch by batch."""
@@ -103,9 +108,9 @@ class Generator:
             (images,) = self._session.run(["image"], {"z": z})
         except _onnxruntime_errors() as error:
             raise UserError(f"{self._path}: onnxruntime failed while generating: {_brief(error)}") from error
-        if images.shape != (len(z), 3, self.size, self.size):
+        if images.shape != (len(z), *self._shape):
             raise UserError(f"{self._path}: gave {list(images.shape)} for {len(z)} latents; export it again")
-        if not np.isfinite(images).all():
+        if not self.is_uint8 and not np.isfinite(images).all():
             raise UserError(f"{self._path}: gave values that are not finite; its weights are unusable")
         return images
 
@@ -200,16 +205,20 @@ def _has_nvidia_gpu() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def _check_signature(session: Any, path: Path) -> tuple[int, int]:
-    """(z_dim, size) of a graph that keeps the contract: one ``z`` in, one ``image`` out, any batch."""
+def _check_signature(session: Any, path: Path) -> tuple[int, int, type[np.generic]]:
+    """(z_dim, size, type of the pictures) of a graph that keeps the contract: one ``z`` in, one ``image`` out, any
+    batch."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     match [[(t.name, t.type, *t.shape) for t in tensors] for tensors in (inputs, outputs)]:
         case [[("z", "tensor(float)", batch, int(z_dim))], [("image", "tensor(float)", _, 3, int(height), int(width))]]:
             if not isinstance(batch, int) and height == width:
-                return z_dim, height
+                return z_dim, height, np.float32
+        case [[("z", "tensor(float)", batch, int(z_dim))], [("image", "tensor(uint8)", _, int(height), int(width), 3)]]:
+            if not isinstance(batch, int) and height == width:
+                return z_dim, height, np.uint8
     raise UserError(
-        f"{path}: not a generator: {_describe(inputs)} -> {_describe(outputs)}, but needed is "
-        "z float [batch, z_dim] -> image float [batch, 3, size, size] with any batch; make it with catexport"
+        f"{path}: not a generator: {_describe(inputs)} -> {_describe(outputs)}, but needed is z float [batch, z_dim] "
+        "-> image float [batch, 3, size, size] or uint8 [batch, size, size, 3] with any batch; make it with catexport"
     )
 
 

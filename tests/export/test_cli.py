@@ -74,9 +74,10 @@ def test_a_safetensors_file_and_the_default_name(
         (["{broken}"], "not a safetensors file"),
         (["{run}", "-o", "{empty}"], "is a folder"),
         (["{run}", "-o", "{broken}/gen.onnx"], "cannot write"),
-        (["{run}", "--precision", "fp16"], "fp16 is not there yet"),
-        (["{run}", "--precision", "int8"], "int8 is not there yet"),
-        (["{run}", "--precision", "fp31"], "give fp32"),
+        (["{run}", "--precision", "fp31"], "fp31 is given, allowed are fp32, fp16, int8"),
+        (["{run}", "--precision", "fp16", "--data", "{empty}"], "manifest"),
+        (["models:/cats@champion"], "which MLflow?"),
+        (["{run}", "--register", "cats"], "which MLflow?"),
         (["{run}", "--opset", "9"], "--opset"),
         (["{run}", "-o"], "expected one argument"),
     ],
@@ -90,7 +91,7 @@ def test_mistakes_are_one_line(
     places = {"run": run_dir, "empty": tmp_path / "empty", "broken": tmp_path / "broken.safetensors"}
     code, out, err = run([word.format(**places) for word in argv], capsys)
     assert (code, out) == (2, "")
-    complaint = [line for line in err.splitlines() if not line.startswith("exporting")]
+    complaint = [line for line in err.splitlines() if not line.startswith(("exporting", "not judged"))]
     assert len(complaint) == 1
     assert complaint[0].startswith("catexport: ")
     assert said in complaint[0]
@@ -105,3 +106,18 @@ def test_help_teaches_without_loading_torch() -> None:
     assert done.returncode == 0, done.stderr
     assert "examples:" in done.stdout
     assert "max_abs_diff" in done.stdout
+
+
+def test_several_precisions_with_a_card(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(
+        [str(run_dir), "-o", str(tmp_path / "new" / "cats.onnx"), "--precision", "fp32,fp16,int8", "--card"], capsys
+    )
+    assert code == 0, err
+    names = ["card.md", "cats-fp16.onnx", "cats-int8.onnx", "cats.onnx", "samples.png"]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
+    files = json.loads(out)["files"]
+    assert [f["precision"] for f in files] == ["fp32", "fp16", "int8"]
+    assert all(f["speed"] > 0 for f in files[1:])
+    text = (tmp_path / "new" / "card.md").read_text()
+    assert "| int8 |" in text
+    assert "not judged" in text

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import export.generator
-from export.generator import IR_VERSION, MAX_ABS_DIFF, OPSET, export_onnx, metadata, weights_sha256
+from export.generator import MAX_ABS_DIFF, export_onnx, metadata, weights_sha256
+from export.graph import IR_VERSION, OPSET
 from infer.command import UserError
 from trainer.config import ModelConfig
 from trainer.models import build_generator
@@ -103,7 +104,7 @@ def test_same_weights_same_bytes(tmp_path: Path) -> None:
 
 
 def test_another_picture_is_refused_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    to_onnx = export.generator._to_onnx
+    to_onnx = export.generator.to_graph
 
     def tampered(module: nn.Module, z_dim: int) -> onnx.ModelProto:
         model = to_onnx(module, z_dim)
@@ -113,7 +114,7 @@ def test_another_picture_is_refused_and_nothing_left(tmp_path: Path, monkeypatch
         weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
         return model
 
-    monkeypatch.setattr(export.generator, "_to_onnx", tampered)
+    monkeypatch.setattr(export.generator, "to_graph", tampered)
     (tmp_path / "gen.onnx").write_text("the good one from before")
     with pytest.raises(UserError, match=r"largest difference 0\.0.*nothing was written"):
         export_onnx(Linear(), tmp_path / "gen.onnx", {})

@@ -164,7 +164,9 @@ def main(argv: list[str]) -> dict[str, Any]:
         result["save_stats"] = options.save_stats
 
     def judge(side: Pictures | Gaussian, what: str, seed: int) -> _Judged:
-        name = partial(metric_name, extractor=extractor.name, num_fake=_number(side), force=options.force)
+        number = _number(side)
+        assert number is not None
+        name = partial(metric_name, extractor=extractor.name, num_fake=number, force=options.force)
         values: dict[str, float] = {}
         more: dict[str, float] = {}
         noise: dict[str, float] = {}

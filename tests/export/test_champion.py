@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from export.champion import decide, tags_of
+
+
+def version(value: float, error: float | None = None, **changes: str) -> dict[str, str]:
+    tags = {"metric": "fid2k", "metric_value": str(value), "dataset_digest": "dada"} | changes
+    return tags if error is None else tags | {"metric_standard_error": str(error)}
+
+
+@pytest.mark.parametrize(
+    ("new", "champion", "moves", "said"),
+    [
+        (version(10), None, True, "there was none"),
+        ({}, None, False, "not measured"),
+        # sqrt(0.3^2 + 0.4^2) = 0.5, so two standard errors are 1
+        (version(8.9, 0.3), version(10, 0.4), True, "2 standard errors are 1"),
+        (version(9.1, 0.3), version(10, 0.4), False, "not better by more than noise"),
+        # one error unknown: 2% of 10
+        (version(9.7, 0.3), version(10), True, "2% are 0.2"),
+        (version(9.9), version(10), False, "no standard error is known"),
+        (version(1, dataset_digest="beef"), version(10), False, "the data set differ"),
+        (version(1, metric_n_real="5"), version(10), False, "number of real pictures"),
+        (version(1, precision="int8"), version(10), False, "a variant"),
+        (version(float("nan")), version(10), False, "nan"),
+    ],
+)
+def test_moves_only_for_what_is_better_by_more_than_noise(
+    new: dict[str, str], champion: dict[str, str] | None, moves: bool, said: str
+) -> None:
+    decided, reason = decide(new, champion)
+    assert decided is moves
+    assert said in reason
+
+
+def test_tags_of_an_evaluation() -> None:
+    metric = {"name": "fid2k", "value": 5.0, "weights_sha256": "feed", "n_real": 96, "standard_error": 0.25}
+    assert tags_of(metric) == {
+        "metric_weights_sha256": "feed",
+        "metric_n_real": "96",
+        "metric_standard_error": "0.25",
+    }
