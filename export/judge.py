@@ -16,6 +16,7 @@ from infer.session import Generator
 from trainer.data.manifest import Manifest
 from trainer.metrics.evaluate import MIN_FID, Evaluator
 from trainer.metrics.extractors import choose_extractor
+from trainer.metrics.intervals import frechet_error
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
 """Between the exported file's metric and the training's, of the same seeds, in fp32 on both sides."""
@@ -26,13 +27,18 @@ def judge(onnx_path: Path, evaluator: Evaluator) -> dict[str, Any]:
     ``onnx_metric_value``).
 
     Returns:
-        The evaluation's result, and ``relative``: how much larger the value is than the training's in the file's
-        metadata (0.01: by 1%), None if that is of another name. A warning is said if an fp32 file differs by more
-        than 0.1%: training may have drawn in bf16 or on a GPU, else something is wrong.
+        The evaluation's result, its ``standard_error`` (see ``frechet_error``), and ``relative``: how much larger the
+        value is than the training's in the file's metadata (0.01: by 1%), None if that is of another name. A warning
+        is said if an fp32 file differs by more than 0.1%: training may have drawn on a GPU, else something is wrong.
     """
     generator = Generator(onnx_path, "auto")
     evaluator.prepare()
-    result = evaluator(lambda seeds: torch.from_numpy(generator(latents(seeds, generator.z_dim))).permute(0, 3, 1, 2))
+    features: list[torch.Tensor] = []
+    result = evaluator(
+        lambda seeds: torch.from_numpy(generator(latents(seeds, generator.z_dim))).permute(0, 3, 1, 2), features.append
+    )
+    assert evaluator.real is not None
+    result["standard_error"] = frechet_error(evaluator.real, torch.cat(features))
     recorded = generator.metadata
     relative = None
     if recorded.get("metric") == result["name"]:

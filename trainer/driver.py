@@ -238,7 +238,7 @@ def _train(
         storage.pull()
         is_trained = (storage.work / BEST).is_file()
         if is_trained:
-            finish(storage.work, config.track.model)
+            finish(storage.work, config.track.model, manifest.root)
         if outcome.status == "diverged":
             kept = "the best generator until then is exported" if is_trained else "nothing is there to export"
             raise UserError(f"{outcome.message}; {kept}; lower --optim.g-lr and --optim.d-lr, or give --stop.rollbacks")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from export.card import write_card
 from export.generator import export_onnx, metadata
-from infer.command import say
+from export.judge import judge, open_evaluator
+from infer.command import UserError, say
 from trainer import checkpoint, tracking
 from trainer.recorder import progress_gif
 from trainer.storage import Storage
 
 
-def finish(run_dir: Path, model: str) -> None:
-    """Export ``best/gen.safetensors`` of a run, check it against PyTorch, describe it, and have it logged and
-    registered as a version of ``model``.
+def finish(run_dir: Path, model: str, data: str) -> None:
+    """Export ``best/gen.safetensors`` of a run, check it against PyTorch, judge the file as training judged the
+    generator, describe it, and have it logged and registered as a version of ``model``.
+
+    Args:
+        data: where the training data are.
 
     Raises:
         UserError: PyTorch and onnxruntime disagree.
@@ -23,6 +28,9 @@ def finish(run_dir: Path, model: str) -> None:
     generator, info = checkpoint.load_generator(run_dir / "best")
     onnx = run_dir / "best" / "gen.onnx"
     difference = export_onnx(generator, onnx, metadata(info))
+    error = _standard_error(onnx, info, data)
+    if error is not None:
+        info = {**info, "metric": {**info["metric"], "standard_error": error}}
     write_card(onnx, info, difference)
     progress_gif(run_dir)
     tracker = tracking.Tracker(run_dir, None)
@@ -33,6 +41,17 @@ def finish(run_dir: Path, model: str) -> None:
         f"best generator: {metric['name']} {metric['value']:.2f} at {info['kimg']:g} kimg; {onnx} agrees with PyTorch"
         f" to {difference:.1e}"
     )
+
+
+def _standard_error(onnx: Path, info: Mapping[str, Any], data: str) -> float | None:
+    """Of the file's metric, which is measured here; None if it cannot be, which is said."""
+    try:
+        judged = judge(onnx, open_evaluator(info, data))
+    except UserError as error:
+        say(f"warning: {onnx.name} is not judged: {error}")
+        return None
+    say(f"{onnx.name} through onnxruntime: {judged['name']} {judged['value']:.2f} +- {judged['standard_error']:.2f}")
+    return float(judged["standard_error"])
 
 
 def summary(storage: Storage) -> dict[str, Any]:

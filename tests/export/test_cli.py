@@ -11,7 +11,7 @@ import pytest
 
 from export.cli import NAME, main
 from infer.command import run_command
-from trainer.checkpoint import save_generator
+from trainer.checkpoint import encode_generator
 from trainer.config import Config, ModelConfig
 from trainer.models import build_generator
 
@@ -28,7 +28,9 @@ def run_dir(tmp_path: Path) -> Path:
         "dataset_digest": "abcd",
         "config": CONFIG.to_dict(),
     }
-    save_generator(tmp_path / "run" / "best" / "gen.safetensors", build_generator(CONFIG.model), info)
+    weights = encode_generator(build_generator(CONFIG.model).state_dict(), info)
+    (tmp_path / "run" / "best").mkdir(parents=True)
+    (tmp_path / "run" / "best" / "gen.safetensors").write_bytes(weights)
     return tmp_path / "run"
 
 

@@ -83,7 +83,7 @@ class Evaluator:
         self.num_real = manifest.splits[split].images
         if min(self.num_real, num_fake) < 2:
             raise UserError(f"{self.name}: {self.num_real} real, {num_fake} generated pictures; needed are 2 of each")
-        self._real: Gaussian | None = None  # on rank 0, once prepared
+        self.real: Gaussian | None = None  # statistics of the real pictures, on rank 0, once prepared
 
     def prepare(self) -> None:
         """Statistics of the real pictures, from the cache or by reading the split once. Afterwards a no-op.
@@ -92,9 +92,9 @@ class Evaluator:
         cached: else one rank could wait in a collective that another skips.
         """
         path = cached_statistics(self.manifest, [self.split], self.extractor) if rank() == 0 else None
-        if path and path.is_file() and self._real is None:
-            self._real = Gaussian.load(path)
-        if from_rank_zero(self._real is not None):
+        if path and path.is_file() and self.real is None:
+            self.real = Gaussian.load(path)
+        if from_rank_zero(self.real is not None):
             return
         if rank() == 0:
             say(f"reading {self.num_real:,} real pictures for {self.name} (once, then cached)")
@@ -113,10 +113,10 @@ class Evaluator:
                 "`catdata verify` tells what is damaged"
             )
         if path:
-            self._real = moments.gaussian()
+            self.real = moments.gaussian()
             # Statistics with gaps may be those of a bad connection; the next training should try again.
             if moments.n == self.num_real:
-                self._real.save(path)
+                self.real.save(path)
 
     def __call__(
         self, generate: Callable[[Sequence[int]], Tensor], see: Callable[[Tensor], object] | None = None
@@ -148,10 +148,10 @@ class Evaluator:
         assert moments.n == self.num_fake, (moments.n, self.num_fake)
         value = diversity = num_real = None
         if rank() == 0:
-            assert self._real is not None, "prepare() first"
+            assert self.real is not None, "prepare() first"
             fake = moments.gaussian()
-            value, num_real = frechet_distance(self._real, fake), self._real.n
-            diversity = float(np.trace(fake.cov) / np.trace(self._real.cov))
+            value, num_real = frechet_distance(self.real, fake), self.real.n
+            diversity = float(np.trace(fake.cov) / np.trace(self.real.cov))
         return from_rank_zero(
             {
                 "name": self.name,
