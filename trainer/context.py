@@ -55,7 +55,7 @@ class RayContext:
     """A worker of Ray Train (V2).
 
     Args:
-        bell: the actor that the driver rings to end training, see ``launch.Bell``.
+        bell: the actor that the driver rings to end training, see ``launch.run_on_ray``.
     """
 
     def __init__(self, bell: Any) -> None:

@@ -146,7 +146,10 @@ def run_on_ray(job: Job, workers: Workers) -> Outcome:
         run_config=RunConfig(
             **_ray_storage(storage),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+            # What becomes of a failure is said below; Ray's own words about it, with tracebacks of its actors, are in
+            # the session's log files.
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]
+            callbacks=[_losses()],
         ),
         torch_config=TorchConfig(backend="nccl" if unit == "GPU" else "gloo"),
     )
@@ -186,23 +189,33 @@ def _ray_storage(storage: Storage) -> dict[str, Any]:
     return {"name": storage.name, "storage_path": folder, "storage_filesystem": files}
 
 
-class Bell:
-    """Remembers whether training is to end."""
+def _losses() -> Any:
+    """What says in a line that workers were lost. Ray Train calls it in a process of its own."""
+    from ray.train import UserCallback
 
-    def __init__(self) -> None:
-        self.rung = False
+    class Losses(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            ranks = ", ".join(map(str, sorted(worker_exceptions)))
+            reasons = {next(iter(str(error).splitlines()), type(error).__name__) for error in worker_exceptions.values()}
+            say(f"warning: lost worker {ranks} ({'; '.join(sorted(reasons))[:300]}); going on from the last checkpoint")
 
-    def ring(self) -> None:
-        self.rung = True
-
-    def is_rung(self) -> bool:
-        return self.rung
+    return Losses()
 
 
 def _hang_bell() -> Any:
-    """A ``Bell`` as an actor on this machine, which lives as long as this process."""
+    """An actor on this machine that remembers whether training is to end; it lives as long as this process."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    class Bell:  # in here, so that its process need not import this module, and with it PyTorch
+        def __init__(self) -> None:
+            self.rung = False
+
+        def ring(self) -> None:
+            self.rung = True
+
+        def is_rung(self) -> bool:
+            return self.rung
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(Bell).options(num_cpus=0, scheduling_strategy=here).remote()

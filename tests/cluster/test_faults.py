@@ -1,0 +1,233 @@
+"""A training on a real cluster of two nodes whose workers, nodes, driver and head are killed: it ends with a generator.
+
+One training goes through all of it, since what a fault leaves behind must not harm what survives the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from cluster import local
+
+ROOT = Path(__file__).resolve().parents[2]
+# Ray keeps what an elastic training had reserved for three minutes after its driver is lost.
+PATIENCE_S = 500.0
+TICK, SNAPSHOT = 16, 512  # images
+
+OPTIONS = [
+    *("--workers", "1:2", "--eval.extractor", "efflite0", "--eval.num", "256", "--batch", "8", "--precision", "fp32"),
+    *("--model.g-width", "8", "--model.d-width", "8", "--loader.workers", "0"),
+    *("--track.tick-kimg", str(TICK / 1000), "--track.snapshot-kimg", str(SNAPSHOT / 1000)),
+]
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+class Nodes:
+    """The sandbox's cluster, of a head and one more node with a CPU each."""
+
+    def __init__(self, sandbox: Any) -> None:
+        self.sandbox, self.folder = sandbox, sandbox.home / "c"
+        self.more: list[local.Node] = []
+
+    def start(self) -> None:
+        started = self.sandbox.start("--nodes", "2", "--cpus", "1")
+        assert started.returncode == 0, started.stdout
+
+    def add(self) -> None:
+        """One more node, as ``ray start`` on a machine that joins."""
+        ray = Path(sys.executable).with_name("ray")
+        command = [ray, "start", "--block", "--num-cpus=1", "--num-gpus=0", f"--address=127.0.0.1:{self.sandbox.port}"]
+        command += [f"--temp-dir={self.sandbox.home / 'r2'}", f"--object-store-memory={local.OBJECT_STORE_BYTES}"]
+        with (self.sandbox.home / "node.log").open("wb") as log:
+            node = subprocess.Popen(command, env=self.sandbox.env, stdout=log, stderr=log, start_new_session=True)
+        self.more.append(local.Node(node.pid, psutil.Process(node.pid).create_time()))
+
+    def processes(self) -> list[list[psutil.Process]]:
+        """Of each node, the head first."""
+        found = local.Cluster.load(self.folder)
+        assert found is not None
+        return [local._processes(node) for node in (*found.nodes, *self.more)]
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train."""
+        return [p for node in self.processes() for p in node if "ray::RayTrainWorker" in " ".join(cmdline(p))]
+
+    def live(self) -> dict[str, bool]:
+        """Ids of the nodes that are alive, and whether each is the head."""
+        listed = self.sandbox.run("ray", "list", "nodes", "--format=json", "--filter=state=ALIVE")
+        return {node["node_id"]: node["is_head_node"] for node in json.loads(listed.stdout[listed.stdout.index("[") :])}
+
+
+class Training:
+    """``trainer/run.py`` on the cluster, started again and again with one name."""
+
+    def __init__(self, nodes: Nodes, shards: Path) -> None:
+        self.nodes, self.out = nodes, nodes.sandbox.home / "out"
+        self.run_dir, self.log = self.out / "a", nodes.sandbox.home / "train.log"
+        self.command = [sys.executable, str(ROOT / "trainer" / "run.py"), "--data", str(shards), "--out", str(self.out)]
+        self.command += ["--name", "a", *OPTIONS]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, kimg: float) -> None:
+        env = self.nodes.sandbox.env | {"RAY_ADDRESS": f"127.0.0.1:{self.nodes.sandbox.port}", "OMP_NUM_THREADS": "1"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.command, "--kimg", str(kimg)],
+                cwd=ROOT,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def newest(self) -> int:
+        """Position of the newest checkpoint."""
+        return max((int(p.parent.name[-12:]) for p in self.run_dir.glob("checkpoint_*/checkpoint.json")), default=0)
+
+    def lines(self) -> list[dict[str, Any]]:
+        try:
+            text = (self.run_dir / "metrics.jsonl").read_text()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def is_evaluating(self) -> bool:
+        """The tick of a snapshot is recorded, its metric is not."""
+        last = self.lines()[-1]
+        return last["nimg"] % SNAPSHOT == 0 and "fd256_efflite0" not in last
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self.process is not None
+            assert self.process.poll() is None, f"ended before {what}: {self.said()[-4000:]}"
+            assert time.monotonic() < deadline, f"no {what}: {self.said()[-4000:]}"
+            time.sleep(0.05)
+
+    def until_it_gets_on(self, after: str) -> None:
+        before = self.newest()
+        self.until(lambda: self.newest() > before, f"checkpoint after {after}")
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(*processes: psutil.Process) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def nodes(sandbox: Any) -> Iterator[Nodes]:
+    cluster = Nodes(sandbox)
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        for node in cluster.more:
+            kill(*local._processes(node))
+
+
+@pytest.fixture
+def training(nodes: Nodes, shards: Path) -> Iterator[Training]:
+    started = Training(nodes, shards)
+    try:
+        yield started
+    finally:
+        if started.process is not None and started.process.poll() is None:
+            os.killpg(started.process.pid, signal.SIGKILL)
+            started.process.wait()
+
+
+@pytest.mark.timeout(2400)
+def test_a_training_survives_its_workers_nodes_driver_and_head(training: Training, nodes: Nodes) -> None:
+    training.start(kimg=1000)
+    training.until_it_gets_on("the start")
+
+    training.until(training.is_evaluating, "evaluation")
+    kill(nodes.workers()[-1])
+    training.until_it_gets_on("the loss of a worker in an evaluation")
+    assert "warning: lost worker" in training.said()
+    assert "Traceback" not in training.said()
+
+    kill(*nodes.workers())
+    training.until_it_gets_on("the loss of both workers")
+
+    kill(*nodes.processes()[1])
+    training.until_it_gets_on("the loss of a node")
+    assert "on 1 worker," in training.said()
+
+    together = training.said().count("on 2 workers,")
+    nodes.add()
+    training.until(lambda: training.said().count("on 2 workers,") > together, "second worker on the new node")
+    training.until_it_gets_on("the growth")
+
+    (leaving,) = (node for node, is_head in nodes.live().items() if not is_head)
+    drain = ["--node-id", leaving, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    drained = nodes.sandbox.run(
+        *("ray", "drain-node", "--address", f"127.0.0.1:{nodes.sandbox.port}", *drain),
+        *("--deadline-remaining-seconds", "60"),
+    )
+    assert drained.returncode == 0, drained.stdout
+    training.until(lambda: training.newest() % SNAPSHOT, "checkpoint out of turn, at the notice of a preemption")
+
+    assert training.process is not None
+    kill(psutil.Process(training.process.pid))
+    training.process.wait()
+    training.start(kimg=1000)
+    training.until_it_gets_on("the loss of the driver")
+
+    training.process.send_signal(signal.SIGTERM)
+    assert training.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert "stopped after a checkpoint" in training.said()
+
+    training.start(kimg=1000)
+    training.until_it_gets_on("SIGTERM")
+    kill(*(process for node in nodes.processes() for process in node))
+    assert training.process.wait(PATIENCE_S) != 0
+    nodes.more.clear()
+    nodes.start()
+    end = training.newest() + 2 * SNAPSHOT
+    training.start(kimg=end / 1000)
+    stdout, _ = training.process.communicate(timeout=PATIENCE_S)
+    assert training.process.returncode == 0, training.said()[-4000:]
+
+    result = json.loads(stdout.splitlines()[-1])
+    assert result["kimg"] * 1000 == end
+    assert Path(result["onnx"]).is_file()
+    check_records(training, result, end)
+
+
+def check_records(training: Training, result: dict[str, Any], end: int) -> None:
+    """One MLflow run; no point twice, and no gap."""
+    ticks = [line["nimg"] for line in training.lines() if "loss/generator" in line]
+    assert ticks == list(range(TICK, end + 1, TICK))
+    client = MlflowClient(f"sqlite:///{training.out / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("catgan").experiment_id])
+    assert run.info.run_id == result["mlflow_run_id"]
+    assert run.info.status == "FINISHED"
+    steps = Counter(point.step for point in client.get_metric_history(run.info.run_id, "loss/generator"))
+    assert steps == Counter(nimg // 1000 for nimg in ticks)
