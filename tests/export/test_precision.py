@@ -39,7 +39,7 @@ def test_every_recipe_in_every_precision(family: str, tmp_path: Path) -> None:
         assert not LEFTOVERS & {node.op_type for node in onnx.load(path).graph.node}
         pictures[precision] = Generator(path, "cpu")(z).astype(int)
     assert pictures["fp32"].std() > 5
-    assert np.abs(pictures["fp16"] - pictures["fp32"]).max() <= 4
+    assert np.abs(pictures["fp16"] - pictures["fp32"]).max() <= 8
     export_onnx(generator, tmp_path / "uint8.onnx", {}, uint8=True)
     rounded = Generator(tmp_path / "uint8.onnx", "cpu")
     assert rounded.is_uint8
