@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from infer.command import UserError, say
+from infer.session import cores
 from trainer.config import Config
 from trainer.context import Context, LocalContext, RayContext
 from trainer.data.drawn import open_data
 from trainer.loop import Outcome, Run, train
+from trainer.outbox import brief
 from trainer.recorder import Recorder
 from trainer.storage import Bucket, Storage, open_storage
 from trainer.tracking import Tracker
@@ -92,7 +94,7 @@ def connect_ray(most_workers: int) -> None:
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
     ray.init(
-        num_cpus=max(os.cpu_count() or 1, most_workers),
+        num_cpus=max(cores(), most_workers),
         object_store_memory=200 << 20,  # nothing large goes through it; the default is a third of the memory
         include_dashboard=True,  # on loopback; without it Ray Train complains every second that it is missing
         logging_level=logging.ERROR,
@@ -196,8 +198,8 @@ def _losses() -> Any:
     class Losses(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             ranks = ", ".join(map(str, sorted(worker_exceptions)))
-            reasons = {next(iter(str(error).splitlines()), type(error).__name__) for error in worker_exceptions.values()}
-            say(f"warning: lost worker {ranks} ({'; '.join(sorted(reasons))[:300]}); going on from the last checkpoint")
+            reasons = "; ".join(sorted({brief(error) for error in worker_exceptions.values()}))
+            say(f"warning: lost worker {ranks} ({reasons}); going on from the last checkpoint")
 
     return Losses()
 

@@ -88,7 +88,8 @@ def open_run(
             with contextlib.suppress(OSError):
                 run_dir.rmdir()  # if it is empty: nothing began
             raise UserError(
-                f"{error}; start the server (mlflow/serve.sh), give another --track.uri, or train with --track.offline"
+                f"{error}; start the server (mlflow/serve.sh), give MLFLOW_TRACKING_USERNAME and"
+                " MLFLOW_TRACKING_PASSWORD if it asks for them, give another --track.uri, or train with --track.offline"
                 " and deliver the records later"
             ) from error.__cause__
         _check(uri, memo)
