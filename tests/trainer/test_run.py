@@ -1,8 +1,10 @@
 """``trainer/run.py`` as a user calls it."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,24 @@ def test_a_run_in_process_and_what_follows_it(shards: Path, tmp_path: Path):
     assert logged.inputs.dataset_inputs[0].dataset.digest == Manifest.load(shards).digest[:36]
     versions = client.search_model_versions("name='catgan'")
     assert sorted(v.run_id for v in versions) == sorted([first["mlflow_run_id"]] * 2 + [branch["mlflow_run_id"]])
+
+
+@pytest.mark.slow
+def test_killed_between_training_and_export_it_ends_well_later(shards: Path, tmp_path: Path):
+    command = ["--data", shards, "--out", tmp_path, "--workers", "0", *TINY, "--name", "a", "--kimg", "0.128"]
+    killed = subprocess.Popen(
+        [sys.executable, str(ROOT / "trainer" / "run.py"), *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    while not (tmp_path / "a" / "checkpoint_000000000128" / "checkpoint.json").is_file():
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / "a" / "best" / "gen.onnx").exists()
+
+    finished = result(run(*command))
+    assert Path(finished["onnx"]).is_file()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (version,) = client.search_model_versions("name='catgan'")
+    assert version.run_id == finished["mlflow_run_id"]
+    assert len(client.get_metric_history(version.run_id, "loss/generator")) == 2
