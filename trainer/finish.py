@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.card import write_card
-from export.generator import export_onnx, metadata
-from export.judge import judge, open_evaluator
 from infer.command import UserError, say
 from trainer import checkpoint, tracking
 from trainer.recorder import progress_gif
@@ -25,6 +22,10 @@ def finish(run_dir: Path, model: str, data: str) -> None:
     Raises:
         UserError: PyTorch and onnxruntime disagree.
     """
+    # Not above: ONNX's libraries take seconds to import, which the first step would wait for.
+    from export.card import write_card
+    from export.generator import export_onnx, metadata
+
     generator, info = checkpoint.load_generator(run_dir / "best")
     onnx = run_dir / "best" / "gen.onnx"
     difference = export_onnx(generator, onnx, metadata(info))
@@ -45,6 +46,8 @@ def finish(run_dir: Path, model: str, data: str) -> None:
 
 def _standard_error(onnx: Path, info: Mapping[str, Any], data: str) -> float | None:
     """Of the file's metric, which is measured here; None if it cannot be, which is said."""
+    from export.judge import judge, open_evaluator
+
     try:
         judged = judge(onnx, open_evaluator(info, data))
     except UserError as error:

@@ -60,7 +60,7 @@ def run_in_process(job: Job) -> Outcome:
     """Train here, on the GPU if there is one; SIGTERM ends it at the next tick, with a checkpoint."""
     context = LocalContext()
     with _on_sigterm(context.stop):
-        return _work(job, context)
+        return work(job, context)
 
 
 @contextmanager
@@ -240,10 +240,11 @@ def _ray_worker(values: dict[str, Any]) -> dict[str, Any]:
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs each report through the root logger
     if not torch.cuda.is_available():
         torch.set_num_threads(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-    return asdict(_work(Job(**values["job"]), RayContext(values["bell"])))
+    return asdict(work(Job(**values["job"]), RayContext(values["bell"])))
 
 
-def _work(job: Job, context: Context) -> Outcome:
+def work(job: Job, context: Context) -> Outcome:
+    """Train as one of the workers; each calls this with a context of its own, and rank 0 keeps the records."""
     config = Config.from_dict(job.config)
     manifest = open_data(job.data, config.model.size, config.loader)
     init_from = Path(job.init_from) if job.init_from else None
