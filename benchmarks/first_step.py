@@ -34,7 +34,7 @@ STAGES = (
 IMPORTS = ("torch", "mlflow.tracking", "ray.train.torch", "trainer.driver", "trainer.launch")
 
 _DESCRIPTION = """\
-Starts `trainer/run.py` in this process' machine, in one process and through Ray Train, with the statistics of the real
+Starts `trainer/run.py` on this machine, in one process and through Ray Train, with the statistics of the real
 pictures in the cache and without, and notes when its lines appear, up to the first step. Wall and CPU seconds of each
 stage, medians; then what some imports take by themselves, each in a fresh Python.
 
@@ -120,7 +120,7 @@ def _stages(lines: Iterator[str], pid: int, began: float) -> Iterator[tuple[str,
     for name, words, _ in STAGES:
         for line in lines:
             printed = line.strip()
-            if words in line and line.rpartition(")")[2].strip().startswith(words) or line.startswith(words):
+            if line.rpartition(") ")[2].startswith(words):  # Ray puts the worker's name in brackets before it
                 break
         else:
             raise UserError(f"the training ended before it had {name}: {printed}")

@@ -86,7 +86,21 @@ def test_near_duplicates_compares_and_times(script: Script) -> None:
     assert result["seconds"] >= 0
 
 
-@pytest.mark.parametrize("name", ["step", "loader", "ray_overhead", "race", "near_duplicates"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "step",
+        "loader",
+        "ray_overhead",
+        "race",
+        "near_duplicates",
+        "cluster",
+        "checkpoint",
+        "first_step",
+        "all_reduce",
+        "scaling_model",
+    ],
+)
 def test_unknown_options_are_named(script: Script, name: str) -> None:
     with pytest.raises(UserError, match="--frobnicate"):
         script(name).main(["--frobnicate", "1"])
@@ -103,3 +117,39 @@ def test_inference_compares_the_same_pictures_and_cold_starts(script: Script) ->
     cold = result["cold"]
     assert result["ratio"] == min(*(r["ratio"] for r in result["results"]), cold["ratio"])
     assert 20 < cold["peak_mb"][inference.OURS] < cold["peak_mb"][inference.EAGER]
+
+
+@pytest.mark.slow
+def test_checkpoint_is_kept_on_disk_and_in_a_bucket(script: Script) -> None:
+    result = script("checkpoint").main(["--recipe", "dcgan-cpu-32", "--batch", "2", "--repeats", "1"])
+    assert [r["where"] for r in result["results"]] == ["disk", "s3"]
+    assert result["share"] == max(r["share"] for r in result["results"])
+    # Both networks with their moments and the average: what the saver wrote is a whole checkpoint.
+    work = script("step_work").count_work("dcgan-cpu", 32)
+    assert result["megabytes"] == pytest.approx(4e-6 * (4 * work.generator + 3 * work.discriminator), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_and_torchrun_train_the_same_loop(script: Script) -> None:
+    result = script("cluster").main(["--batch", "2", "--steps", "24", "--repeats", "1"])
+    assert [(r["way"], r["workers"]) for r in result["results"]] == [
+        ("ray", 1),
+        ("ray", 2),
+        ("torchrun", 1),
+        ("torchrun", 2),
+    ]
+    assert all(r["step_ms"] > 0 < r["cpu_ms"] for r in result["results"])
+    one = {f"{r['way']}-{r['workers']}": r["step_ms"] for r in result["results"]}
+    assert result["ratio"] == pytest.approx(one["torchrun-2"] / one["ray-2"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_first_step_has_stages_with_and_without_a_cache(script: Script) -> None:
+    first_step = script("first_step")
+    result = first_step.main(["--workers", "0", "--repeats", "1"])
+    assert [(r["workers"], r["cached"]) for r in result["results"]] == [(0, False), (0, True)]
+    for one in result["results"]:
+        assert one["seconds"] == pytest.approx(sum(one[name]["seconds"] for name, *_ in first_step.STAGES), abs=0.01)
+    missing, cached = (r["drawn"]["cpu_seconds"] for r in result["results"])
+    assert missing > cached  # the network has judged 4,096 pictures
