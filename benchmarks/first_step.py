@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -120,7 +121,7 @@ def _stages(lines: Iterator[str], pid: int, began: float) -> Iterator[tuple[str,
     for name, words, _ in STAGES:
         for line in lines:
             printed = line.strip()
-            if line.rpartition(") ")[2].startswith(words):  # Ray puts the worker's name in brackets before it
+            if re.match(rf"(\([^)]*\) )?{words}", line):  # Ray puts the worker's name in brackets before it
                 break
         else:
             raise UserError(f"the training ended before it had {name}: {printed}")
