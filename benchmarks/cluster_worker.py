@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def main(job_file: str, way: str, workers: str) -> None:
     job = launch.Job(**json.loads(Path(job_file).read_text(encoding="utf-8")))
     if way == "ray":
         # A Ray of as many CPUs as workers gives each of them one thread; it counts with this function.
-        os.cpu_count = lambda: int(workers)
+        launch.cores = lambda: int(workers)
         launch.run_on_ray(job, int(workers))
     else:
         torch.set_num_threads(1)
