@@ -14,9 +14,11 @@ _OVERVIEW = """\
 Work on the folder of a training, out/runs/NAME. The training itself is `python trainer/run.py`.
 
 commands:
-  sync   deliver to MLflow what it has not got yet
+  report   write one HTML file with curves, sample grids, metrics and settings
+  sync     deliver to MLflow what it has not got yet
 
-`cattrain COMMAND --help` shows the options. Example:
+`cattrain COMMAND --help` shows the options. Examples:
+  cattrain report out/runs/mine
   cattrain sync out/runs/mine
 """
 
@@ -37,6 +39,33 @@ tracebacks.
 """
 
 
+_REPORT = """\
+Write what a training did as one HTML file: curves, sample grids over time, evaluations with the best one marked, what
+differs from the recipe, the data, warnings, how to use the result. It needs no server, no network and no other file, so
+it can be mailed. A training writes it at its end, as RUN_DIR/report.html; this command does it for one that still goes
+on or was cut off.
+
+examples:
+  cattrain report out/runs/mine
+  cattrain report out/runs/mine -o mine.html
+
+One line of JSON goes to stdout: report, run_dir. --debug shows tracebacks.
+"""
+
+
+def _report(argv: list[str]) -> dict[str, Any]:
+    parser = Parser(f"{NAME} report", _REPORT)
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the folder of a run")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", type=Path, help="the file to write (default: report.html in RUN_DIR)"
+    )
+    args = parser.parse_args(argv)
+
+    from trainer.report import write_report
+
+    return {"report": str(write_report(args.run_dir, args.out)), "run_dir": str(args.run_dir)}
+
+
 def _sync(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"{NAME} sync", _SYNC)
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the folder of a run")
@@ -50,7 +79,7 @@ def _sync(argv: list[str]) -> dict[str, Any]:
     return sync(args.run_dir, args.uri)
 
 
-_COMMANDS = {"sync": _sync}
+_COMMANDS = {"report": _report, "sync": _sync}
 
 
 def main(argv: list[str]) -> dict[str, Any]:

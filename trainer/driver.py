@@ -17,7 +17,7 @@ from trainer.checks import problems
 from trainer.data.drawn import NUM, open_data
 from trainer.data.location import join
 from trainer.data.manifest import Manifest
-from trainer.finish import finish, summary
+from trainer.finish import finish, leave_report, summary
 from trainer.launch import Workers
 from trainer.loop import plan, stalled
 from trainer.models import build_discriminator, build_generator, grown_kimg, num_parameters
@@ -248,6 +248,7 @@ def _train(
         say(f"interrupted; to continue, give --name {storage.name}")
         raise
     finally:
+        leave_report(storage.work, status)
         tracking.end_run(storage.work, uri, status, config.track.offline)
         storage.push()
     return summary(storage)

@@ -8,7 +8,8 @@ from typing import Any
 
 from infer.command import UserError, say
 from trainer import checkpoint, tracking
-from trainer.recorder import progress_gif
+from trainer.recorder import write_progress
+from trainer.report import write_report
 from trainer.storage import Storage
 
 
@@ -33,15 +34,26 @@ def finish(run_dir: Path, model: str, data: str) -> None:
     if error is not None:
         info = {**info, "metric": {**info["metric"], "standard_error": error}}
     write_card(onnx, info, difference)
-    progress_gif(run_dir)
     tracker = tracking.Tracker(run_dir, None)
-    tracker.log_artifact(run_dir / "progress.gif", "samples")
+    for film in write_progress(run_dir):
+        tracker.log_artifact(film, "samples")
     tracker.log_model(model, onnx, info)
     metric = info["metric"]
     say(
         f"best generator: {metric['name']} {metric['value']:.2f} at {info['kimg']:g} kimg; {onnx} agrees with PyTorch"
         f" to {difference:.1e}"
     )
+
+
+def leave_report(run_dir: Path, status: tracking.Status) -> None:
+    """Write ``report.html`` of a run that ends with ``status``, and have it logged. What stands in the way, such as a
+    full disk, is worth a warning: a run must come to its end."""
+    try:
+        path = write_report(run_dir, status=status)
+    except UserError as error:
+        say(f"warning: no report: {error}")
+        return
+    tracking.Tracker(run_dir, None).log_artifact(path)
 
 
 def _standard_error(onnx: Path, info: Mapping[str, Any], data: str) -> float | None:

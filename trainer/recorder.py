@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 import time
@@ -18,6 +19,7 @@ from torch import Tensor
 from infer.command import say
 from infer.grid import grid
 from infer.latents import latents
+from infer.walk import FRAME_MS, write_walk
 from trainer.alarms import CriticGap, warnings
 from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
@@ -25,6 +27,8 @@ from trainer.saver import Saver
 from trainer.step import GAN
 from trainer.storage import Storage
 from trainer.tracking import Tracker
+
+_SHOWN_MS, _LAST_SHOWN_MS = 400, 2500
 
 
 @dataclass
@@ -102,7 +106,7 @@ class Recorder:
             self.saver.keep_best(gan.ema.module.state_dict(), self._info(gan, best))
         say(f"{name} {value:.2f}" + (" (best so far)" if best is result else f" (best {best['value']:.2f})"))
         for warning in warnings(signs, gan.config, position.nimg):
-            say(f"warning: {warning}")
+            self.note("quality", warning)
 
     def save(self, gan: GAN, position: Position, rng: list[dict[str, Any]]) -> None:
         """Begin to save a checkpoint; ``rng`` is the random state of each rank."""
@@ -147,16 +151,24 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def progress_gif(run_dir: Path, longest: int = 640) -> None:
-    """``progress.gif`` from the sample grids of a run, in order, the last one shown longer."""
+def write_progress(run_dir: Path, longest: int = 640) -> list[Path]:
+    """Films of the sample grids of a run, in order, the last one shown longer: ``progress.gif``, and where PyAV is
+    installed ``progress.mp4``. Returns those that were written: none without a grid."""
     frames = []
     for path in sorted((run_dir / "samples").glob("fakes_*kimg.png")):
         with Image.open(path) as image:
             frame = image.convert("RGB")
         frame.thumbnail((longest, longest), Image.Resampling.LANCZOS)
         frames.append(frame)
-    if frames:
-        durations = [400] * (len(frames) - 1) + [2500]
-        temporary = run_dir / ".progress.gif"
-        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-        temporary.replace(run_dir / "progress.gif")
+    if not frames:
+        return []
+    durations = [_SHOWN_MS] * (len(frames) - 1) + [_LAST_SHOWN_MS]
+    film = run_dir / "progress.gif"
+    temporary = run_dir / ".progress.gif"
+    frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    temporary.replace(film)
+    if importlib.util.find_spec("av") is None:
+        return [film]
+    repeated = (np.asarray(f) for f, ms in zip(frames, durations, strict=True) for _ in range(ms // FRAME_MS))
+    write_walk(run_dir / "progress.mp4", repeated)
+    return [film, run_dir / "progress.mp4"]

@@ -29,7 +29,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from infer.command import UserError, say
+from infer.command import UserError, say, without_queries
 from trainer.data.manifest import Manifest
 from trainer.delivery import Delivery
 from trainer.journal import Journal
@@ -307,11 +307,11 @@ def _dataset(manifest: Manifest) -> dict[str, Any]:
     limit)."""
     images = {f"{name}_images": split.images for name, split in manifest.splits.items()}
     shards = {f"{name}_shards": len(split.shards) for name, split in manifest.splits.items()}
-    root = str(manifest.root)
+    root = without_queries(redact(str(manifest.root)))
     return {
         "name": Path(root).name or "data",
         "digest": manifest.digest[:_DIGEST_LENGTH],
-        "source": {"uri": redact(root)},
+        "source": {"uri": root},
         "profile": {"size": manifest.size, **images, **shards, "digest": manifest.digest},
     }
 

@@ -1,0 +1,135 @@
+"""Line charts over kimg as inline SVG, for the report of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+Point = tuple[float, float | None]
+
+_WIDTH, _HEIGHT = 400, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 26
+_MOST_POINTS = 300  # more than a chart has pixels for
+_COLOURS = 4
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve: ``points`` are kimg and value, in order; where the value is None the curve has a gap."""
+
+    name: str
+    points: Sequence[Point]
+
+    @property
+    def finite(self) -> list[float]:
+        """The values that are there."""
+        return [value for _, value in self.points if value is not None]
+
+
+def chart(series: Sequence[Series], end: float, best: float | None = None, dots: bool = False) -> str:
+    """The SVG of curves that share a vertical axis.
+
+    Args:
+        series: at most four, each with a value that is not None. Long ones are drawn as means over equal numbers of
+            points.
+        end: right end of the horizontal axis in kimg, above 0.
+        best: kimg at which to mark the first curve.
+        dots: mark each point, for values that are measured seldom.
+
+    Positive values that span more than a factor of eight, such as a distance that falls, get a logarithmic axis. The
+    attributes ``data-*`` let a script turn positions back into values.
+    """
+    assert 1 <= len(series) <= _COLOURS
+    assert end > 0
+    thinned = [_thin(one.points) for one in series]
+    values = [value for points in thinned for _, value in points if value is not None]
+    is_log = min(values) > 0 and max(values) / min(values) > 8
+    ticks = _log_ticks(min(values), max(values)) if is_log else _ticks(min(values), max(values))
+    scaled = [math.log(tick) for tick in ticks] if is_log else ticks
+    low, high = scaled[0], scaled[-1]
+
+    def x(kimg: float) -> float:
+        return _LEFT + kimg / end * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(value: float) -> float:
+        height = (math.log(value) if is_log else value) - low
+        return _HEIGHT - _BOTTOM - height / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_summary(series)}"'
+        f' data-left="{_LEFT}" data-right="{_WIDTH - _RIGHT}" data-top="{_TOP}" data-bottom="{_HEIGHT - _BOTTOM}"'
+        f' data-end="{end:g}" data-low="{low!r}" data-high="{high!r}"{" data-log" if is_log else ""}>'
+    ]
+    for tick in ticks:
+        parts.append(f'<path class="rule" d="M{_LEFT} {y(tick):.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(f'<text class="value" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{tick:.4g}</text>')
+    for tick in (tick for tick in _ticks(0, end) if tick <= end):
+        parts.append(f'<text class="kimg" x="{x(tick):.1f}" y="{_HEIGHT - 8}">{tick:g}</text>')
+    for i, points in enumerate(thinned):
+        lines = [" ".join(f"{x(kimg):.1f},{y(value):.2f}" for kimg, value in run) for run in _runs(points)]
+        drawn = "".join(f'<polyline points="{line}"/>' for line in lines)
+        if dots:
+            drawn += "".join(f'<circle cx="{p[0]}" cy="{p[1]}" r="3"/>' for p in _pairs(lines))
+        parts.append(f'<g class="curve c{i}">{drawn}</g>')
+    if best is not None:
+        (at,) = [value for kimg, value in series[0].points if kimg == best and value is not None][:1]
+        parts.append(f'<circle class="best" cx="{x(best):.1f}" cy="{y(at):.2f}" r="6"/>')
+    parts.append(f'<path class="cursor" d="M0 {_TOP}V{_HEIGHT - _BOTTOM}"/></svg>')
+    return "".join(parts)
+
+
+def _summary(series: Sequence[Series]) -> str:
+    """What somebody hears who does not see the curves."""
+    told = [f"{one.name} from {one.finite[0]:.4g} to {one.finite[-1]:.4g}" for one in series]
+    return escape("; ".join(told))
+
+
+def _thin(points: Sequence[Point]) -> Sequence[Point]:
+    size = math.ceil(len(points) / _MOST_POINTS)
+    if size <= 1:
+        return points
+    return [_mean(points[start : start + size]) for start in range(0, len(points), size)]
+
+
+def _mean(points: Sequence[Point]) -> Point:
+    values = [value for _, value in points if value is not None]
+    kimg = sum(kimg for kimg, _ in points) / len(points)
+    return kimg, sum(values) / len(values) if values else None
+
+
+def _runs(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
+    """The stretches without gaps. One of a single point has it twice, so that it shows."""
+    runs: list[list[tuple[float, float]]] = [[]]
+    for kimg, value in points:
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append((kimg, value))
+    return [run if len(run) > 1 else run * 2 for run in runs if run]
+
+
+def _pairs(lines: Sequence[str]) -> list[list[str]]:
+    return [pair.split(",") for line in lines for pair in dict.fromkeys(line.split(" "))]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About five round numbers that enclose ``low`` and ``high``."""
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        margin = abs(low) / 2 or 1.0
+        low, high = low - margin, high + margin
+    rough = (high - low) / 4
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough * 0.999)
+    return [i * step for i in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Of 1, 2, 5 times powers of ten, or of these powers where there are many: those that enclose both."""
+    factors = (1, 2, 5) if high / low < 1e3 else (1,)
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    steps = [factor * 10.0**decade for decade in decades for factor in factors]
+    first = max(i for i, step in enumerate(steps) if step <= low * (1 + 1e-9))
+    last = min(i for i, step in enumerate(steps) if step >= high * (1 - 1e-9))
+    return steps[first : last + 1]
