@@ -42,12 +42,12 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Losses", "Neither should run away; they do not tell quality.", ("loss/generator", "loss/discriminator")),
     (
         "What the discriminator says",
-        "Of real and of generated pictures, of its training data and of unseen ones.",
+        "Of real and generated pictures; of train and val.",
         ("d/real", "d/fake", "d/train", "d/val"),
     ),
     (
         "Signs of trouble",
-        "diversity near 1 is good, near 0 modes collapsed; d/overfitting near 1 it knows its pictures by heart.",
+        "Diversity near 0: collapse. Overfitting near 1: data known by heart.",
         ("diversity", "d/overfitting", "d/sign"),
     ),
     ("Penalties", "A small share of the discriminator's loss.", ("loss/r1r2", "loss/gp", "loss/lecam", "loss/drift")),
@@ -223,7 +223,7 @@ def _curves(run: History) -> str:
         best = run.best(name)
         if best is not None:
             boxes.append(_chart(run, name, "Lower is better; the best is circled.", [curves[name]], best["kimg"]))
-    named = {name for _, _, names in _CHARTS for name in names} | set(run.metric_names)
+    named = {name for _, _, names in _CHARTS for name in names} | {*run.metric_names, *_BESIDE}
     rest = [(name, "", (name,)) for name in curves if name not in named]
     for title, hint, names in (*_CHARTS, *rest):
         if wanted := [curves[name] for name in names if name in curves and name not in constants]:
