@@ -24,6 +24,7 @@ from trainer.data.manifest import Manifest, Shard, Split
 from trainer.finish import leave_report
 from trainer.outbox import Outbox
 from trainer.recipes import resolve
+from trainer.recorder import write_progress
 from trainer.report import write_report
 from trainer.tracking import Tracker, end_run, open_run
 
@@ -214,6 +215,25 @@ def test_many_points_and_grids_stay_few(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8), (kimg, 0, 0)).save(tmp_path / "samples" / f"fakes_{kimg:06d}kimg.png")
     shown = re.findall(r"Generated, after (\d+) kimg", page_of(tmp_path))
     assert (len(shown), shown[0], shown[-1]) == (60, "0", "129")
+
+
+def test_films_of_the_grids(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    av = pytest.importorskip("av", reason="needs the extra catgan[video]")
+    assert [path.name for path in write_progress(run_dir)] == ["progress.gif", "progress.mp4"]
+    with Image.open(run_dir / "progress.gif") as gif:
+        assert gif.n_frames == 6
+    with av.open(str(run_dir / "progress.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+        seconds = float(film.duration / av.time_base)
+    assert abs(seconds - (5 * 0.4 + 2.5)) < 0.1
+    for frame, kimg in ((0, 0), (-1, 20)):  # noise, which no film keeps exactly
+        grid = np.asarray(Image.open(run_dir / "samples" / f"fakes_{kimg:06d}kimg.png"))
+        assert np.corrcoef(frames[frame].mean(2).ravel(), grid.mean(2).ravel())[0, 1] > 0.7
+
+    (run_dir / "progress.mp4").unlink()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert [path.name for path in write_progress(run_dir)] == ["progress.gif"]
+    assert not (run_dir / "progress.mp4").exists()
 
 
 def plotted(svg: str) -> list[tuple[float, float]]:
