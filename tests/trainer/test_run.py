@@ -74,7 +74,14 @@ def test_a_run_in_process_and_what_follows_it(shards: Path, tmp_path: Path):
     folder = tmp_path / "a"
     assert first["run_dir"] == str(folder)
     assert (first["kimg"], first["metric"]["name"]) == (0.128, "fd32_efflite0")
-    for name in ("config.json", "metrics.jsonl", "reals.png", "progress.gif", "samples/fakes_000000kimg.png"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "reals.png",
+        "progress.gif",
+        "report.html",
+        "samples/fakes_000000kimg.png",
+    ):
         assert (folder / name).stat().st_size > 0, name
     for name in ("gen.onnx", "gen.safetensors", "card.md", "samples.png"):
         assert (folder / "best" / name).stat().st_size > 0, name
