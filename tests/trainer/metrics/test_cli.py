@@ -174,7 +174,7 @@ def test_the_command_prints_one_json_line(make_folder: Callable[..., Path]):
         ("real fake --interval --metrics is", "is: intervals are known of fid and kid only"),
         ("real fake --against one", "at least 2 of each"),
         ("real fake --against large", "OTHER is 32x32"),
-        ("real fake --against broken", "OTHER has 2"),
+        ("real fake --against broken", "cannot be read as a picture"),
         ("good.npz large.npz --interval", "large.npz has statistics only"),
         ("real --save-stats real.txt", "must end in .npz"),
         ("real --save-stats no/real.npz", "no such folder"),
