@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from infer.command import UserError
 from trainer.outbox import Busy, brief, redact
 
@@ -79,8 +81,13 @@ def reach(uri: str) -> None:
         _prepare_sqlite(path)
     if uri.startswith(("http://", "https://")):
         _probe(uri)
-    with as_user_errors(uri):
+    with as_user_errors(uri), _alone_with(path):
         connect(uri).search_experiments(max_results=1)
+
+
+def _alone_with(database: Path | None) -> contextlib.AbstractContextManager[object]:
+    """MLflow makes its tables at the first use of an SQLite file; two trainings that do so at once fail."""
+    return FileLock(database.with_name(f".{database.name}.lock")) if database else contextlib.nullcontext()
 
 
 def _probe(uri: str) -> None:
