@@ -50,7 +50,7 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Diversity near 0: collapse. Overfitting near 1: data known by heart.",
         ("diversity", "d/overfitting", "d/sign"),
     ),
-    ("Penalties", "A small share of the discriminator's loss.", ("loss/r1r2", "loss/gp", "loss/lecam", "loss/drift")),
+    ("Penalties", "A small share of the discriminator's loss.", ("loss/r1r2", "loss/gp")),
     ("Learning rates", "As the recipe's schedules say.", ("lr/generator", "lr/discriminator")),
     ("Speed", "Pictures a second while training.", ("speed/images_per_second",)),
     (
