@@ -131,6 +131,7 @@ def test_checkpoint_is_kept_on_disk_and_in_a_bucket(script: Script) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(1200)
 def test_ray_and_torchrun_train_the_same_loop(script: Script) -> None:
     result = script("cluster").main(["--batch", "2", "--steps", "24", "--repeats", "1"])
     assert [(r["way"], r["workers"]) for r in result["results"]] == [
