@@ -57,7 +57,7 @@ def leave_report(run_dir: Path, status: tracking.Status) -> None:
 
 
 def _standard_error(onnx: Path, info: Mapping[str, Any], data: str) -> float | None:
-    """Of the file's metric, which is measured here; None if it cannot be, which is said."""
+    """Of the file's metric, which is measured here; None if it cannot be, which is said, or if it is of few pictures."""
     from export.judge import judge, open_evaluator
 
     try:
@@ -65,8 +65,10 @@ def _standard_error(onnx: Path, info: Mapping[str, Any], data: str) -> float | N
     except UserError as error:
         say(f"warning: {onnx.name} is not judged: {error}")
         return None
-    say(f"{onnx.name} through onnxruntime: {judged['name']} {judged['value']:.2f} +- {judged['standard_error']:.2f}")
-    return float(judged["standard_error"])
+    error: float | None = judged.get("standard_error")
+    noise = "" if error is None else f" +- {error:.2f}"
+    say(f"{onnx.name} through onnxruntime: {judged['name']} {judged['value']:.2f}{noise}")
+    return error
 
 
 def summary(storage: Storage) -> dict[str, Any]:
