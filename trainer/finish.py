@@ -57,7 +57,7 @@ def leave_report(run_dir: Path, status: tracking.Status) -> None:
 
 
 def _standard_error(onnx: Path, info: Mapping[str, Any], data: str) -> float | None:
-    """Of the file's metric, which is measured here; None if it cannot be, which is said, or if it is of few pictures."""
+    """Of the file's metric, which is measured here; None if it cannot be, which is said, or is of few pictures."""
     from export.judge import judge, open_evaluator
 
     try:
@@ -65,10 +65,10 @@ def _standard_error(onnx: Path, info: Mapping[str, Any], data: str) -> float | N
     except UserError as error:
         say(f"warning: {onnx.name} is not judged: {error}")
         return None
-    error: float | None = judged.get("standard_error")
-    noise = "" if error is None else f" +- {error:.2f}"
-    say(f"{onnx.name} through onnxruntime: {judged['name']} {judged['value']:.2f}{noise}")
-    return error
+    noise: float | None = judged.get("standard_error")
+    shown = "" if noise is None else f" +- {noise:.2f}"
+    say(f"{onnx.name} through onnxruntime: {judged['name']} {judged['value']:.2f}{shown}")
+    return noise
 
 
 def summary(storage: Storage) -> dict[str, Any]:
