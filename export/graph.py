@@ -17,7 +17,7 @@ from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# The oldest pair that has everything the networks need: read by onnxruntime 1.14 (February 2023) and later.
+# The oldest pair that has everything the networks need: read by onnxruntime 1.15 and later (see docs/onnx.md).
 OPSET = 18
 IR_VERSION = 8
 

@@ -99,7 +99,7 @@ def _log_model(
                 Schema([TensorSpec(float32, (-1, z_dim), "z")]),
                 Schema([_image_spec(file)]),
             ),
-            pip_requirements=["numpy", "onnx", "onnxruntime>=1.14"],
+            pip_requirements=["numpy", "onnx", "onnxruntime>=1.15"],
             onnx_execution_providers=["CPUExecutionProvider"],
             save_as_external_data=False,
         )

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 
@@ -50,6 +50,16 @@ def number(kind: type[int] | type[float], low: float, high: float) -> Callable[[
         return value
 
     return parse
+
+
+def dispatch(
+    name: str, overview: str, commands: Mapping[str, Callable[[list[str]], dict[str, Any]]], argv: list[str]
+) -> dict[str, Any]:
+    """Run the sub-command that ``argv`` begins with. Returns its JSON object."""
+    parser = Parser(name, overview)
+    parser.add_argument("command", choices=commands, help=argparse.SUPPRESS)
+    parser.usage = f"{name} {{{','.join(commands)}}} ..."
+    return commands[parser.parse_args(argv[:1]).command](argv[1:])
 
 
 def without_queries(text: str) -> str:

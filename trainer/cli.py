@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from infer.command import Parser, run_command
+from infer.command import Parser, dispatch, run_command
 
 NAME = "cattrain"
 
@@ -84,11 +83,7 @@ _COMMANDS = {"report": _report, "sync": _sync}
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Run ``cattrain`` with these arguments. Returns the JSON object of the command."""
-    parser = Parser(NAME, _OVERVIEW)
-    parser.add_argument("command", choices=_COMMANDS, help=argparse.SUPPRESS)
-    parser.usage = f"{NAME} {{{','.join(_COMMANDS)}}} ..."
-    command = parser.parse_args(argv[:1]).command
-    return _COMMANDS[command](argv[1:])
+    return dispatch(NAME, _OVERVIEW, _COMMANDS, argv)
 
 
 def entry() -> None:

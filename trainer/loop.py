@@ -54,7 +54,11 @@ class Outcome:
 
 
 class Diverged(Exception):
-    """A loss or a weight is no longer finite."""
+    """A loss or a weight is no longer finite; ``lr_scale`` is that of the ``GAN``."""
+
+    def __init__(self, message: str, lr_scale: float) -> None:
+        super().__init__(message)
+        self.lr_scale = lr_scale
 
 
 class Meter:
@@ -115,11 +119,12 @@ def train(config: Config, manifest: Manifest, context: Context, run: Run, record
         choose_extractor(config.eval.extractor, config.eval.weights, context.device), manifest, config.eval.num
     )
     evaluator.prepare()
+    lr_scale: float | None = None
     for rollbacks in range(config.stop.rollbacks + 1):
         try:
-            return Outcome(_stretch(config, manifest, context, run, recorder, evaluator, rollbacks))
+            return Outcome(_stretch(config, manifest, context, run, recorder, evaluator, lr_scale))
         except Diverged as error:
-            message = str(error)
+            message, lr_scale = str(error), error.lr_scale / 2
         if recorder:
             recorder.saver.finish()
             if rollbacks < config.stop.rollbacks:
@@ -134,9 +139,10 @@ def _stretch(
     run: Run,
     recorder: Recorder | None,
     evaluator: Evaluator,
-    rollbacks: int,
+    lr_scale: float | None,
 ) -> Literal["done", "stopped"]:
-    """Train from the newest checkpoint on, with learning rates halved ``rollbacks`` times.
+    """Train from the newest checkpoint on, with its learning rates, or after a rollback with ``lr_scale`` times the
+    configuration's.
 
     Raises:
         Diverged: a loss was not finite at the end of a tick, or a weight at a snapshot.
@@ -146,7 +152,8 @@ def _stretch(
     gan = GAN(config, device, world_size)
     torch.manual_seed(_rank_seed(config.seed, rank, 0))
     position = _resume(config, context, run, gan)
-    gan.lr_scale *= 0.5**rollbacks
+    if lr_scale is not None:
+        gan.lr_scale = lr_scale
     start, stop = share(config.batch, rank, world_size)
     draws = 2 if gan.fresh_reals else 1
     tick, snapshot, total = plan(config)
@@ -185,7 +192,7 @@ def _stretch(
         if step % tick == 0 or at_snapshot:
             values = meter.read(position.nimg)
             gan.schedule(position.nimg)
-            _check_finite(values, position.nimg)
+            _check_finite(values, gan, position.nimg)
             if recorder:
                 recorder.tick(values | _hyperparameters(gan) | _unusable(batches), position.nimg)
             notice = context.notice()
@@ -251,10 +258,10 @@ def _check_fits(config: Config, saved: dict[str, Any], origin: str) -> None:
         )
 
 
-def _check_finite(values: dict[str, float], nimg: int) -> None:
+def _check_finite(values: dict[str, float], gan: GAN, nimg: int) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise Diverged(f"{', '.join(bad)} not finite at {nimg / 1000:g} kimg")
+        raise Diverged(f"{', '.join(bad)} not finite at {nimg / 1000:g} kimg", gan.lr_scale)
 
 
 def stalled(config: Config, position: Position) -> bool:
@@ -293,7 +300,7 @@ def _snapshot(
 ) -> None:
     """Samples, metric, best generator, checkpoint. Every rank takes part in the metric and in the report."""
     if not gan.is_finite():
-        raise Diverged(f"weights not finite at {position.nimg / 1000:g} kimg")
+        raise Diverged(f"weights not finite at {position.nimg / 1000:g} kimg", gan.lr_scale)
     gan.settle_average()
     values = {}
     if is_last or allowance.allows():

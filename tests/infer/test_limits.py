@@ -97,7 +97,8 @@ def test_too_much_is_refused_before_anything_is_computed(onnx_file: Path, change
 
 
 def test_less_than_too_much_is_fine(onnx_file: Path) -> None:
-    Generator(changed(onnx_file, filled(2**20)), "cpu")
+    generator = Generator(changed(onnx_file, filled(2**20)), "cpu")
+    assert len(generator(np.zeros((1, generator.z_dim), np.float32))) == 1
 
 
 @pytest.mark.parametrize("op_type", ["Loop", "If", "Scan", "RandomNormal", "NonZero", "StringNormalizer", "NoSuch"])

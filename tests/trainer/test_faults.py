@@ -174,6 +174,24 @@ def test_rollback_halves_the_learning_rates_until_it_passes(manifest: Manifest, 
     assert notes.points[-1][1].get("lr/generator", lr / 4) == lr / 4, "a continued training stays careful"
 
 
+def test_each_rollback_halves_the_rates_that_diverged(manifest: Manifest, tmp_path: Path, monkeypatch):
+    """Also where a checkpoint in between has halved ones already."""
+    lr = CONFIG.optim.g_lr(0)
+    honest = GAN.step
+
+    def step(self: GAN, reals: torch.Tensor, nimg: int, more_reals: torch.Tensor | None = None) -> dict:
+        if self.g_optimiser.param_groups[0]["lr"] >= {72: lr, 136: lr / 2}.get(nimg, torch.inf):
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(float("nan"))
+        return honest(self, reals, nimg, more_reals)
+
+    monkeypatch.setattr(GAN, "step", step)
+    config = replace(CONFIG, stop=StopConfig(rollbacks=2))
+    assert run(config, manifest, tmp_path, Notes()).status == "done"
+    scales = [checkpoint.load(folder)["lr_scale"] for folder in checkpoint.find_all(tmp_path)]
+    assert scales == [0.5, 0.25]
+
+
 def test_evaluations_keep_to_their_share_of_the_time(monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)

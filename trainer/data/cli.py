@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from infer.command import Parser, number, run_command, say
+from infer.command import Parser, dispatch, number, run_command, say
 from trainer.data.build import build
 from trainer.data.location import join
 from trainer.data.manifest import Manifest
@@ -229,11 +229,7 @@ _COMMANDS = {"synth": _synth, "build": _build, "verify": _verify}
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Run ``catdata`` with these arguments. Returns the JSON object of the command."""
-    parser = Parser(NAME, _OVERVIEW)
-    parser.add_argument("command", choices=_COMMANDS, help=argparse.SUPPRESS)
-    parser.usage = f"{NAME} {{{','.join(_COMMANDS)}}} ..."
-    command = parser.parse_args(argv[:1]).command
-    return _COMMANDS[command](argv[1:])
+    return dispatch(NAME, _OVERVIEW, _COMMANDS, argv)
 
 
 def entry() -> None:
