@@ -94,7 +94,7 @@ def test_near_duplicates_compares_and_times(script: Script) -> None:
         "ray_overhead",
         "race",
         "near_duplicates",
-        "cluster",
+        "torchrun",
         "checkpoint",
         "first_step",
         "all_reduce",
@@ -133,7 +133,7 @@ def test_checkpoint_is_kept_on_disk_and_in_a_bucket(script: Script) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 def test_ray_and_torchrun_train_the_same_loop(script: Script) -> None:
-    result = script("cluster").main(["--batch", "2", "--steps", "24", "--repeats", "1"])
+    result = script("torchrun").main(["--batch", "2", "--steps", "24", "--repeats", "1"])
     assert [(r["way"], r["workers"]) for r in result["results"]] == [
         ("ray", 1),
         ("ray", 2),

@@ -1,4 +1,4 @@
-"""One training for ``cluster.py``, through Ray Train or as a process of torchrun; by itself it is of no use."""
+"""One training for ``torchrun.py``, through Ray Train or as a process of torchrun; by itself it is of no use."""
 
 from __future__ import annotations
 

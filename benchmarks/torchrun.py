@@ -24,7 +24,7 @@ from trainer.launch import Job
 from trainer.recipes import DEFAULT_CPU, resolve
 from trainer.tracking import open_run
 
-NAME = "cluster.py"
+NAME = "torchrun.py"
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = (("torchrun", 1), ("torchrun", 2), ("ray", 2), ("ray", 1))
 TICKS = 12
@@ -41,8 +41,8 @@ checkpoint lie outside.
                  workers suffer more than those of 1, and CPU times are what can be believed
 
 examples:
-  python benchmarks/cluster.py
-  python benchmarks/cluster.py --recipe r3gan-cpu-64 --batch 32 --steps 100 --repeats 5
+  python benchmarks/torchrun.py
+  python benchmarks/torchrun.py --recipe r3gan-cpu-64 --batch 32 --steps 100 --repeats 5
 """
 
 
@@ -129,7 +129,7 @@ def _train(config: Config, manifest: Manifest, run_dir: Path, way: str, workers:
     start = [sys.executable]
     if way == "torchrun":
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    command = [*start, str(ROOT / "benchmarks" / "cluster_worker.py"), str(job_file), way, str(workers)]
+    command = [*start, str(ROOT / "benchmarks" / "torchrun_worker.py"), str(job_file), way, str(workers)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
