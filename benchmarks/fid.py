@@ -54,6 +54,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         weights = _weights(root)
+        _draw(root / "warm", 2, 0)
         for seed, side in enumerate(("real", "fake")):
             _draw(root / side, a.num, seed)
         sides = [str(root / "real"), str(root / "fake")]
@@ -64,7 +65,10 @@ def main(argv: list[str]) -> dict[str, Any]:
             OURS: (catfid, lambda out: next(iter(json.loads(out)["metrics"].values()))),
             THEIRS: (["-m", "pytorch_fid", "--device", "cpu", *sides], lambda out: float(out.split()[-1])),
         }
-        _run(["-m", "trainer.metrics.cli", sides[0], "--save-stats", str(root / "warm.npz"), *catfid[-2:]], environment)
+        _run(
+            ["-m", "trainer.metrics.cli", str(root / "warm"), "--save-stats", str(root / "warm.npz"), *catfid[-2:]],
+            environment,
+        )
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         values: dict[str, float] = {}
         turns = [name for _ in range(a.repeats) for name in ways]

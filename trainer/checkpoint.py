@@ -26,7 +26,7 @@ from infer.command import UserError
 from trainer.config import Config
 from trainer.models import AtLevel, Generator, build_generator
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 NUM_TO_KEEP = 2
 PREFIX = "checkpoint_"
 _STATE, _LAST = FILES = ("state.pt", "checkpoint.json")
@@ -185,10 +185,11 @@ def _from_safetensors(path: Path) -> tuple[Generator, dict[str, Any]]:
 
 def _from_checkpoint(folder: Path) -> tuple[Generator, dict[str, Any]]:
     state = load(folder)
+    kimg, metric = state["nimg"] / 1000, state.get("last_metric")
     info = {
         "recipe": state["config"]["recipe"],
-        "kimg": state["nimg"] / 1000,
-        "metric": state.get("last_metric"),
+        "kimg": kimg,
+        "metric": metric if metric and metric["kimg"] == kimg else None,  # an older one is of another generator
         "run_id": state.get("run_id"),
         "dataset_digest": state.get("dataset_digest"),
         "config": state["config"],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from trainer.config import Config, Schedule
 from trainer.losses import LOSSES
+from trainer.metrics.extractors import MIN_FID
 from trainer.models import ARCHITECTURES
 
 Check = Callable[[bool, str], None]
@@ -146,6 +147,10 @@ def _check_progress(config: Config, check: Check) -> None:
     check(config.loader.memory_mib >= 0, f"--loader.memory-mib {config.loader.memory_mib}: give 0 or more")
     check(0 <= config.loader.max_broken < 1, f"--loader.max-broken {config.loader.max_broken}: give 0 to below 1")
     check(config.eval.num >= 2, f"--eval.num {config.eval.num}: give 2 or more")
+    check(
+        config.eval.num >= MIN_FID or config.eval.extractor != "inception" or bool(config.eval.weights),
+        f"--eval.num {config.eval.num}: a FID needs at least {MIN_FID}; give more, or --eval.extractor efflite0",
+    )
     check(0 < config.eval.budget <= 1, f"--eval.budget {config.eval.budget:g}: give a share above 0, up to 1")
     check(track.tick_kimg > 0, "--track.tick-kimg: give more than 0")
     check(

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 RUN_TAG = "catgan.run"
 """Finds the run of MLflow that belongs to a training."""
 
+_DATA_TAG = "catgan.data"
+_PARENT_TAG = "catgan.trainings_on"
+_PARENT = "mlflow.parentRunId"  # what MLflow's UI nests runs by
+
 # MLflow's own limits (mlflow/utils/validation.py).
 _PARAMS_PER_BATCH = 100
 _METRICS_PER_BATCH = 1000
@@ -91,7 +95,7 @@ class Delivery:
 
     def _open(self, record: Record, memo: Memo) -> None:
         """The run and its description. A param cannot change in MLflow: another value becomes a tag ``resumed.*``."""
-        from mlflow.entities import DatasetInput, InputTag, Param, RunTag
+        from mlflow.entities import Param, RunTag
 
         client = self._client
         run_id = memo["run_id"] if "run_id" in memo else self._create_run(record)
@@ -103,10 +107,33 @@ class Delivery:
             client.log_batch(run_id, params=new[start : start + _PARAMS_PER_BATCH])
         changed = {f"resumed.{key}": value for key, value in params.items() if known.get(key, value) != value}
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in (record["tags"] | changed).items()])
-        client.log_inputs(
-            run_id, [DatasetInput(_dataset(record["dataset"]), [InputTag("mlflow.data.context", "training")])]
-        )
+        client.log_inputs(run_id, [_input(record)])
         memo["run_id"] = run_id
+        self._join(run_id, record)
+
+    def _join(self, run_id: str, record: Record) -> None:
+        """Trainings on the same data are children of one run that is named after the data: their metrics can be
+        compared. It is made for the second of them. A parent that somebody has chosen is left alone."""
+        digest = record["dataset"]["digest"]
+        experiment_id = self._client.get_run(run_id).info.experiment_id
+        self._client.set_tag(run_id, _DATA_TAG, digest, synchronous=True)
+        trainings = self._client.search_runs([experiment_id], f"tags.`{_DATA_TAG}` = '{digest}'")
+        orphans = [run.info.run_id for run in trainings if _PARENT not in run.data.tags]
+        if len(trainings) < 2 or not orphans:
+            return
+        found = self._client.search_runs(
+            [experiment_id], f"tags.`{_PARENT_TAG}` = '{digest}'", max_results=1, order_by=["attributes.start_time ASC"]
+        )
+        if found:
+            parent = found[0].info.run_id
+        else:
+            tags = {_PARENT_TAG: digest, "mlflow.user": record["user"], "mlflow.source.name": "trainer/run.py"}
+            name = f"{record['dataset']['name']} {digest[:8]}"
+            parent = self._client.create_run(experiment_id, record["time"], tags, run_name=name).info.run_id
+            self._client.log_inputs(parent, [_input(record)])
+            self._client.set_terminated(parent)
+        for orphan in orphans:
+            self._client.set_tag(orphan, _PARENT, parent, synchronous=True)
 
     def _create_run(self, record: Record) -> str:
         from mlflow.entities import ViewType
@@ -209,13 +236,16 @@ def _leading_points(records: Sequence[Record]) -> list[Record]:
     return batch
 
 
-def _dataset(values: dict[str, Any]) -> Any:
-    from mlflow.entities import Dataset
+def _input(record: Record) -> Any:
+    """The data set of an ``open`` record as MLflow's input of a run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    return Dataset(
+    values = record["dataset"]
+    data = Dataset(
         name=values["name"],
         digest=values["digest"],
         source_type="webdataset",
         source=json.dumps(values["source"]),
         profile=json.dumps(values["profile"]),
     )
+    return DatasetInput(data, [InputTag("mlflow.data.context", "training")])

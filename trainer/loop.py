@@ -88,22 +88,27 @@ class Meter:
 
 
 class Allowance:
-    """Which snapshots are evaluated, such that evaluation takes at most a share of the time."""
+    """Which snapshots are evaluated, such that evaluation takes at most a share of the training's time, that before
+    it was continued included."""
 
-    def __init__(self, share: float) -> None:
-        self.share = share
-        self.began = time.perf_counter()
-        self.spent = self.last = 0.0
+    def __init__(self, share: float, position: Position) -> None:
+        self.share, self.position = share, position
+        self.began = time.perf_counter() - position.trained
 
     def allows(self) -> bool:
         """Whether one more evaluation, as long as the last one, stays within the share; the same on all ranks."""
+        last = (self.position.last_metric or {}).get("seconds", 0.0)
         elapsed = time.perf_counter() - self.began
-        return from_rank_zero(self.spent + self.last <= self.share * (elapsed + self.last))
+        return from_rank_zero(self.position.evaluated + last <= self.share * (elapsed + last))
 
     def spend(self, seconds: float) -> float:
         """Book an evaluation. Returns the share of the time that all of them took."""
-        self.spent, self.last = self.spent + seconds, seconds
-        return self.spent / (time.perf_counter() - self.began)
+        self.position.evaluated += seconds
+        return self.position.evaluated / (time.perf_counter() - self.began)
+
+    def look(self) -> None:
+        """Note the time in the position, to be kept with it."""
+        self.position.trained = time.perf_counter() - self.began
 
 
 def train(config: Config, manifest: Manifest, context: Context, run: Run, recorder: Recorder | None) -> Outcome:
@@ -115,9 +120,8 @@ def train(config: Config, manifest: Manifest, context: Context, run: Run, record
     Raises:
         UserError: the checkpoint does not fit the configuration.
     """
-    evaluator = Evaluator(
-        choose_extractor(config.eval.extractor, config.eval.weights, context.device), manifest, config.eval.num
-    )
+    extractor = choose_extractor(config.eval.extractor, config.eval.weights, context.device, config.eval.num)
+    evaluator = Evaluator(extractor, manifest, config.eval.num)
     evaluator.prepare()
     lr_scale: float | None = None
     for rollbacks in range(config.stop.rollbacks + 1):
@@ -151,7 +155,7 @@ def _stretch(
     torch.manual_seed(config.seed)  # every rank builds the same networks
     gan = GAN(config, device, world_size)
     torch.manual_seed(_rank_seed(config.seed, rank, 0))
-    position = _resume(config, context, run, gan)
+    position = _resume(config, context, run, gan, evaluator)
     if lr_scale is not None:
         gan.lr_scale = lr_scale
     start, stop = share(config.batch, rank, world_size)
@@ -173,7 +177,7 @@ def _stretch(
     if recorder:
         recorder.start(gan, position.nimg)
 
-    allowance = Allowance(config.eval.budget)
+    allowance = Allowance(config.eval.budget, position)
     meter = Meter(position.nimg)
     for step in range(position.nimg // config.batch + 1, total + 1):
         if stalled(config, position):
@@ -196,6 +200,7 @@ def _stretch(
             if recorder:
                 recorder.tick(values | _hyperparameters(gan) | _unusable(batches), position.nimg)
             notice = context.notice()
+            allowance.look()
             if at_snapshot:
                 _snapshot(context, gan, position, recorder, evaluator, allowance, is_last=step == total)
             elif notice:
@@ -223,7 +228,7 @@ def _rank_seed(seed: int, rank: int, nimg: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{rank}/{nimg}".encode()).digest()[:7], "big")
 
 
-def _resume(config: Config, context: Context, run: Run, gan: GAN) -> Position:
+def _resume(config: Config, context: Context, run: Run, gan: GAN, evaluator: Evaluator) -> Position:
     """Fill ``gan`` with what there is to continue from. Rank 0 decides what that is."""
     found = run.storage.newest() if context.rank == 0 else None
     name = from_rank_zero(found[0] if found else None)
@@ -246,7 +251,15 @@ def _resume(config: Config, context: Context, run: Run, gan: GAN) -> Position:
         torch.manual_seed(_rank_seed(config.seed, context.rank, state["nimg"]))
     if context.rank == 0:
         say(f"continuing from {origin} at {state['nimg'] / 1000:g} kimg")
-    return Position(state["nimg"], state["best"] if state["run_id"] == run.run_id else None, state["last_metric"])
+    position = Position(state["nimg"], state["best"], state["last_metric"], **state["seconds"])
+    if state["run_id"] != run.run_id:
+        position.best = None
+    last = position.last_metric
+    if last and not (evaluator.is_like(last) and state["dataset_digest"] == evaluator.manifest.digest):
+        if context.rank == 0:
+            say(f"{last['name']} was measured in another way or on other data than from now on: the best starts anew")
+        position.best = position.last_metric = None
+    return position
 
 
 def _check_fits(config: Config, saved: dict[str, Any], origin: str) -> None:

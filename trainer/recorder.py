@@ -39,6 +39,10 @@ class Position:
     best: dict[str, Any] | None = None
     """The lowest metric so far: the evaluation's result and ``kimg``."""
     last_metric: dict[str, Any] | None = None
+    evaluated: float = 0.0
+    """Seconds that evaluations took so far."""
+    trained: float = 0.0
+    """Seconds that training took so far, evaluations included; what was repeated after a loss counts once."""
 
 
 def generate(gan: GAN, seeds: Sequence[int], average: bool = True) -> Tensor:
@@ -118,6 +122,7 @@ class Recorder:
             "rng": rng,
             "best": position.best,
             "last_metric": position.last_metric,
+            "seconds": {"evaluated": position.evaluated, "trained": position.trained},
             "run_id": self.run_id,
             "dataset_digest": self.manifest.digest,
         }

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
@@ -170,6 +171,16 @@ def test_fits_a_phone_and_ignores_nonsense_in_the_address(open_page: Callable[..
     page.tap("#grid button:nth-child(2)")
     page.wait_for_selector(MIXED.format("100% cat"))
     assert re.search(r"#seed=\d+&left=\d+&right=\d+&mix=100&psi=1$", page.url)
+
+
+@needs_npm
+@needs_chromium
+@pytest.mark.parametrize("colour_scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(open_page: Callable[..., Page], colour_scheme: str) -> None:
+    # The policy would refuse the checker, which is no part of the page.
+    page = open_page("#seed=0&left=0&right=1", bypass_csp=True, color_scheme=colour_scheme)
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
 
 
 @needs_npm

@@ -108,7 +108,7 @@ def test_every_damage_is_seen(tmp_path: Path):
             checkpoint.load(folder)
     (folder / "state.pt").write_bytes(whole)
     checkpoint.load(folder)
-    for damaged in (b"", b"{}", b"[1]", b'{"format_version": 2}'):
+    for damaged in (b"", b"{}", b"[1]", b'{"format_version": 3}'):
         (folder / "checkpoint.json").write_bytes(damaged)
         with pytest.raises(UserError, match=r"cannot be read: its checkpoint\.json is damaged"):
             checkpoint.load(folder)

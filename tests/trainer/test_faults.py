@@ -22,7 +22,7 @@ from trainer.config import Config, EvalConfig, LoaderConfig, StopConfig
 from trainer.context import LocalContext
 from trainer.data.manifest import Manifest
 from trainer.loop import Allowance, Run, train
-from trainer.recorder import Recorder
+from trainer.recorder import Position, Recorder
 from trainer.step import GAN
 from trainer.storage import Storage, open_storage
 
@@ -195,18 +195,24 @@ def test_each_rollback_halves_the_rates_that_diverged(manifest: Manifest, tmp_pa
 def test_evaluations_keep_to_their_share_of_the_time(monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    allowance = Allowance(0.1)
+    position = Position()
     evaluated = []
     for snapshot in range(100):
+        if snapshot % 7 == 0:  # the training is continued, perhaps elsewhere, a day later
+            now += 86_400.0
+            allowance = Allowance(0.1, position)
         now += 10.0
         if allowance.allows():
             evaluated.append(snapshot)
             now += 5.0
+            position.last_metric = {"seconds": 5.0}
             share = allowance.spend(5.0)
             assert share <= 0.1 or len(evaluated) == 1, "what the first one costs is not known before"
+        allowance.look()
     assert evaluated[0] == 0
-    assert len(evaluated) == pytest.approx(0.1 * now / 5.0, abs=1)
-    always = Allowance(1.0)
+    assert len(evaluated) == pytest.approx(0.1 * position.trained / 5.0, abs=1)
+    assert position.trained == pytest.approx(10.0 * 100 + 5.0 * len(evaluated))
+    always = Allowance(1.0, Position())
     now += 1e9
     always.spend(1e9)
     assert always.allows()
@@ -219,6 +225,22 @@ def test_snapshots_without_an_evaluation_are_checkpoints_all_the_same(manifest: 
     assert measured == [64, 192], "the first, and the last in any case"
     assert notes.grids == [0, 64, 128, 192]
     assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(n) for n in (128, 192)]
+
+
+def test_the_best_by_another_measure_is_not_the_best(manifest: Manifest, tmp_path: Path):
+    """A distance of 0 stays the best as long as it is measured in the same way, and no longer."""
+    run(CONFIG, manifest, tmp_path, Notes())
+    state = checkpoint.load(checkpoint.find_all(tmp_path)[-1])
+    state["best"]["value"] = 0.0
+    Storage(tmp_path).save(checkpoint.folder_name(state["nimg"]), checkpoint.encode(state))
+    longer = replace(CONFIG, kimg=CONFIG.kimg + 0.064)
+    run(longer, manifest, tmp_path, Notes())
+    assert checkpoint.load(checkpoint.find_all(tmp_path)[-1])["best"]["value"] == 0.0
+    other = replace(longer, kimg=longer.kimg + 0.064, eval=EvalConfig(extractor="efflite0", num=24))
+    run(other, manifest, tmp_path, Notes())
+    best = checkpoint.load(checkpoint.find_all(tmp_path)[-1])["best"]
+    assert (best["name"], best["kimg"]) == ("fd24_efflite0", other.kimg)
+    assert best["value"] > 0
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
@@ -313,3 +314,9 @@ def test_on_a_phone_in_a_real_browser(browser_page: Page) -> None:
     assert page.locator("#play").inner_text() == "Stop"
     page.locator("#play", has_text="Play").wait_for()
     assert page.locator(".frames img:visible").get_attribute("alt") == "Generated pictures at 20 kimg"
+
+
+@needs_chromium
+def test_axe_finds_no_barrier(browser_page: Page) -> None:
+    found = Axe().run(browser_page)
+    assert found.violations_count == 0, found.generate_report()

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,37 @@ def test_the_data_set_is_the_runs_input(client: MlflowClient, run_id: str) -> No
     assert profile["val_images"] == 0
     assert profile["digest"] == MANIFEST.digest
     assert {tag.key: tag.value for tag in data.tags} == {"mlflow.data.context": "training"}
+
+
+def test_trainings_on_the_same_data_are_children_of_one_run(uri: str, client: MlflowClient, tmp_path: Path) -> None:
+    def opened(name: str, manifest: Manifest, experiment: str = "comparing", run_id: str | None = None) -> str:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return open_run(tmp_path / name, uri, experiment, config=CONFIG, manifest=manifest, run_id=run_id)
+
+    def parent(run_id: str) -> str | None:
+        return client.get_run(run_id).data.tags.get("mlflow.parentRunId")
+
+    other = replace(MANIFEST, seed=1)
+    first = opened("first", MANIFEST)
+    alone, elsewhere = opened("alone", other), opened("elsewhere", MANIFEST, "another")
+    assert [parent(run_id) for run_id in (first, alone, elsewhere)] == [None] * 3
+    opened("first", MANIFEST, run_id=first)
+    assert parent(first) is None, "a training that goes on is no second one"
+
+    second = opened("second", MANIFEST)
+    both = parent(first)
+    assert both is not None
+    group = client.get_run(both)
+    assert (group.info.run_name, group.info.status) == (f"cats64 {MANIFEST.digest[:8]}", "FINISHED")
+    assert group.inputs.dataset_inputs[0].dataset.digest == MANIFEST.digest[:36]
+    client.set_tag(second, "mlflow.parentRunId", first)  # somebody sorts it otherwise
+    third = opened("third", MANIFEST)
+    opened("second", MANIFEST, run_id=second)
+    assert [parent(run_id) for run_id in (first, second, third)] == [both, first, both]
+    assert parent(alone) is None
+    experiment = client.get_experiment_by_name("comparing")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 5
 
 
 def test_scalars_reach_the_file_at_once_and_mlflow_by_close(

@@ -32,13 +32,16 @@ def cache_dir() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
+    """A path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error, and what
+    was written is on the disk.
 
     Processes that make the same file at once each write their own, and the last one stays.
     """
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -175,7 +175,7 @@ def main(argv: list[str]) -> dict[str, Any]:
             fake = measure(side, what, extractor, keep, classify)
             values, more = distances(options.metrics, real, fake, extractor, name, options.seed)
             if options.interval or options.against:
-                noise = errors(options.metrics, real, fake, name)
+                noise = errors(options.metrics, real, fake, name, more.get("kid_std"))
         if "ppl" in options.metrics:
             assert isinstance(side, Pictures)
             assert side.generator is not None
@@ -250,10 +250,12 @@ def _against(fake: _Judged, other: _Judged) -> dict[str, Any]:
         comparison = compare(value, fake.noise[name], other.values[name], other.noise[name])
         found[name] = asdict(comparison) | {"more_than_noise": comparison.more_than_noise}
         low, high = comparison.interval
+        verdict = "better" if comparison.difference < 0 else "worse"
         say(
-            f"{name}: FAKE is {'better' if comparison.difference < 0 else 'worse'} than OTHER by "
-            f"{abs(comparison.difference):.4g} (difference {low:.4g} to {high:.4g} with 95 %), "
-            f"{'more than' if comparison.more_than_noise else 'which can be'} noise"
+            f"{name}: FAKE and OTHER are equal"
+            if comparison.difference == 0
+            else f"{name}: FAKE is {verdict} than OTHER by {abs(comparison.difference):.4g} (difference {low:.4g} to "
+            f"{high:.4g} with 95 %), {'more than' if comparison.more_than_noise else 'which can be'} noise"
         )
     return {"metrics": other.values, **_with_intervals(other), "difference": found}
 

@@ -17,12 +17,9 @@ from infer.command import UserError, say
 from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images, share
 from trainer.metrics.cache import cache_dir
-from trainer.metrics.extractors import Extractor
+from trainer.metrics.extractors import MIN_FID, Extractor
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
 from trainer.metrics.ranks import from_rank_zero, rank, world_size
-
-MIN_FID = 2048
-"""Below so many pictures the covariance of Inception's 2,048 features is singular, and the distance mostly bias."""
 
 _BATCH = 64
 _CACHE_VERSION = 1
@@ -42,7 +39,10 @@ def metric_name(metric: str, extractor: str, num_fake: int, force: bool = False)
     if extractor != "inception" or metric == "ppl":
         return f"{'fd' if metric == 'fid' else metric}{count}_{extractor}"
     if metric == "fid" and num_fake < MIN_FID and not force:
-        raise UserError(f"FID of {num_fake:,} generated pictures: at least {MIN_FID:,} are needed")
+        raise UserError(
+            f"FID of {num_fake:,} generated pictures: at least {MIN_FID:,} are needed (--eval.num), or another network"
+            " (--eval.extractor efflite0)"
+        )
     return metric + count
 
 
@@ -57,6 +57,25 @@ def cached_statistics(manifest: Manifest, splits: Sequence[str], extractor: Extr
         extractor.resize,
     ]
     return cache_dir() / f"real-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.npz"
+
+
+def recall_statistics(path: Path) -> Gaussian | None:
+    """What ``remember_statistics`` left at ``path``; None if there is nothing, or nothing that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return Gaussian.load(path)
+    except UserError as error:
+        say(f"warning: {error}; measuring again")
+        return None
+
+
+def remember_statistics(path: Path, statistics: Gaussian) -> None:
+    """Keep statistics for the next time. A cache that is full costs that time, nothing else."""
+    try:
+        statistics.save(path)
+    except OSError as error:
+        say(f"warning: statistics of the real pictures are not kept: {path}: {error.strerror}")
 
 
 class Evaluator:
@@ -85,6 +104,11 @@ class Evaluator:
             raise UserError(f"{self.name}: {self.num_real} real, {num_fake} generated pictures; needed are 2 of each")
         self.real: Gaussian | None = None  # statistics of the real pictures, on rank 0, once prepared
 
+    def is_like(self, result: dict[str, Any]) -> bool:
+        """Whether a result of another evaluator may be compared with this one's, given the same real pictures."""
+        own = (self.name, self.extractor.weights_sha256, self.extractor.resize, self.seed)
+        return own == tuple(result[key] for key in ("name", "weights_sha256", "resize", "seed"))
+
     def prepare(self) -> None:
         """Statistics of the real pictures, from the cache or by reading the split once. Afterwards a no-op.
 
@@ -92,8 +116,8 @@ class Evaluator:
         cached: else one rank could wait in a collective that another skips.
         """
         path = cached_statistics(self.manifest, [self.split], self.extractor) if rank() == 0 else None
-        if path and path.is_file() and self.real is None:
-            self.real = Gaussian.load(path)
+        if path and self.real is None:
+            self.real = recall_statistics(path)
         if from_rank_zero(self.real is not None):
             return
         if rank() == 0:
@@ -116,7 +140,7 @@ class Evaluator:
             self.real = moments.gaussian()
             # Statistics with gaps may be those of a bad connection; the next training should try again.
             if moments.n == self.num_real:
-                self.real.save(path)
+                remember_statistics(path, self.real)
 
     def __call__(
         self, generate: Callable[[Sequence[int]], Tensor], see: Callable[[Tensor], object] | None = None

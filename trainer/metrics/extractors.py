@@ -20,6 +20,9 @@ from trainer.metrics.weights import INCEPTION_SHA256, Unavailable, find_inceptio
 
 CHOICES = ("auto", "inception", "efflite0")
 
+MIN_FID = 2048
+"""Below so many pictures the covariance of Inception's 2,048 features is singular, and the distance mostly bias."""
+
 # Pictures per pass. On 2 cores of an AMD EPYC (Zen 5) EfficientNet-Lite0 is fastest with 8 to 32, Inception with 32
 # and more.
 _CHUNK = {"cpu": 32, "cuda": 128}
@@ -149,7 +152,10 @@ def _exported(network: Network, weights: Path, digest: str) -> Path:
 
 
 def choose_extractor(
-    name: str = "auto", weights: str | Path | None = None, device: torch.device | None = None
+    name: str = "auto",
+    weights: str | Path | None = None,
+    device: torch.device | None = None,
+    num_fake: int = MIN_FID,
 ) -> Extractor:
     """The network that judges, the same on every rank; rank 0 says which and why.
 
@@ -158,6 +164,7 @@ def choose_extractor(
             EfficientNet-Lite0, whose weights are installed.
         weights: file with InceptionV3's weights; implies "inception".
         device: default: the current GPU if there is one, else the CPU.
+        num_fake: how many fakes there will be; with too few for a FID, "auto" takes EfficientNet-Lite0.
 
     Raises:
         UserError: unknown name, weights that are missing or not Inception's, "inception" where none can be had.
@@ -170,6 +177,8 @@ def choose_extractor(
         if weights:
             raise UserError("weights are given for extractor efflite0, which brings its own: leave one of them out")
         return _efflite0(device, "as asked for")
+    if name == "auto" and not weights and num_fake < MIN_FID:
+        return _efflite0(device, f"FID needs {MIN_FID:,} generated pictures, not {num_fake:,}")
     path, problem = _agree_on_inception(weights)
     if path is None:
         if name == "inception":

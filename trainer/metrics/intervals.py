@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
-from trainer.metrics.kernel import cubic_kernel
+from trainer.metrics.kernel import NUM_SUBSETS, cubic_kernel
 
 GROUPS = 10
 
@@ -41,11 +41,12 @@ def frechet_error(real: Gaussian, fake: Tensor) -> float:
     return math.sqrt((GROUPS - 1) * np.var(values))
 
 
-def kernel_error(real: Tensor, fake: Tensor) -> float:
+def kernel_error(real: Tensor, fake: Tensor, subset_std: float) -> float:
     """Standard error of ``kernel_distance`` from drawing the fakes ``[n, d]``; the reals ``[m, d]`` are taken as given.
 
     A jackknife that leaves out one fake at a time, of the estimate over all pairs, which the mean over subsets stands
-    for. Sums of the kernel's rows give every value at once.
+    for; sums of the kernel's rows give every value at once. ``subset_std``, the standard deviation over these subsets,
+    adds what drawing them adds to the mean: they are independent, given the features.
     """
     n, m = len(fake), len(real)
     assert n >= 3, n
@@ -54,7 +55,7 @@ def kernel_error(real: Tensor, fake: Tensor) -> float:
     rows = fake.double()
     within = within - cubic_kernel((rows * rows).sum(1), rows.shape[1])
     left = (within.sum() - 2 * within) / ((n - 1) * (n - 2)) - 2 * (between.sum() - between) / (m * (n - 1))
-    return math.sqrt((n - 1) * left.var(correction=0).item())
+    return math.sqrt((n - 1) * left.var(correction=0).item() + subset_std**2 / NUM_SUBSETS)
 
 
 def _row_sums(rows: Tensor, side: Tensor) -> Tensor:

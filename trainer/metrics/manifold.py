@@ -64,15 +64,15 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_NEIGHBOURS, ch
 def authenticity(real: Tensor, fake: Tensor, chunk: int = 2048) -> float:
     """The share of fakes that are no copies (Alaa et al., "How Faithful is your Synthetic Data?", 2022).
 
-    A fake passes for a copy of its nearest real if it is nearer to it than that real's nearest other real. Of fakes
-    that are drawn like the reals about half pass for copies by chance; much less than a half is memorisation.
+    A fake passes for a copy of its nearest real if it is no farther from it than that real's nearest other real. Of
+    fakes that are drawn like the reals about half pass for copies by chance; much less than a half is memorisation.
 
     Args:
         real, fake: features ``[n, d]`` on one device; 2 reals or more, those that were trained on.
     """
     _check(real, fake)
     squares, which = nearest(fake, real, 1, chunk)
-    return (squares[:, 0] >= _squared_radii(real, 1, chunk)[which[:, 0]]).double().mean().item()
+    return (squares[:, 0] > _squared_radii(real, 1, chunk)[which[:, 0]]).double().mean().item()
 
 
 def nearest(points: Tensor, features: Tensor, k: int, chunk: int = 2048) -> tuple[Tensor, Tensor]:

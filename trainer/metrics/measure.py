@@ -14,7 +14,7 @@ from tqdm import tqdm
 from infer.command import say
 from infer.latents import latents
 from infer.session import Generator
-from trainer.metrics.evaluate import cached_statistics
+from trainer.metrics.evaluate import cached_statistics, recall_statistics, remember_statistics
 from trainer.metrics.extractors import Extractor
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
 from trainer.metrics.intervals import frechet_error, kernel_error
@@ -59,9 +59,9 @@ def measure(
     cached = None
     if side.shards and not keep:
         cached = cached_statistics(*side.shards, extractor)
-        if cached.is_file():
+        if known := recall_statistics(cached):
             say(f"{what}: statistics of {side.count:,} pictures from {cached}")
-            return Measured(Gaussian.load(cached), shown, kept[0], classes[0])
+            return Measured(known, shown, kept[0], classes[0])
     moments = Moments(extractor.dim, extractor.device)
     with tqdm(total=side.count, desc=what, unit="img", leave=False) as bar:
         for images in side.batches():
@@ -78,7 +78,7 @@ def measure(
     assert side.kind == "shards" or moments.n == side.count, (moments.n, side.count)
     measured = Measured(moments.gaussian(), shown, torch.cat(kept), torch.cat(classes))
     if cached and moments.n == side.count:
-        measured.gaussian.save(cached)
+        remember_statistics(cached, measured.gaussian)
     return measured
 
 
@@ -105,13 +105,17 @@ def distances(
     return values, more
 
 
-def errors(wanted: Collection[str], real: Measured, fake: Measured, name: Callable[[str], str]) -> dict[str, float]:
-    """Standard errors, by full names, of those of fid and kid that are wanted."""
+def errors(
+    wanted: Collection[str], real: Measured, fake: Measured, name: Callable[[str], str], kid_std: float | None
+) -> dict[str, float]:
+    """Standard errors, by full names, of those of fid and kid that are wanted; ``kid_std`` is what ``distances`` found
+    with kid."""
     found = {}
     if "fid" in wanted:
         found[name("fid")] = frechet_error(real.gaussian, fake.features)
     if "kid" in wanted:
-        found[name("kid")] = kernel_error(real.features, fake.features)
+        assert kid_std is not None
+        found[name("kid")] = kernel_error(real.features, fake.features, kid_std)
     return found
 
 

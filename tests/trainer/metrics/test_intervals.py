@@ -43,10 +43,21 @@ def test_the_interval_of_a_kernel_distance_holds_its_mean(shift: float):
     real = torch.randn(300, 5, generator=torch.Generator().manual_seed(9))
     fakes = draws(100, 5, shift, scale=1.0)
     full = np.array([_over_all_pairs(real, fake) for fake in fakes])
-    errors = np.array([kernel_error(real, fake) for fake in fakes])
+    errors = np.array([kernel_error(real, fake, 0.0) for fake in fakes])
     covered = np.mean(np.abs(full - full.mean()) <= [interval(0, error)[1] for error in errors])
     assert covered >= 0.9
     assert 0.85 < np.sqrt((errors**2).mean()) / full.std() < 1.6
+
+
+def test_the_error_of_a_kernel_distance_counts_the_drawing_of_subsets():
+    """With many fakes drawing the subsets adds more than drawing the fakes."""
+    generator = torch.Generator().manual_seed(3)
+    real, fake = (torch.randn(4000, 4, generator=generator) for _ in range(2))
+    found = [kernel_distance(real, fake, seed) for seed in range(30)]
+    values, stds = np.array(found).T
+    assert kernel_error(real, fake, stds[0]) > 1.2 * kernel_error(real, fake, 0.0)
+    added = np.sqrt(kernel_error(real, fake, stds[0]) ** 2 - kernel_error(real, fake, 0.0) ** 2)
+    assert 0.7 < added / values.std() < 1.4
 
 
 def _over_all_pairs(real: torch.Tensor, fake: torch.Tensor) -> float:
@@ -60,7 +71,7 @@ def test_the_error_of_a_kernel_distance_by_leaving_out_one_by_one():
     generator = torch.Generator().manual_seed(1)
     real, fake = torch.randn(11, 3, generator=generator), torch.randn(9, 3, generator=generator) + 1
     left = [_over_all_pairs(real, torch.cat([fake[:i], fake[i + 1 :]])) for i in range(9)]
-    assert kernel_error(real, fake) == pytest.approx(np.sqrt(8 * np.var(left)), rel=1e-9)
+    assert kernel_error(real, fake, 0.0) == pytest.approx(np.sqrt(8 * np.var(left)), rel=1e-9)
     assert kernel_distance(real, torch.cat([fake, fake[:2]]))[0] == pytest.approx(
         _over_all_pairs(real, torch.cat([fake, fake[:2]])), rel=1e-9
     )

@@ -106,6 +106,7 @@ def test_density_and_coverage_by_hand():
 
 def test_copies_are_not_authentic():
     real = features(400, 8, 0)
+    assert authenticity(real[[0, 0, 1]], real[:1]) == 0.0, "of a picture that is there twice"
     assert authenticity(real, real + features(400, 8, 1, scale=1e-3)) == 0.0
     assert authenticity(real, features(400, 8, 2, shift=100.0)) == 1.0
     assert 0.4 < authenticity(real, features(400, 8, 3)) < 0.9
