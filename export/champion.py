@@ -26,9 +26,8 @@ _PROTOCOL = {
 def tags_of(metric: Mapping[str, Any]) -> dict[str, str]:
     """What ``decide`` needs to know of an evaluation's result beyond its name and value, as tags of a version."""
     tags = {f"metric_{key}": metric[key] for key in ("weights_sha256", "resize", "n_real") if key in metric}
-    error = metric.get("standard_error", metric.get("metric_std"))
-    if error is not None:
-        tags["metric_standard_error"] = error
+    if "standard_error" in metric:
+        tags["metric_standard_error"] = metric["standard_error"]
     return {key: str(value) for key, value in tags.items()}
 
 
@@ -43,6 +42,8 @@ def decide(new: Mapping[str, str], champion: Mapping[str, str] | None) -> tuple[
         return False, "it was not measured"
     if new.get("precision", "fp32") != "fp32":
         return False, f"it is a variant ({new['precision']}); a champion is in fp32"
+    if not math.isfinite(float(new["metric_value"])):
+        return False, "its metric is no number"
     if champion is None:
         return True, "there was none"
     if "metric_value" not in champion:
@@ -50,8 +51,8 @@ def decide(new: Mapping[str, str], champion: Mapping[str, str] | None) -> tuple[
     if differing := [what for key, what in _PROTOCOL.items() if new.get(key) != champion.get(key)]:
         return False, f"not comparable: {' and '.join(differing)} differ"
     ours, theirs = float(new["metric_value"]), float(champion["metric_value"])
-    if not (math.isfinite(ours) and math.isfinite(theirs)):
-        return math.isfinite(ours), f"{ours:.4g} against {theirs:.4g}"
+    if not math.isfinite(theirs):
+        return True, "the champion's metric is no number"
     errors = [tags.get("metric_standard_error") for tags in (new, champion)]
     if all(error is not None for error in errors):
         noise = Z * math.hypot(*(float(error) for error in errors if error is not None))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.source import WEIGHTS, Source, is_in_mlflow, open_source
+from export.source import WEIGHTS, Source, is_in_bucket, is_in_mlflow, open_source
 from infer.command import Parser, UserError, run_command, say
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "source",
         metavar="CHECKPOINT_OR_RUN",
-        help="a run's folder, its best/ folder, a gen.safetensors or a checkpoint folder; or from MLflow a run "
+        help="a run's folder, its best/ folder, a gen.safetensors or a checkpoint folder; s3://bucket/runs/NAME; or "
+        "from MLflow a run "
         "(runs:/ID, or the id alone) or a registered model (models:/NAME@ALIAS, models:/NAME/VERSION)",
     )
     parser.add_argument(
@@ -119,6 +120,10 @@ def main(argv: list[str]) -> dict[str, Any]:
         from export.page import check_folder, write_page
 
         check_folder(args.web)
+        if args.uint8:
+            raise UserError("--web with --uint8: the page rounds to pixels itself; leave one of them out")
+        if args.web.resolve() in args.out.resolve().parents:
+            raise UserError(f"-o {args.out} lies in --web {args.web}, which gets a gen.onnx of its own; choose another")
         if args.source.endswith(".onnx"):
             write_page(Path(args.source), args.web)
             return {"web": str(args.web)}
@@ -126,6 +131,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     info = source.info
     if args.register and not info.get("run_id"):
         raise UserError(f"--register: {args.source} does not say which MLflow run it comes from")
+    from export.judge import with_judgement
     from export.variants import loses_too_much, make_variants
 
     say(f"exporting {info['recipe']} at {info['kimg']:g} kimg")
@@ -134,6 +140,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     with _beside(args.out) as folder:
         made = {p: folder / f"{p}.onnx" for p in dict.fromkeys(["fp32", *args.precision])}
         variants = {v.precision: v for v in make_variants(source.generator, info, made, args.uint8, evaluator)}
+        info = with_judgement(info, variants["fp32"].metric)
         wanted = [variants[precision] for precision in targets]
         bad = loses_too_much(wanted)
         if bad and not args.force:
@@ -160,8 +167,7 @@ def main(argv: list[str]) -> dict[str, Any]:
             result["card"] = str(card)
         if args.register:
             result["versions"] = [
-                _register(folder, targets[v.precision], args.register, str(uri), source, v.max_abs_diff, shown)
-                for v in wanted
+                _register(folder, targets[v.precision], args.register, str(uri), source, info, v, shown) for v in wanted
             ]
         if args.web is not None:
             write_page(targets[wanted[0].precision], args.web)
@@ -171,10 +177,11 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def _check(args: argparse.Namespace) -> str | None:
     """What is wrong with the arguments, before PyTorch is loaded. Returns MLflow's URI if it is needed."""
-    if not is_in_mlflow(args.source) and not Path(args.source).exists():
+    elsewhere = is_in_mlflow(args.source) or is_in_bucket(args.source)
+    if not elsewhere and not Path(args.source).exists():
         raise UserError(
-            f"{args.source} does not exist; give a run's folder, a checkpoint folder, a gen.safetensors, or from MLflow"
-            " runs:/ID or models:/NAME@ALIAS"
+            f"{args.source} does not exist; give a run's folder (here or in a bucket), a checkpoint folder, a"
+            " gen.safetensors, or from MLflow runs:/ID or models:/NAME@ALIAS"
         )
     if args.out.is_dir():
         raise UserError(f"-o {args.out} is a folder; name the file, such as {args.out / 'gen.onnx'}")
@@ -185,9 +192,11 @@ def _check(args: argparse.Namespace) -> str | None:
         raise UserError(
             "which MLflow? Give --tracking-uri (http://HOST:PORT, sqlite:///PATH.db) or MLFLOW_TRACKING_URI"
         )
-    from trainer.server import resolve_uri
+    from trainer.server import reach, resolve_uri
 
-    return resolve_uri(uri, Path())
+    uri = resolve_uri(uri, Path())
+    reach(uri)
+    return uri
 
 
 def _targets(out: Path, precisions: list[str]) -> dict[str, Path]:
@@ -204,7 +213,7 @@ def _beside(out: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=".catexport-", dir=out.parent) as folder:
             yield Path(folder)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; choose another place") from error
+        raise UserError(f"cannot write {out} ({error.filename or out.parent}: {error.strerror or error})") from error
 
 
 def _evaluator(info: Mapping[str, Any], data: str | None, recorded: str | None) -> Evaluator | None:
@@ -238,18 +247,28 @@ def _tell(path: Path, variant: Variant) -> None:
 
 
 def _register(
-    folder: Path, onnx: Path, model: str, uri: str, source: Source, difference: float, shown: Sequence[Variant]
+    folder: Path,
+    onnx: Path,
+    model: str,
+    uri: str,
+    source: Source,
+    info: Mapping[str, Any],
+    variant: Variant,
+    shown: Sequence[Variant],
 ) -> str:
     """A version of the model, with its own card and the weights it was made from."""
     from export.card import write_card
     from export.registry import register
+    from trainer.server import as_user_errors, connect, find_run
 
     release = Path(tempfile.mkdtemp(dir=folder), onnx.name)
     shutil.copyfile(onnx, release)
-    write_card(release, source.info, difference, shown)
+    write_card(release, info, variant.max_abs_diff, shown)
     if source.weights is not None:
         release.with_name(WEIGHTS).write_bytes(source.weights)
-    version = register(uri, source.info["run_id"], model, release, source.info)
+    with as_user_errors(uri):
+        find_run(connect(uri), uri, info["run_id"])
+        version = register(uri, info["run_id"], model, release, info)
     say(f"registered as models:/{model}/{version}")
     return version
 

@@ -14,8 +14,8 @@ from infer.command import UserError, say
 from infer.latents import latents
 from infer.session import Generator
 from trainer.data.manifest import Manifest
-from trainer.metrics.evaluate import MIN_FID, Evaluator
-from trainer.metrics.extractors import choose_extractor
+from trainer.metrics.evaluate import Evaluator
+from trainer.metrics.extractors import MIN_FID, choose_extractor
 from trainer.metrics.intervals import GROUPS, frechet_error
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
@@ -53,6 +53,17 @@ def judge(onnx_path: Path, evaluator: Evaluator) -> dict[str, Any]:
     return {**result, "relative": relative}
 
 
+def with_judgement(info: Mapping[str, Any], judged: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``info`` with the standard error that ``judge`` found, and with its metric where the training measured none of
+    this generator."""
+    if judged is None:
+        return dict(info)
+    metric = info.get("metric") or judged
+    if metric["name"] == judged["name"] and "standard_error" in judged:
+        metric = {**metric, "standard_error": judged["standard_error"]}
+    return {**info, "metric": metric}
+
+
 def open_evaluator(info: Mapping[str, Any], data: str) -> Evaluator:
     """What measured a generator in its training, once more: the same network, number of pictures and seeds.
 
@@ -70,9 +81,9 @@ def open_evaluator(info: Mapping[str, Any], data: str) -> Evaluator:
     if manifest.digest != (info.get("dataset_digest") or manifest.digest):
         raise UserError(f"{data} is not what the generator was trained on (digest {manifest.digest[:12]}...)")
     name = metric.get("extractor", settings["extractor"]).partition("-")[0]
-    extractor = choose_extractor(name, settings["weights"] if name != "efflite0" else None)
+    num_fake = metric.get("n_fake", settings.get("num", MIN_FID))
+    extractor = choose_extractor(name, settings["weights"] if name != "efflite0" else None, num_fake=num_fake)
     if extractor.weights_sha256 != metric.get("weights_sha256", extractor.weights_sha256):
         raise UserError("the network that judges has other weights than in training")
     manifest = replace(manifest, max_broken=info["config"]["loader"]["max_broken"])
-    num_fake = metric.get("n_fake", settings.get("num", MIN_FID))
     return Evaluator(extractor, manifest, num_fake, seed=metric.get("seed", 0))

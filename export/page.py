@@ -35,8 +35,9 @@ def check_folder(folder: Path) -> None:
     """Raise ``UserError`` unless ``folder`` can become a page: it is missing, empty or an earlier page."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--web {folder}: is a file; give a folder")
-    known = {*_RUNTIME_FILES, *_PAGE_FILES, "gen.onnx", "gen.json"}
-    if folder.is_dir() and (others := sorted({path.name for path in folder.iterdir()} - known)):
+    page = {*_RUNTIME_FILES, *_PAGE_FILES, "gen.onnx", "gen.json"}
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if others := sorted(found - page if {"index.html", "gen.json"} <= found else found):
         raise UserError(f"--web {folder}: has other files, such as {others[0]}; give a new folder or an earlier page")
 
 
@@ -48,6 +49,8 @@ def write_page(onnx: Path, folder: Path) -> None:
     """
     check_folder(folder)
     generator = Generator(onnx, "cpu")
+    if generator.is_uint8:
+        raise UserError(f"--web: {onnx} rounds to pixels itself; the page wants the file without --uint8")
     model = read_model(onnx)
     runtime = _onnxruntime_web()
     folder = folder.absolute()

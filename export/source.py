@@ -30,6 +30,11 @@ def is_in_mlflow(source: str) -> bool:
     )
 
 
+def is_in_bucket(source: str) -> bool:
+    """Whether ``source`` is a URL, such as s3://bucket/runs/mine."""
+    return "://" in source
+
+
 @dataclass(frozen=True)
 class Source:
     """A trained generator, and where it comes from."""
@@ -47,18 +52,32 @@ def open_source(source: str, uri: str | None) -> Source:
     """The generator that ``source`` names.
 
     Args:
-        source: a path, see ``trainer.checkpoint.load_generator``; a run of MLflow, by its id with or without
-            ``runs:/``; ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+        source: a path, see ``trainer.checkpoint.load_generator``; the URL of a run in a bucket; a run of MLflow, by its
+            id with or without ``runs:/``; ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
         uri: MLflow's tracking server and registry, for what is there.
 
     Raises:
         UserError: nothing of the kind there, or MLflow does not answer.
     """
+    if is_in_bucket(source):
+        return _load(_pulled(source))
     if not is_in_mlflow(source):
         return _load(Path(source))
     assert uri is not None
     with _downloaded(source, uri) as path:
         return _load(path)
+
+
+def _pulled(location: str) -> Path:
+    """The files of a run in a bucket, its checkpoints excepted, on this machine."""
+    from trainer.storage import open_storage
+
+    storage = open_storage(location)
+    try:
+        storage.pull()
+    except OSError as error:
+        raise UserError(f"{location}: cannot be read ({error.strerror or error})") from error
+    return storage.work
 
 
 def _load(path: Path) -> Source:

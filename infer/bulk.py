@@ -52,6 +52,13 @@ class Progress:
         self.done, self.shards = state["done"], state["shards"]
         say(f"{folder}: going on after {self.done:,} pictures")
 
+    def begin(self) -> None:
+        """Remove what a killed process left half-written, and leave a note before anything else is written."""
+        remove_partials(
+            self._path.parent, lambda name: name in (STATE, MANIFEST, CONTACT) or name.startswith(("cat-", "train-"))
+        )
+        self.save()
+
     def save(self) -> None:
         with beside(self._path) as file:
             file.write(json.dumps({"settings": self._settings, "done": self.done, "shards": self.shards}).encode())
@@ -78,8 +85,6 @@ def write_files(folder: Path, seeds: Sequence[int], suffix: str, pictures: Itera
 
     ``pictures`` are the encoded ones that ``progress`` does not count as done, in order.
     """
-    remove_partials(folder, lambda name: name == STATE or name.startswith("cat-"))
-    progress.save()
     while part := seeds[progress.done : progress.done + PART]:
         for seed, content in zip(part, islice(pictures, len(part)), strict=True):
             with beside(folder / f"cat-{seed:06d}{suffix}") as file:
@@ -109,8 +114,6 @@ def write_shards(
     ``pictures`` are the encoded ones that ``progress`` does not count as done, in order. Each becomes a sample
     ``<seed, 8 digits>.png`` with ``<seed>.json`` (seed, psi).
     """
-    remove_partials(folder, lambda name: name in (STATE, MANIFEST) or name.startswith("train-"))
-    progress.save()
     while part := seeds[progress.done : progress.done + SHARD]:
         path = folder / f"train-{len(progress.shards):06d}.tar"
         progress.shards.append(_write_shard(path, part, psi, islice(pictures, len(part))))

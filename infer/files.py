@@ -28,7 +28,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     ".webp": {"format": "WEBP", "lossless": True, "method": 4},
 }
 SUFFIXES = (*_OPTIONS, ARRAY)
-_AHEAD = 64  # pictures that may wait to be encoded or written; bounds the memory
+# What may wait to be encoded or written, pictures and bytes; bounds the memory.
+_AHEAD = 64
+_AHEAD_BYTES = 2**28
 
 
 def save(picture: Image.Image, file: BinaryIO, suffix: str) -> None:
@@ -53,7 +55,7 @@ def encoded(pictures: Iterable[np.ndarray], suffix: str) -> Iterator[bytes]:
         try:
             for pixels in pictures:
                 waiting.append(pool.submit(encode, pixels, suffix))
-                if len(waiting) > _AHEAD:
+                if len(waiting) > min(_AHEAD, _AHEAD_BYTES // pixels.nbytes):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -19,7 +19,9 @@ from infer.session import Generator
 from infer.walk import STEPS, check_walk, write_walk
 
 MAX_SHEET_SIDE = 16383  # pixels; WebP's limit, and about 1 GB in memory
-CHUNK = 64  # pictures in memory at a time; changes nothing about them
+# In memory at a time, at most so many pictures and bytes; changes nothing about the pictures.
+CHUNK = 64
+CHUNK_BYTES = 2**28
 REPORT_SECONDS = 2.0
 CONTACTS = 64  # pictures of a data set that its contact sheet shows
 
@@ -81,7 +83,8 @@ def generate(order: Order) -> dict[str, Any]:
         _write_many(path, order, generator)
     if order.interpolate is not None:
         points = walk(latents(order.seeds, generator.z_dim), STEPS) * np.float32(order.psi)
-        chunks = (points[i : i + CHUNK] for i in range(0, len(points), CHUNK))
+        chunk = _chunk(generator)
+        chunks = (points[i : i + chunk] for i in range(0, len(points), chunk))
         write_walk(Path(order.interpolate), _pictures(generator, chunks, len(points)))
     result = {"out": order.out or order.interpolate, "n": len(order.seeds), "provider": generator.provider}
     if order.interpolate is not None:
@@ -144,11 +147,17 @@ def _labels(order: Order, size: int) -> list[str]:
     return labels
 
 
-def _scaled(seeds: Sequence[int], psis: Sequence[float], z_dim: int) -> Iterator[np.ndarray]:
+def _chunk(generator: Generator) -> int:
+    """Pictures in memory at a time."""
+    return max(1, min(CHUNK, CHUNK_BYTES // (3 * generator.size**2)))
+
+
+def _scaled(seeds: Sequence[int], psis: Sequence[float], generator: Generator) -> Iterator[np.ndarray]:
     """The latents of all seeds for each psi, a chunk at a time: float32 ``[<= CHUNK, z_dim]``."""
+    chunk = _chunk(generator)
     for psi in psis:
-        for first in range(0, len(seeds), CHUNK):
-            yield latents(seeds[first : first + CHUNK], z_dim) * np.float32(psi)
+        for first in range(0, len(seeds), chunk):
+            yield latents(seeds[first : first + chunk], generator.z_dim) * np.float32(psi)
 
 
 def _pictures(generator: Generator, chunks: Iterable[np.ndarray], total: int, before: int = 0) -> Iterator[np.ndarray]:
@@ -171,7 +180,7 @@ def _write_one_file(path: Path, order: Order, generator: Generator, labels: Sequ
     n, suffix = len(order.seeds), path.suffix.lower()
     psis = order.sweep or [order.psi]
     total = n * len(psis)
-    pictures = _pictures(generator, _scaled(order.seeds, psis, generator.z_dim), total)
+    pictures = _pictures(generator, _scaled(order.seeds, psis, generator), total)
     if suffix == ARRAY:
         shape = (total, generator.size, generator.size, 3)
         with beside(path) as file:
@@ -193,12 +202,13 @@ def _write_many(folder: Path, order: Order, generator: Generator) -> None:
     suffix = order.suffix or ".png"
     settings = bulk.settings(digest, order.seeds, order.psi, suffix, generator.provider, order.shards)
     progress = bulk.Progress(folder, settings)
-    chunks = _scaled(order.seeds[progress.done :], [order.psi], generator.z_dim)
+    progress.begin()
+    chunks = _scaled(order.seeds[progress.done :], [order.psi], generator)
     files = encoded(_pictures(generator, chunks, len(order.seeds), progress.done), suffix)
     if not order.shards:
         bulk.write_files(folder, order.seeds, suffix, files, progress)
         return
-    contacts = chain.from_iterable(map(generator, _scaled(order.seeds[:CONTACTS], [order.psi], generator.z_dim)))
+    contacts = chain.from_iterable(map(generator, _scaled(order.seeds[:CONTACTS], [order.psi], generator)))
     with beside(folder / bulk.CONTACT) as file:
         save(grid(np.stack(list(contacts))), file, ".png")
     options = {"generator_sha256": digest, "psi": order.psi, "provider": generator.provider}

@@ -49,8 +49,9 @@ def check_operators(model: ModelFile, path: Path) -> None:
             )
 
 
-def check_work(model: ModelFile, outline: Any, path: Path) -> None:
-    """A ``UserError`` if one picture needs more than ``MAX_VALUES`` or ``MAX_OPERATIONS``, or if that is unknown.
+def check_work(model: ModelFile, outline: Any, path: Path) -> int:
+    """The values that one picture takes; a ``UserError`` if these are more than ``MAX_VALUES``, or the operations more
+    than ``MAX_OPERATIONS``, or if that is unknown.
 
     ``outline`` is an InferenceSession of ``model.outline``.
     """
@@ -72,6 +73,7 @@ def check_work(model: ModelFile, outline: Any, path: Path) -> None:
             f"{path}: one picture takes {values:.1e} values and {operations:.1e} multiply-adds, allowed are "
             f"{MAX_VALUES:.1e} and {MAX_OPERATIONS:.1e}"
         )
+    return values
 
 
 def _shape(tensor: Any, path: Path) -> list[int]:

@@ -29,10 +29,7 @@ _TYPES = {
     ".webmanifest": "application/manifest+json",
 }
 
-# The first two isolate the page, without which browsers refuse it the shared memory that WebAssembly threads need.
 _HEADERS = {
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
@@ -71,7 +68,8 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def send_head(self) -> Any:
         # A foreign page can point a name of its own at 127.0.0.1 (DNS rebinding); it cannot forge this header.
-        if self.headers.get("Host", "").rpartition(":")[0] not in (HOST, "localhost"):
+        host = self.headers.get("Host", "")
+        if host.partition(":")[0] not in (HOST, "localhost"):
             self.send_error(HTTPStatus.FORBIDDEN)
             return None
         try:

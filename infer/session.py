@@ -18,7 +18,7 @@ import numpy as np
 
 from infer.command import UserError, say
 from infer.grid import to_uint8
-from infer.limits import check_operators, check_work
+from infer.limits import MAX_VALUES, check_operators, check_work
 from infer.onnxfile import read_model
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -57,7 +57,8 @@ class Generator:
         model = read_model(self._path)
         check_operators(model, self._path)
         ort = _import_onnxruntime()
-        check_work(model, _open_outline(ort, model.outline, self._path), self._path)
+        values = check_work(model, _open_outline(ort, model.outline, self._path), self._path)
+        self._at_once = max(1, min(cores(), MAX_VALUES // values))  # together they take no more than one may
         self._session = _open(ort, model.data, self._path, device)
         self.z_dim, self.size, self._dtype = _check_signature(self._session, self._path)
         self.is_uint8 = self._dtype == np.uint8
@@ -95,7 +96,7 @@ class Generator:
             out[start : start + batch] = convert(self._run(filled)[: len(part)])
 
         starts = range(0, len(z), batch)
-        threads = min(cores(), len(starts)) if self.provider == CPU else 1
+        threads = min(self._at_once, len(starts)) if self.provider == CPU else 1
         if threads > 1:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(fill, starts))

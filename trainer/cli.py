@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from infer.command import Parser, dispatch, run_command
+from infer.command import Parser, UserError, dispatch, run_command
+
+if TYPE_CHECKING:
+    from trainer.storage import Storage
 
 NAME = "cattrain"
 
@@ -54,20 +59,23 @@ One line of JSON goes to stdout: report, run_dir. --debug shows tracebacks.
 
 def _report(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"{NAME} report", _REPORT)
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the folder of a run")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run, or where it lies in a bucket")
     parser.add_argument(
         "-o", "--out", metavar="FILE", type=Path, help="the file to write (default: report.html in RUN_DIR)"
     )
     args = parser.parse_args(argv)
 
+    from trainer.report import NAME as REPORT
     from trainer.report import write_report
 
-    return {"report": str(write_report(args.run_dir, args.out)), "run_dir": str(args.run_dir)}
+    with _work(args.run_dir) as (storage, folder):
+        write_report(folder, args.out)
+    return {"report": str(args.out or storage.join(REPORT)), "run_dir": args.run_dir}
 
 
 def _sync(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"{NAME} sync", _SYNC)
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the folder of a run")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run, or where it lies in a bucket")
     parser.add_argument(
         "--uri", metavar="URI", help="MLflow tracking URI (default: the one that the training was started with)"
     )
@@ -75,7 +83,22 @@ def _sync(argv: list[str]) -> dict[str, Any]:
 
     from trainer.tracking import sync
 
-    return sync(args.run_dir, args.uri)
+    with _work(args.run_dir) as (_, folder):
+        return sync(folder, args.uri) | {"run_dir": args.run_dir}
+
+
+@contextmanager
+def _work(location: str) -> Iterator[tuple[Storage, Path]]:
+    """The run at ``location`` and its folder on this machine, brought there and back if it lies in a bucket."""
+    from trainer.storage import open_storage
+
+    storage = open_storage(location)
+    try:
+        storage.pull()
+        yield storage, storage.work
+        storage.push()
+    except OSError as error:
+        raise UserError(f"{location}: {error.strerror or error}") from error
 
 
 _COMMANDS = {"report": _report, "sync": _sync}

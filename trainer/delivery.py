@@ -28,6 +28,7 @@ from trainer.outbox import Memo, brief, redact
 from trainer.server import find_run, sqlite_path
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 RUN_TAG = "catgan.run"
@@ -36,6 +37,7 @@ RUN_TAG = "catgan.run"
 _DATA_TAG = "catgan.data"
 _PARENT_TAG = "catgan.trainings_on"
 _PARENT = "mlflow.parentRunId"  # what MLflow's UI nests runs by
+_AT_ONCE = 20  # trainings that may begin together before one of them makes the parent
 
 # MLflow's own limits (mlflow/utils/validation.py).
 _PARAMS_PER_BATCH = 100
@@ -99,7 +101,8 @@ class Delivery:
 
         client = self._client
         run_id = memo["run_id"] if "run_id" in memo else self._create_run(record)
-        known = find_run(client, self._uri, run_id).data.params
+        run = find_run(client, self._uri, run_id)
+        known = run.data.params
         client.update_run(run_id, status="RUNNING")
         params = record["params"]
         new = [Param(key, value) for key, value in params.items() if key not in known]
@@ -109,31 +112,38 @@ class Delivery:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in (record["tags"] | changed).items()])
         client.log_inputs(run_id, [_input(record)])
         memo["run_id"] = run_id
-        self._join(run_id, record)
+        self._join(run, record)
 
-    def _join(self, run_id: str, record: Record) -> None:
+    def _join(self, run: Run, record: Record) -> None:
         """Trainings on the same data are children of one run that is named after the data: their metrics can be
         compared. It is made for the second of them. A parent that somebody has chosen is left alone."""
-        digest = record["dataset"]["digest"]
-        experiment_id = self._client.get_run(run_id).info.experiment_id
-        self._client.set_tag(run_id, _DATA_TAG, digest, synchronous=True)
-        trainings = self._client.search_runs([experiment_id], f"tags.`{_DATA_TAG}` = '{digest}'")
-        orphans = [run.info.run_id for run in trainings if _PARENT not in run.data.tags]
-        if len(trainings) < 2 or not orphans:
-            return
-        found = self._client.search_runs(
-            [experiment_id], f"tags.`{_PARENT_TAG}` = '{digest}'", max_results=1, order_by=["attributes.start_time ASC"]
-        )
-        if found:
-            parent = found[0].info.run_id
-        else:
+        from mlflow.entities import RunStatus
+
+        client, digest, experiment = self._client, record["dataset"]["digest"], run.info.experiment_id
+        client.set_tag(run.info.run_id, _DATA_TAG, digest, synchronous=True)
+
+        def eldest(tag: str) -> list[Run]:
+            condition, order = f"tags.`{tag}` = '{digest}'", ["attributes.start_time ASC"]
+            return list(client.search_runs([experiment], condition, max_results=_AT_ONCE, order_by=order))
+
+        trainings, parents = [run], eldest(_PARENT_TAG)
+        if not parents:
+            trainings = eldest(_DATA_TAG)
+            if len(trainings) < 2:
+                return
             tags = {_PARENT_TAG: digest, "mlflow.user": record["user"], "mlflow.source.name": "trainer/run.py"}
             name = f"{record['dataset']['name']} {digest[:8]}"
-            parent = self._client.create_run(experiment_id, record["time"], tags, run_name=name).info.run_id
-            self._client.log_inputs(parent, [_input(record)])
-            self._client.set_terminated(parent)
-        for orphan in orphans:
-            self._client.set_tag(orphan, _PARENT, parent, synchronous=True)
+            own = client.create_run(experiment, record["time"], tags, run_name=name)
+            parents = eldest(_PARENT_TAG)
+            if parents[0].info.run_id != own.info.run_id:  # two trainings that begin at once both make one
+                client.delete_run(own.info.run_id)
+        parent = parents[0].info
+        if parent.status != RunStatus.to_string(RunStatus.FINISHED):
+            client.log_inputs(parent.run_id, [_input(record)])
+            client.set_terminated(parent.run_id)
+        for training in trainings:
+            if _PARENT not in training.data.tags:
+                client.set_tag(training.info.run_id, _PARENT, parent.run_id, synchronous=True)
 
     def _create_run(self, record: Record) -> str:
         from mlflow.entities import ViewType

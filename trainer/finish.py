@@ -30,9 +30,7 @@ def finish(run_dir: Path, model: str, data: str) -> None:
     generator, info = checkpoint.load_generator(run_dir / "best")
     onnx = run_dir / "best" / "gen.onnx"
     difference = export_onnx(generator, onnx, metadata(info))
-    error = _standard_error(onnx, info, data)
-    if error is not None:
-        info = {**info, "metric": {**info["metric"], "standard_error": error}}
+    info = _judged(onnx, info, data)
     write_card(onnx, info, difference)
     tracker = tracking.Tracker(run_dir, None)
     for film in write_progress(run_dir):
@@ -56,19 +54,18 @@ def leave_report(run_dir: Path, status: tracking.Status) -> None:
     tracking.Tracker(run_dir, None).log_artifact(path)
 
 
-def _standard_error(onnx: Path, info: Mapping[str, Any], data: str) -> float | None:
-    """Of the file's metric, which is measured here; None if it cannot be, which is said, or is of few pictures."""
-    from export.judge import judge, open_evaluator
+def _judged(onnx: Path, info: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """``info`` with what judging the file tells; as it is, with a warning, where it cannot be judged."""
+    from export.judge import judge, open_evaluator, with_judgement
 
     try:
         judged = judge(onnx, open_evaluator(info, data))
     except UserError as error:
         say(f"warning: {onnx.name} is not judged: {error}")
-        return None
-    noise: float | None = judged.get("standard_error")
-    shown = "" if noise is None else f" +- {noise:.2f}"
-    say(f"{onnx.name} through onnxruntime: {judged['name']} {judged['value']:.2f}{shown}")
-    return noise
+        return dict(info)
+    noise = f" +- {judged['standard_error']:.2f}" if "standard_error" in judged else ""
+    say(f"{onnx.name} through onnxruntime: {judged['name']} {judged['value']:.2f}{noise}")
+    return with_judgement(info, judged)
 
 
 def summary(storage: Storage) -> dict[str, Any]:

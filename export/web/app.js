@@ -5,7 +5,7 @@ import { openGenerator, seededLatent } from "./generator.js";
 import { slerp } from "./random.js";
 
 const CATS = 16;
-const MAX_SEED = 10 ** 15 - 1; // 15 digits: seeds stay exact as numbers
+const MAX_SEED = 2 ** 32 - 1; // as catinfer's
 const element = (id) => document.getElementById(id);
 const [grid, status, blend] = [element("grid"), element("status"), element("blend")];
 const tiles = Array.from({ length: CATS }, makeTile);

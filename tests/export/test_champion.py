@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from export.champion import decide, tags_of
+from export.judge import with_judgement
 
 
 def version(value: float, error: float | None = None, **changes: str) -> dict[str, str]:
@@ -15,6 +16,8 @@ def version(value: float, error: float | None = None, **changes: str) -> dict[st
     [
         (version(10), None, True, "there was none"),
         ({}, None, False, "not measured"),
+        (version(float("nan")), None, False, "no number"),
+        (version(10), version(float("nan")), True, "no number"),
         # sqrt(0.3^2 + 0.4^2) = 0.5, so two standard errors are 1
         (version(8.9, 0.3), version(10, 0.4), True, "2 standard errors are 1"),
         (version(9.1, 0.3), version(10, 0.4), False, "not better by more than noise"),
@@ -24,7 +27,7 @@ def version(value: float, error: float | None = None, **changes: str) -> dict[st
         (version(1, dataset_digest="beef"), version(10), False, "the data set differ"),
         (version(1, metric_n_real="5"), version(10), False, "number of real pictures"),
         (version(1, precision="int8"), version(10), False, "a variant"),
-        (version(float("nan")), version(10), False, "nan"),
+        (version(float("nan")), version(10), False, "no number"),
     ],
 )
 def test_moves_only_for_what_is_better_by_more_than_noise(
@@ -42,3 +45,13 @@ def test_tags_of_an_evaluation() -> None:
         "metric_n_real": "96",
         "metric_standard_error": "0.25",
     }
+
+
+def test_what_the_judge_found_goes_along() -> None:
+    judged = {"name": "fid2k", "value": 5.01, "standard_error": 0.25}
+    info = {"kimg": 3.0, "metric": {"name": "fid2k", "value": 5.0}}
+    assert with_judgement(info, judged)["metric"] == {"name": "fid2k", "value": 5.0, "standard_error": 0.25}
+    assert with_judgement({"kimg": 3.0, "metric": None}, judged)["metric"] == judged
+    other = info | {"metric": {"name": "fid50k", "value": 4.0}}
+    assert with_judgement(other, judged) == other
+    assert with_judgement(info, None) == info

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
-import http.server
 import io
 import json
 import re
 import shutil
 import subprocess
-import threading
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,14 @@ from playwright.sync_api import Page, sync_playwright
 
 import export.page
 from export.cli import main
+from export.generator import export_onnx
 from export.page import write_page
 from infer.command import UserError
 from infer.latents import latents, slerp
 from infer.session import Generator
 from tests.infer.conftest import build
+from trainer.config import ModelConfig
+from trainer.models import build_generator
 
 MODULES = Path(export.page.__file__).parent / "web"
 TAIL = 3.6541528853610088  # where the ziggurat's tail begins
@@ -52,14 +53,12 @@ def site(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.mktemp("site") / "page"
     assert main([str(onnx_file), "--web", str(folder)]) == {"web": str(folder)}
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-        server.shutdown()
+    command = [sys.executable, "-c", "from infer.cli import entry; entry()", "serve", str(folder), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    yield server.stderr.readline().split()[0]
+    server.terminate()
+    server.wait()
 
 
 @pytest.fixture
@@ -205,6 +204,21 @@ def test_other_files_are_kept(onnx_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has other files, such as thesis\.txt"):
         write_page(onnx_file, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_with_a_model_only_is_no_earlier_page(onnx_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "gen.onnx").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"has other files, such as gen\.onnx"):
+        write_page(onnx_file, tmp_path)
+    assert (tmp_path / "gen.onnx").read_bytes() == b"mine"
+
+
+def test_a_generator_that_rounds_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rounded.onnx"
+    export_onnx(build_generator(ModelConfig(size=8, z_dim=4, g_width=4)), path, {"recipe": "tiny"}, uint8=True)
+    with pytest.raises(UserError, match="without --uint8"):
+        write_page(path, tmp_path / "page")
+    assert not (tmp_path / "page").exists()
 
 
 def fake_npm(folder: Path, script: str) -> None:

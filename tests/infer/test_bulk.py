@@ -114,6 +114,19 @@ def test_stopped_work_goes_on_to_the_same_bytes(
     assert files(tmp_path / "stopped") == whole
 
 
+def test_killed_before_the_first_shard_it_goes_on(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(onnx_file, tmp_path / "whole", shards=True)
+    with monkeypatch.context() as patch:
+        die_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            make(onnx_file, tmp_path / "killed", shards=True)
+    (tmp_path / "killed" / ".contact.png.77.partial").write_bytes(b"half")  # as of a process that was killed
+    make(onnx_file, tmp_path / "killed", shards=True)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("change", [{"psi": 0.5}, {"n": 26}, {"first": 1}, {"shards": True}, {"suffix": ".webp"}])
 def test_another_command_does_not_go_on(

@@ -94,14 +94,13 @@ def server(page: Path) -> Iterator[Server]:
         ("/in.png", "image/png"),
     ],
 )
-def test_files_come_with_their_type_in_isolation(server: Server, path: str, kind: str) -> None:
+def test_files_come_with_their_type(server: Server, path: str, kind: str) -> None:
     reply = server.get(path)
     assert reply.status == 200
     name = {"/": "index.html", "/?seed=7": "index.html", "/in.png": "sub/inside.png"}.get(path, path[1:])
     assert reply.body == name.encode()
     assert reply.headers["Content-Type"] == kind
-    assert reply.headers["Cross-Origin-Opener-Policy"] == "same-origin"
-    assert reply.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+    assert reply.headers["Cross-Origin-Resource-Policy"] == "same-origin"
     assert reply.headers["X-Content-Type-Options"] == "nosniff"
 
 

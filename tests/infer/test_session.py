@@ -60,6 +60,13 @@ def test_a_picture_depends_on_its_latent_alone(onnx_file: Path, monkeypatch: pyt
     np.testing.assert_array_equal(generator.images(z[3:9]), together[3:9])
 
 
+def test_pictures_at_once_take_no_more_memory_than_one_may(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infer.session.cores", lambda: 64)
+    assert Generator(onnx_file, "cpu")._at_once == 64
+    monkeypatch.setattr("infer.session.MAX_VALUES", 1)
+    assert Generator(onnx_file, "cpu")._at_once == 1
+
+
 def test_no_latents_give_no_pictures(onnx_file: Path) -> None:
     assert Generator(onnx_file, "cpu")(np.zeros((0, 16), np.float32)).shape == (0, 8, 8, 3)
 

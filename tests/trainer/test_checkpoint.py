@@ -135,6 +135,18 @@ def test_generators_come_from_weights_runs_and_checkpoints(tmp_path: Path):
     assert [p.name for p in (run / "best").iterdir()] == ["gen.safetensors"]
 
 
+@pytest.mark.parametrize(("measured_at", "kept"), [(0.008, True), (0.004, False)])
+def test_a_checkpoint_has_the_metric_of_its_own_generator_only(tmp_path: Path, measured_at: float, kept: bool):
+    """One that was saved out of turn, or past a snapshot that was not evaluated, carries an older one."""
+    folder = tmp_path / checkpoint.folder_name(8)
+    save(trained(), folder)
+    metric = {"name": "fd16_efflite0", "value": 5.0, "kimg": measured_at}
+    state = checkpoint.load(folder) | {"nimg": 8, "last_metric": metric}
+    Storage(tmp_path).save(folder.name, checkpoint.encode(state))
+    _, info = checkpoint.load_generator(folder)
+    assert (info["kimg"], info["metric"]) == (0.008, metric if kept else None)
+
+
 def test_foreign_weights_are_refused(tmp_path: Path):
     save_file({"w": torch.zeros(1)}, tmp_path / "gen.safetensors")
     with pytest.raises(UserError, match="not written by this program"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from typing import Any
 
 from infer.command import Parser, UserError, number, run_command, say
 from trainer.metrics.cache import replacing
-from trainer.metrics.evaluate import MIN_FID, metric_name
-from trainer.metrics.extractors import CHOICES, choose_extractor, imagenet_classifier
+from trainer.metrics.evaluate import metric_name
+from trainer.metrics.extractors import CHOICES, MIN_FID, choose_extractor, imagenet_classifier
 from trainer.metrics.frechet import Gaussian
 from trainer.metrics.intervals import GROUPS, compare, interval
 from trainer.metrics.manifold import DENSITY_NEIGHBOURS, NEIGHBOURS
@@ -126,8 +127,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if options.neighbours and "copies" not in (options.metrics or []):
         parser.error("--neighbours belongs to --metrics copies: add it, or leave both out")
     for option, path in (("--neighbours", options.neighbours), ("--save-stats", options.save_stats)):
-        if path and not Path(path).absolute().parent.is_dir():
-            parser.error(f"{option} {path}: there is no such folder, make it first")
+        if path and not os.access(Path(path).absolute().parent, os.W_OK | os.X_OK):
+            parser.error(f"{option} {path}: there is no such folder, or it cannot be written; make one first")
     return options
 
 
@@ -197,7 +198,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     for name, value in result["metrics"].items():
         say(f"{name} {value:.4g}{_spread(result, name)}")
     return result | {
-        "n_real": _number(sides["REAL"]),
+        "n_real": real.gaussian.n if real else _number(sides["REAL"]),
         "n_fake": _number(sides["FAKE"]) if options.fake else None,
         "extractor": extractor.name,
         "weights_sha256": extractor.weights_sha256,
@@ -331,6 +332,8 @@ def _check_judged(what: str, side: Pictures | Gaussian, real: Pictures | Gaussia
                 f"--repeat makes pictures of other seeds: {what} must be a gen.onnx, {location} is none; for pictures "
                 "--interval tells what chance does"
             )
+    if "ppl" in options.metrics and isinstance(side, Pictures) and side.generator and side.generator.is_uint8:
+        raise UserError(f"ppl follows changes below one level of a pixel: {location} rounds; export it without --uint8")
     if (rest := [m for m in options.metrics if m in _OF_PICTURES]) and (isinstance(real, Gaussian) or kind == "npz"):
         raise UserError(
             f"{', '.join(rest)}: the pictures of both sides are needed, an .npz has statistics only; use --metrics fid"

@@ -52,16 +52,17 @@ def measure(
         classify: what also looks at the pictures.
     """
     shown = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    kept = [torch.empty(0, extractor.dim, device=extractor.device)]
+    nothing = torch.empty(0, extractor.dim, device=extractor.device)
     classes = [torch.empty(0, 1000)]
     if isinstance(side, Gaussian):
-        return Measured(side, shown, kept[0], classes[0])
+        return Measured(side, shown, nothing, classes[0])
     cached = None
     if side.shards and not keep:
         cached = cached_statistics(*side.shards, extractor)
         if known := recall_statistics(cached):
             say(f"{what}: statistics of {side.count:,} pictures from {cached}")
-            return Measured(known, shown, kept[0], classes[0])
+            return Measured(known, shown, nothing, classes[0])
+    kept = torch.empty(side.count, extractor.dim, device=extractor.device) if keep else nothing
     moments = Moments(extractor.dim, extractor.device)
     with tqdm(total=side.count, desc=what, unit="img", leave=False) as bar:
         for images in side.batches():
@@ -70,13 +71,13 @@ def measure(
             features = extractor(images)
             moments.update(features)
             if keep:
-                kept.append(features)
+                kept[bar.n : bar.n + len(features)] = features
             if classify:
                 classes.append(classify(images))
             bar.update(len(images))
     # Unusable samples of shards are passed over, a few of them.
     assert side.kind == "shards" or moments.n == side.count, (moments.n, side.count)
-    measured = Measured(moments.gaussian(), shown, torch.cat(kept), torch.cat(classes))
+    measured = Measured(moments.gaussian(), shown, kept[: moments.n] if keep else nothing, torch.cat(classes))
     if cached and moments.n == side.count:
         remember_statistics(cached, measured.gaussian)
     return measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from trainer.metrics.networks import INCEPTION
+
+REAL_WEIGHTS = os.environ.get("CATGAN_INCEPTION_WEIGHTS")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,7 +29,13 @@ def _own_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inception_weights(request: pytest.FixtureRequest) -> Path:
+    """pytorch-fid's weights if CATGAN_INCEPTION_WEIGHTS says where they are, else random ones."""
+    return Path(REAL_WEIGHTS) if REAL_WEIGHTS else request.getfixturevalue("random_inception_weights")
+
+
+@pytest.fixture(scope="session")
+def random_inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights for InceptionV3, scaled so that activations neither vanish nor explode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from collections.abc import Sequence
@@ -122,6 +123,25 @@ def test_real_pictures_are_read_once(cache: Path, manifest: Manifest):
     assert second.extractor.seen == 0
     a, b = first(generate), second(generate)
     assert a | {"seconds": 0} == b | {"seconds": 0}
+
+
+def test_a_cache_that_is_damaged_or_full_costs_time_only(
+    cache: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    value = ready(manifest, num_fake=20)(generate)["value"]
+    (path,) = cache.glob("real-*.npz")
+    path.write_bytes(path.read_bytes()[:100])
+    assert ready(manifest, num_fake=20)(generate)["value"] == value
+    assert "measuring again" in capsys.readouterr().err
+    path.unlink()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    assert ready(manifest, num_fake=20)(generate)["value"] == value
+    assert "No space left on device" in capsys.readouterr().err
+    assert list(cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("change", [{"weights_sha256": "1" * 64}, {"resize": "other"}, {"name": "toy2"}])

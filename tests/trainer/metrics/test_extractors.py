@@ -146,9 +146,9 @@ def test_inception_is_pytorch_fids(inception_weights: Path, tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_other_inception_weights_are_named_by_their_hash(
-    inception_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    random_inception_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setenv("CATGAN_INCEPTION_WEIGHTS", str(inception_weights))
+    monkeypatch.setenv("CATGAN_INCEPTION_WEIGHTS", str(random_inception_weights))
     extractor = choose_extractor(device=CPU)
     assert extractor.name == f"inception-{extractor.weights_sha256[:8]}"
     assert extractor.dim == 2048
@@ -158,6 +158,16 @@ def test_other_inception_weights_are_named_by_their_hash(
 def test_without_inception_the_log_says_why(capsys: pytest.CaptureFixture[str]):
     assert choose_extractor(device=CPU).name == "efflite0"
     assert "CATGAN_OFFLINE is set" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_too_few_pictures_for_a_fid_are_judged_by_the_other_network(
+    random_inception_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("CATGAN_INCEPTION_WEIGHTS", str(random_inception_weights))
+    assert choose_extractor(device=CPU, num_fake=2047).name == "efflite0"
+    assert "FID needs 2,048" in capsys.readouterr().err
+    assert choose_extractor(device=CPU, num_fake=2048).name.startswith("inception")
 
 
 @pytest.mark.parametrize(
