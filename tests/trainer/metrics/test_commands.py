@@ -20,7 +20,7 @@ def test_both_print_the_same_distance(
     inception_weights: Path, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The whole way of a picture: file, resizing, network, statistics, distance."""
-    sides = [str(make_folder("real", 60, size=48)), str(make_folder("fake", 50, size=48, shift=40, seed=1))]
+    sides = [str(make_folder("real", 32, size=48)), str(make_folder("fake", 28, size=48, shift=40, seed=1))]
     hub = tmp_path / "torch" / "hub" / "checkpoints"  # where pytorch_fid looks before it downloads
     hub.mkdir(parents=True)
     (hub / FID_WEIGHTS_URL.rpartition("/")[2]).symlink_to(inception_weights)

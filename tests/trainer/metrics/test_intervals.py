@@ -50,12 +50,11 @@ def test_the_interval_of_a_kernel_distance_holds_its_mean(shift: float):
 
 
 def test_the_error_of_a_kernel_distance_counts_the_drawing_of_subsets():
-    """With many fakes drawing the subsets adds more than drawing the fakes."""
+    """The same features, other subsets: how far the value moves is what that adds to the error."""
     generator = torch.Generator().manual_seed(3)
-    real, fake = (torch.randn(4000, 4, generator=generator) for _ in range(2))
-    found = [kernel_distance(real, fake, seed) for seed in range(30)]
+    real, fake = (torch.randn(1500, 4, generator=generator) for _ in range(2))
+    found = [kernel_distance(real, fake, seed) for seed in range(24)]
     values, stds = np.array(found).T
-    assert kernel_error(real, fake, stds[0]) > 1.2 * kernel_error(real, fake, 0.0)
     added = np.sqrt(kernel_error(real, fake, stds[0]) ** 2 - kernel_error(real, fake, 0.0) ** 2)
     assert 0.7 < added / values.std() < 1.4
 
