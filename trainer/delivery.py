@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -36,6 +38,10 @@ RUN_TAG = "catgan.run"
 
 _DATA_TAG = "catgan.data"
 _PARENT_TAG = "catgan.trainings_on"
+_DESCRIPTION = "mlflow.note.content"
+_PICTURE = r"!\[[^\]]*\]\(get-artifact\?[^)\s]*\)"
+_FILM = ".gif"
+
 _PARENT = "mlflow.parentRunId"  # what MLflow's UI nests runs by
 _AT_ONCE = 20  # trainings that may begin together before one of them makes the parent
 
@@ -203,9 +209,24 @@ class Delivery:
             for version in (whole, small):
                 self._client.log_artifact(run_id, str(version), "images")
         self._client.set_tag(run_id, "mlflow.loggedImages", True, synchronous=True)
+        self._describe(memo, f"samples/{Path(record['path']).name}", f"{key} at {step} kimg")
 
     def _artifact(self, record: Record, memo: Memo) -> None:
-        self._client.log_artifact(memo["run_id"], str(self._existing(record)), record["folder"])
+        path = self._existing(record)
+        self._client.log_artifact(memo["run_id"], str(path), record["folder"])
+        if path.suffix == _FILM:
+            self._describe(memo, f"{record['folder']}/{path.name}", "the whole training")
+
+    def _describe(self, memo: Memo, path: str, text: str) -> None:
+        """The latest grid and the film, which an artifact ``path`` of the run is, as the description on the run's page:
+        its charts show grids far below the run's options. What somebody has written there is left alone."""
+        run_id = memo["run_id"]
+        own = self._client.get_run(run_id).data.tags.get(_DESCRIPTION, "")
+        if re.fullmatch(rf"({_PICTURE}\s*)*", own) is None:
+            return
+        picture = f"![{text}](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})"
+        grids = [shown for shown in re.findall(_PICTURE, own) if path.endswith(_FILM) and _FILM not in shown]
+        self._client.set_tag(run_id, _DESCRIPTION, " ".join([*grids, picture]), synchronous=True)
 
     def _note(self, record: Record, memo: Memo) -> None:
         """A tag with the latest note of its kind, and all of them in ``events.txt``."""

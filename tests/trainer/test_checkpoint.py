@@ -29,7 +29,12 @@ def trained(steps: int = 2) -> GAN:
 
 
 def save(gan: GAN, folder: Path) -> None:
-    extra = {"best": None, "last_metric": {"name": "fd", "value": 1.0, "kimg": 0.008}, "run_id": "r", "dataset_digest": "d"}
+    extra = {
+        "best": None,
+        "last_metric": {"name": "fd", "value": 1.0, "kimg": 0.008},
+        "run_id": "r",
+        "dataset_digest": "d",
+    }
     state = {"nimg": 8, "config": gan.config.to_dict(), "rng": [checkpoint.rng_state(gan.device)], **gan.state_dict()}
     Storage(folder.parent).save(folder.name, checkpoint.encode(state | extra))
 

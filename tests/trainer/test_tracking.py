@@ -225,6 +225,27 @@ def test_images_are_named_as_mlflow_names_them(
     assert general(ours) == general(theirs)
 
 
+def test_the_runs_page_shows_the_latest_grid_and_the_film(
+    client: MlflowClient, tracker: Tracker, run_id: str, folder: Path
+) -> None:
+    def shown(text: str, path: str) -> str:
+        return f"![{text}](get-artifact?path=samples%2F{path}&run_uuid={run_id})"
+
+    tracker.log_grid("fakes", 1000, picture(folder / "first.png"))
+    tracker.log_grid("fakes", 2000, picture(folder / "second.png"))
+    tracker.log_artifact(picture(folder / "progress.gif"), "samples")
+    tracker.close()
+    both = f"{shown('fakes at 2 kimg', 'second.png')} {shown('the whole training', 'progress.gif')}"
+    assert client.get_run(run_id).data.tags["mlflow.note.content"] == both
+
+
+def test_a_description_of_ones_own_stays(client: MlflowClient, tracker: Tracker, run_id: str, folder: Path) -> None:
+    client.set_tag(run_id, "mlflow.note.content", "Mine. ![a](get-artifact?path=a.png)")
+    tracker.log_grid("fakes", 1000, picture(folder / "first.png"))
+    tracker.close()
+    assert client.get_run(run_id).data.tags["mlflow.note.content"] == "Mine. ![a](get-artifact?path=a.png)"
+
+
 def test_notes_are_tags_and_events(client: MlflowClient, tracker: Tracker, run_id: str) -> None:
     tracker.note("checkpoint", "could not be written\nto s3://me:secret@host/bucket", 2500)
     tracker.note("resumed", "from 2 kimg", 2000)
