@@ -3,21 +3,22 @@
 Two files in a folder. ``outbox.jsonl`` is a journal of all that is to be sent; it only grows. ``outbox.json`` says how
 far it was delivered and holds what the receiver wants remembered. A process that is killed between the server's answer
 and that note sends the same records again, so each must mean the same when it comes twice (see ``trainer.delivery``).
-Nothing is lost with ``outbox.json``: without it everything is sent once more.
+Nothing is lost with ``outbox.json``: without it everything is sent once more. ``.outbox.lock`` is held by whoever
+delivers; it stays where it is.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from infer.command import say
 from trainer.journal import Journal, Record
@@ -43,6 +44,7 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self.journal = Journal(folder / "outbox.jsonl")
         self._memo = folder / "outbox.json"
+        self._lock = folder / ".outbox.lock"
 
     def put(self, record: Record) -> None:
         self.journal.append(record)
@@ -89,16 +91,11 @@ class Outbox:
         if not self.journal.path.exists():
             yield
             return
-        with self.journal.path.open("rb") as file:
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise Busy("another process is delivering the same records") from None
-                    time.sleep(0.1)
+        try:
+            lock = FileLock(self._lock).acquire(_LOCK_SECONDS)
+        except Timeout:
+            raise Busy("another process is delivering the same records") from None
+        with lock:
             yield
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -111,6 +113,22 @@ def test_one_delivers_at_a_time_and_a_killed_one_leaves_no_lock(
         other.join()
     assert outbox.deliver(receiver.send) == 1
     assert receiver.got == [0]
+
+
+def test_it_delivers_on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an exclusive lock needs a file that is open for writing, see flock(2)."""
+    lock = fcntl.flock
+
+    def flock(file: int, operation: int) -> None:
+        mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        if operation & fcntl.LOCK_EX and mode == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    outbox, receiver = Outbox(tmp_path), Receiver()
+    fill(outbox, 0)
+    assert outbox.deliver(receiver.send) == 1
 
 
 def test_a_courier_tries_again_in_order(

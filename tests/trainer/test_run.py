@@ -85,7 +85,7 @@ def test_a_run_in_process_and_what_follows_it(shards: Path, tmp_path: Path):
         assert (folder / name).stat().st_size > 0, name
     for name in ("gen.onnx", "gen.safetensors", "card.md", "samples.png"):
         assert (folder / "best" / name).stat().st_size > 0, name
-    assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == [".outbox.lock"]
 
     again = run(*base, "--name", "a", "--kimg", "0.128")
     assert "is finished" in again.stderr
