@@ -229,13 +229,19 @@ def _train(
         init_from=str(init_from) if init_from else None,
     )
     status: tracking.Status = "FAILED"
+    is_here = False
     try:
-        outcome = launch.run_in_process(job) if workers == 0 else launch.run_on_ray(job, workers)
+        try:
+            outcome = launch.run_in_process(job) if workers == 0 else launch.run_on_ray(job, workers)
+        finally:
+            # Rank 0 may have worked on another machine. Its records come first: what is added to older ones here, and
+            # pushed, would replace them.
+            storage.pull()
+            is_here = True
         if outcome.status == "stopped":
             status = "KILLED"
             say(f"stopped after a checkpoint; to continue, give --name {storage.name}")
             raise SystemExit(128 + signal.SIGTERM)
-        storage.pull()
         is_trained = (storage.work / BEST).is_file()
         if is_trained:
             finish(storage.work, config.track.model, manifest.root)
@@ -248,9 +254,10 @@ def _train(
         say(f"interrupted; to continue, give --name {storage.name}")
         raise
     finally:
-        leave_report(storage.work, status)
-        tracking.end_run(storage.work, uri, status, config.track.offline)
-        storage.push()
+        if is_here:
+            leave_report(storage.work, status)
+            tracking.end_run(storage.work, uri, status, config.track.offline)
+            storage.push()
     return summary(storage)
 
 

@@ -122,7 +122,7 @@ class Bucket(Storage):
         self.location = location.rstrip("/")
         self.place, self.path = filesystem(self.location)
         self.work = cache_dir() / "runs" / hashlib.sha256(self.location.encode()).hexdigest()[:16] / self.name
-        self._known: dict[str, tuple[int, int]] = {}  # size and time of change of files that are alike on both sides
+        self._known: dict[str, tuple[int, int]] = {}  # size and time of change of files as they were brought last
 
     def make(self) -> None:
         super().make()
@@ -158,23 +158,24 @@ class Bucket(Storage):
         """What has changed here since it was brought to the bucket stays: a killed process left it."""
         for name in self._names():
             here = self.work / name
-            if name.startswith((_HIDDEN, checkpoint.PREFIX)) or self._is_older(name, here):
+            if name.startswith((_HIDDEN, checkpoint.PREFIX)) or self._is_changed(name, here):
                 continue
             self.write(name, self._get(name))
             self._known[name] = _stamp(here)
 
     def push(self) -> None:
-        for path in sorted(path for path in self.work.rglob("*") if path.is_file()):
+        # What is hidden may be gone the next moment, with whoever else works in this folder.
+        for path in sorted(p for p in self.work.rglob("*") if not p.name.startswith(_HIDDEN) and p.is_file()):
             name = path.relative_to(self.work).as_posix()
             stamp = _stamp(path)
-            if path.name.startswith(_HIDDEN) or self._known.get(name) == stamp:
+            if self._known.get(name) == stamp:
                 continue
             self._put(name, path.read_bytes())
             self._known[name] = stamp
 
-    def _is_older(self, name: str, here: Path) -> bool:
-        """Whether the bucket's ``name`` is older than the file ``here``."""
-        if not here.is_file():
+    def _is_changed(self, name: str, here: Path) -> bool:
+        """Whether the file ``here`` is another than was brought last, and newer than the bucket's ``name``."""
+        if not here.is_file() or self._known.get(name) == _stamp(here):
             return False
         path = f"{self.path}/{name}"
         return attempt(lambda: self.place.modified(path), path).timestamp() < here.stat().st_mtime
