@@ -35,6 +35,10 @@ _STATE, _LAST = FILES = ("state.pt", "checkpoint.json")
 _FOLDER = re.compile(PREFIX + r"\d{9,}")
 
 
+class Damaged(UserError):
+    """A checkpoint whose files are not what was written."""
+
+
 def folder_name(nimg: int) -> str:
     """Names sort by position."""
     return f"{PREFIX}{nimg:012d}"
@@ -76,22 +80,23 @@ def decode(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
     """The state in the files of the checkpoint ``where``, on the CPU.
 
     Raises:
-        UserError: a broken one, or one of another format version.
+        Damaged: it is broken.
+        UserError: it has another format version.
     """
     data = files[_STATE]
     try:
         end = json.loads(files[_LAST])
         version, expected = end["format_version"], (end["bytes"], end["sha256"])
     except (ValueError, TypeError, LookupError):
-        raise UserError(f"{where} cannot be read: its {_LAST} is damaged") from None
+        raise Damaged(f"{where} cannot be read: its {_LAST} is damaged") from None
     if version != FORMAT_VERSION:
         raise UserError(f"{where} has format version {version}; this program reads version {FORMAT_VERSION}")
     if (len(data), hashlib.sha256(data).hexdigest()) != expected:
-        raise UserError(f"{where} cannot be read: its {_STATE} is damaged ({len(data)} bytes)")
+        raise Damaged(f"{where} cannot be read: its {_STATE} is damaged ({len(data)} bytes)")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{where} cannot be read: {next(iter(str(error).splitlines()), 'it is empty')}") from error
+        raise Damaged(f"{where} cannot be read: {next(iter(str(error).splitlines()), 'it is empty')}") from error
     return state
 
 
@@ -99,12 +104,15 @@ def load(folder: Path) -> dict[str, Any]:
     """The state in a checkpoint folder, on the CPU.
 
     Raises:
-        UserError: no checkpoint there, a broken one, or one of another format version.
+        Damaged: it is broken.
+        UserError: no checkpoint there, one of another format version, or one that cannot be read at present.
     """
     if not is_checkpoint(folder):
         raise UserError(f"{folder} is not a checkpoint (no {_LAST} in it)")
     try:
         files = {file: (folder / file).read_bytes() for file in FILES}
+    except FileNotFoundError as error:
+        raise Damaged(f"{folder} cannot be read: {error.strerror}: {_STATE}") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from error
     return decode(files, str(folder))

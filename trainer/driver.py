@@ -105,19 +105,23 @@ def _default_out() -> Path:
 
 
 def _resume_from(resume: str, storage: Storage) -> str | None:
-    """The checkpoint of another run to start from; None: the newest of this one, or afresh.
+    """The checkpoint of another run to start from; None: the newest of this one, if there is any, or afresh.
 
     Raises:
         UserError: ``--resume never`` and there is one, or the path is not one.
     """
     if resume == "auto":
         return None
-    if storage.checkpoints():
-        raise UserError(
-            f"--resume {resume}: {storage.location} already holds checkpoints; give another --name, or --resume auto"
-            " to continue"
-        )
+    has_own = bool(storage.checkpoints())
     if resume == "never":
+        if has_own:
+            raise UserError(
+                f"--resume never: {storage.location} already holds checkpoints; give another --name, or --resume auto"
+                " to continue"
+            )
+        return None
+    if has_own:
+        say(f"--resume {resume} has no effect: continuing from {storage.location}")
         return None
     given = open_storage(resume)
     if names := given.checkpoints():

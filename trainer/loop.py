@@ -149,7 +149,7 @@ def _stretch(
     configuration's.
 
     Raises:
-        Diverged: a loss was not finite at the end of a tick, or a weight at a snapshot.
+        Diverged: a loss was not finite at the end of a tick, or a weight before it was to be saved.
     """
     rank, world_size, device = context.rank, context.world_size, context.device
     torch.manual_seed(config.seed)  # every rank builds the same networks
@@ -200,14 +200,16 @@ def _stretch(
             if recorder:
                 recorder.tick(values | _hyperparameters(gan) | _unusable(batches), position.nimg)
             notice = context.notice()
+            if (at_snapshot or notice) and not from_rank_zero(gan.is_finite()):
+                raise Diverged(f"weights not finite at {position.nimg / 1000:g} kimg", gan.lr_scale)
             allowance.look()
             if at_snapshot:
                 _snapshot(context, gan, position, recorder, evaluator, allowance, is_last=step == total)
             elif notice:
                 _save(context, gan, position, recorder)
-            if notice and recorder:
-                recorder.saver.finish()
             if notice == "stop":
+                if recorder:
+                    recorder.saver.finish()
                 return "stopped"
             meter = Meter(position.nimg)
     if recorder:
@@ -312,8 +314,6 @@ def _snapshot(
     is_last: bool,
 ) -> None:
     """Samples, metric, best generator, checkpoint. Every rank takes part in the metric and in the report."""
-    if not gan.is_finite():
-        raise Diverged(f"weights not finite at {position.nimg / 1000:g} kimg", gan.lr_scale)
     gan.settle_average()
     values = {}
     if is_last or allowance.allows():

@@ -29,7 +29,8 @@ class Options(Config):
     workers: str | None = None
     """0: in this process, without Ray. N: so many workers of Ray Train. MIN:MAX: elastic. Default: GPUs, else 1."""
     resume: str = "auto"
-    """auto: continue the run of this name if it has checkpoints. never: refuse to. PATH: start from that checkpoint."""
+    """auto: continue the run of this name if it has checkpoints. never: refuse to. PATH: begin a new run at that
+    checkpoint."""
     init_from: str | None = None
     """Begin a new run with the weights of this run, checkpoint or .safetensors file: layers that fit, also across
     sizes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
 import math
 import time
@@ -56,7 +57,7 @@ class Recorder:
     """Rank 0's records of one training in its storage and in MLflow."""
 
     def __init__(self, manifest: Manifest, storage: Storage, tracker: Tracker, run_id: str | None) -> None:
-        self.manifest, self.run_dir, self.tracker, self.run_id = manifest, storage.work, tracker, run_id
+        self.manifest, self.storage, self.tracker, self.run_id = manifest, storage, tracker, run_id
         self.saver = Saver(storage, lambda problem: self.note("save", problem))
 
     def start(self, gan: GAN, nimg: int) -> None:
@@ -65,12 +66,10 @@ class Recorder:
         self.began, self.began_at, self.nimg = time.perf_counter(), nimg, nimg
         self.gap = CriticGap(self.manifest)
         self.tracker.rewind(nimg)
-        (self.run_dir / "samples").mkdir(parents=True, exist_ok=True)
         if nimg == 0:
             reals = torch.cat(list(itertools.islice(eval_images(self.manifest, "train", batch_size=64), 4)))
-            picture = _grid(reals[: gan.config.track.grid])
-            picture.save(self.run_dir / "reals.png")
-            self.tracker.log_artifact(self.run_dir / "reals.png", "samples")
+            if path := self._keep("reals.png", _grid(reals[: gan.config.track.grid])):
+                self.tracker.log_artifact(path, "samples")
             gan.settle_average()
             self._log_samples(gan, nimg)
 
@@ -140,10 +139,20 @@ class Recorder:
 
     def _log_samples(self, gan: GAN, nimg: int) -> None:
         """One grid of the same seeds each time, so that a series of grids shows the training."""
-        path = self.run_dir / "samples" / f"fakes_{nimg // 1000:06d}kimg.png"
         picture = _grid(generate(gan, range(gan.config.track.grid)))
-        picture.save(path)
-        self.tracker.log_grid("fakes", nimg, path)
+        if path := self._keep(f"samples/fakes_{nimg // 1000:06d}kimg.png", picture):
+            self.tracker.log_grid("fakes", nimg, path)
+
+    def _keep(self, name: str, picture: Image.Image) -> Path | None:
+        """Write a picture into the run's folder; None, and a note, if the disk does not take it."""
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        try:
+            self.storage.write(name, data.getvalue())
+        except OSError as error:
+            self.note("save", f"{name} not kept in {self.storage.work} ({error.strerror})")
+            return None
+        return self.storage.work / name
 
 
 def _grid(pictures: Tensor) -> Image.Image:

@@ -85,6 +85,7 @@ class Saver:
         keep = [name for name in names if checkpoint.position(name) <= nimg][-checkpoint.NUM_TO_KEEP :]
         for name in set(names) - set(keep):
             self._storage.remove(name)
+        self._storage.sweep()
 
     def _collect(self) -> None:
         """Wait for the save that is going on."""
@@ -95,6 +96,9 @@ class Saver:
             job.result()
         except (OSError, UserError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            if self._unsaved is None:
+                self._complain(f"older checkpoints stay in {self._storage.location} ({reason}) until the next is kept")
+                return
             self._complain(
                 f"checkpoint not kept in {self._storage.location} ({reason}); training goes on with "
                 f"{self._kept or 'what was there before'} as the last good one, and tries again at the next"

@@ -50,10 +50,9 @@ class Storage:
         """
         try:
             self.work.mkdir(parents=True, exist_ok=True)
+            self.sweep()
         except OSError as error:
             raise UserError(f"cannot make {self.work} ({error.strerror}); give another --out") from error
-        for cut_off in self.work.glob(f"{_HIDDEN}{checkpoint.PREFIX}*"):
-            shutil.rmtree(cut_off)
 
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints that were written to their end, oldest first. Raises UserError."""
@@ -64,16 +63,17 @@ class Storage:
         return checkpoint.load(self.work / name)
 
     def newest(self) -> tuple[str, dict[str, Any]] | None:
-        """Name and state of the newest checkpoint that can be read; those that cannot are passed over in words.
+        """Name and state of the newest checkpoint that is not damaged; those that are, are passed over in words.
 
         Raises:
-            UserError: there are checkpoints, but none can be read.
+            UserError: all are damaged, or one cannot be read for another reason. An older one would do for now, but
+                what follows it would replace the newer one.
         """
         names = self.checkpoints()
         for older, name in zip([*names[-2::-1], None], names[::-1], strict=False):
             try:
                 return name, self.load(name)
-            except UserError as error:
+            except checkpoint.Damaged as error:
                 if older is None:
                     raise
                 say(f"warning: {error}; taking {older}, the checkpoint before, instead of {name}")
@@ -95,6 +95,11 @@ class Storage:
         """Forget a checkpoint. Raises OSError."""
         going = (self.work / name).rename(self.work / f"{_HIDDEN}{name}-{uuid.uuid4().hex}")
         shutil.rmtree(going)
+
+    def sweep(self) -> None:
+        """Remove what cut-off saves and removals have left, while nothing is being saved. Raises OSError."""
+        for cut_off in self.work.glob(f"{_HIDDEN}{checkpoint.PREFIX}*"):
+            shutil.rmtree(cut_off)
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file of the run, in ``work``. Raises OSError."""
@@ -125,9 +130,10 @@ class Bucket(Storage):
         self._known: dict[str, tuple[int, int]] = {}  # size and time of change of files as they were brought last
 
     def make(self) -> None:
-        super().make()
         try:
+            self.work.mkdir(parents=True, exist_ok=True)
             self._put(f"{_HIDDEN}writable", b"")
+            self.sweep()
         except OSError as error:
             raise UserError(f"cannot write {self.location} ({error}); give another --out") from error
 
@@ -141,6 +147,8 @@ class Bucket(Storage):
         where = join(self.location, name)
         try:
             files = {file: self._get(f"{name}/{file}") for file in checkpoint.FILES}
+        except FileNotFoundError as error:
+            raise checkpoint.Damaged(f"{where} cannot be read: {error}") from error
         except OSError as error:
             raise UserError(f"{where} cannot be read: {error}") from error
         return checkpoint.decode(files, where)
@@ -151,8 +159,15 @@ class Bucket(Storage):
 
     def remove(self, name: str) -> None:
         for file in reversed(checkpoint.FILES):
-            path = f"{self.path}/{name}/{file}"
-            attempt(lambda path=path: self.place.rm_file(path), path)  # type: ignore[misc]
+            self._remove(f"{name}/{file}")
+
+    def sweep(self) -> None:
+        names = self._names()
+        whole = {name.partition("/")[0] for name in names if checkpoint.is_last_file(name)}
+        for name in names:
+            folder, _, file = name.partition("/")
+            if file in checkpoint.FILES and folder.startswith(checkpoint.PREFIX) and folder not in whole:
+                self._remove(name)
 
     def pull(self) -> None:
         """What has changed here since it was brought to the bucket stays: a killed process left it."""
@@ -188,6 +203,10 @@ class Bucket(Storage):
     def _get(self, name: str) -> bytes:
         path = f"{self.path}/{name}"
         return attempt(lambda: self.place.cat_file(path), path)
+
+    def _remove(self, name: str) -> None:
+        path = f"{self.path}/{name}"
+        attempt(lambda: self.place.rm_file(path), path)
 
     def _put(self, name: str, data: bytes) -> None:
         path = f"{self.path}/{name}"
