@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import secrets
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from trainer.launch import Workers
 from trainer.loop import plan, stalled
 from trainer.models import build_discriminator, build_generator, grown_kimg, num_parameters
 from trainer.options import Options, parse, parse_workers, split_recipe, value_of
-from trainer.outbox import redact
+from trainer.outbox import brief, redact
 from trainer.recipes import FAMILIES, SIZES, resolve
 from trainer.recorder import Position
 from trainer.saver import BEST
@@ -190,11 +192,19 @@ def _train(
     config = options.config()
     manifest = open_data(options.data, config.model.size, config.loader)
     storage.make()
-    storage.pull()
+    with _in_words(storage):
+        storage.pull()
     # Beside a bucket an SQLite file cannot lie.
     uri = server.resolve_uri(config.track.uri, _default_out() if isinstance(storage, Bucket) else storage.work.parent)
-    # A password in the address is for this process and its workers, not for what is written.
-    config = replace(config, track=replace(config.track, uri=config.track.uri and redact(config.track.uri)))
+    if config.track.uri and config.track.uri != (public := redact(config.track.uri)):
+        # A password is for this process and what inherits its environment, not for what is written or sent.
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+        config = replace(config, track=replace(config.track, uri=public))
+        if workers and "RAY_ADDRESS" in os.environ:
+            say(
+                "warning: the password in --track.uri is not sent to the cluster; without one in the environment of its"
+                " nodes (docs/cluster.md) MLflow gets the records at the end"
+            )
     known = _recorded_run_id(storage.work, uri)
     if (newest := storage.newest()) is not None:
         _, state = newest
@@ -205,29 +215,30 @@ def _train(
             longer = "--kimg" if position.nimg >= config.kimg * 1000 else "--stop.patience-kimg"
             say(f"{storage.location} is finished; a larger {longer} trains it further")
             return summary(storage)
-    run_id = tracking.open_run(
-        storage.work,
-        uri,
-        config.track.experiment,
-        config=config.to_dict(),
-        manifest=manifest,
-        run_id=known,
-        offline=config.track.offline,
-    )
-    surroundings = {
-        "data": manifest.root,
-        "dataset_digest": manifest.digest,
-        "mlflow_run_id": run_id,
-        "tracking_uri": redact(uri),
-    }
-    storage.write("config.json", json.dumps(config.to_dict() | surroundings, indent=2).encode() + b"\n")
-    storage.push()
+    with _in_words(storage):
+        run_id = tracking.open_run(
+            storage.work,
+            uri,
+            config.track.experiment,
+            config=config.to_dict(),
+            manifest=manifest,
+            run_id=known,
+            offline=config.track.offline,
+        )
+        surroundings = {
+            "data": manifest.root,
+            "dataset_digest": manifest.digest,
+            "mlflow_run_id": run_id,
+            "tracking_uri": redact(uri),
+        }
+        storage.write("config.json", json.dumps(config.to_dict() | surroundings, indent=2).encode() + b"\n")
+        storage.push()
     say(f"run {storage.location}")
     job = launch.Job(
         config=config.to_dict(),
         data=manifest.root if options.data else None,
         location=storage.location,
-        tracking_uri=uri,
+        tracking_uri=redact(uri),
         run_id=run_id,
         resume_from=resume_from,
         init_from=str(init_from) if init_from else None,
@@ -240,7 +251,8 @@ def _train(
         finally:
             # Rank 0 may have worked on another machine. Its records come first: what is added to older ones here, and
             # pushed, would replace them.
-            storage.pull()
+            with _in_words(storage):
+                storage.pull()
             is_here = True
         if outcome.status == "stopped":
             status = "KILLED"
@@ -248,7 +260,8 @@ def _train(
             raise SystemExit(128 + signal.SIGTERM)
         is_trained = (storage.work / BEST).is_file()
         if is_trained:
-            finish(storage.work, config.track.model, manifest.root)
+            with _in_words(storage):
+                finish(storage.work, config.track.model, manifest.root)
         if outcome.status == "diverged":
             kept = "the best generator until then is exported" if is_trained else "nothing is there to export"
             raise UserError(f"{outcome.message}; {kept}; lower --optim.g-lr and --optim.d-lr, or give --stop.rollbacks")
@@ -260,9 +273,21 @@ def _train(
     finally:
         if is_here:
             leave_report(storage.work, status)
-            tracking.end_run(storage.work, uri, status, config.track.offline)
-            storage.push()
+            with _in_words(storage):
+                tracking.end_run(storage.work, uri, status, config.track.offline)
+                storage.push()
     return summary(storage)
+
+
+@contextlib.contextmanager
+def _in_words(storage: Storage) -> Iterator[None]:
+    """Make what a disk or a bucket refuses inside the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{storage.location} cannot be read or written ({brief(error)}); mend that, then run the same command again"
+        ) from error
 
 
 def _recorded_run_id(run_dir: Path, uri: str) -> str | None:

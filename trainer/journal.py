@@ -29,6 +29,11 @@ class Journal:
         self._waiting: deque[bytes] = deque()
         self._failing = False
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are records that the disk did not take so far."""
+        return bool(self._waiting)
+
     def append(self, record: Record) -> None:
         """Write ``record``, plain JSON values; NaN and infinities are not among those."""
         self._waiting.append(json.dumps(record, allow_nan=False).encode() + b"\n")

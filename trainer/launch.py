@@ -21,13 +21,14 @@ from trainer.data.drawn import open_data
 from trainer.loop import Outcome, Run, train
 from trainer.outbox import brief
 from trainer.recorder import Recorder
+from trainer.server import with_password
 from trainer.storage import Bucket, Storage, open_storage
 from trainer.tracking import Tracker
 
 Workers = int | tuple[int, int]
 
-MAX_FAILURES = 3
-"""Of workers, without a new checkpoint in between."""
+MAX_FAILURES = 4
+"""Losses of workers since the last new checkpoint, the last one of which ends a training."""
 
 _RESIZE_SECONDS = 30.0  # between looks at whether an elastic training can grow
 
@@ -51,6 +52,7 @@ class Job:
     location: str
     """Of the run, a path or URL."""
     tracking_uri: str
+    """Without a password, which the workers have from their environment: see ``server.with_password``."""
     run_id: str
     resume_from: str | None
     init_from: str | None = None
@@ -112,21 +114,20 @@ def cluster_gpus() -> int:
 
 
 def run_on_ray(job: Job, workers: Workers) -> Outcome:
-    """Train with Ray Train V2: restarted from the newest checkpoint when workers or nodes are lost, as often as it
-    takes, as long as there is a new checkpoint between ``MAX_FAILURES`` of them.
+    """Train with Ray Train V2: restarted from the newest checkpoint when workers or nodes are lost, until that has
+    happened ``MAX_FAILURES`` times without a new checkpoint. Announced preemptions do not count.
 
     Checkpoints are kept by the training itself, so those of every kind of run lie in the same place, and each kind
     continues what the other began. Ray Train keeps its own notes beside them.
 
     Raises:
-        UserError: the cluster is too small, or a worker met a mistake of the user's.
+        UserError: the cluster is too small, a worker met a mistake of the user's, or the workers fail again and again.
         KeyboardInterrupt: stopped by Ctrl-C.
-        ray.train.TrainingFailedError: the workers fail again and again.
     """
     least, most = (workers, workers) if isinstance(workers, int) else workers
     connect_ray(most)
     import ray
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = ray.cluster_resources()
@@ -147,37 +148,46 @@ def run_on_ray(job: Job, workers: Workers) -> Outcome:
         ),
         run_config=RunConfig(
             **_ray_storage(storage),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            # What becomes of a failure is said below; Ray's own words about it, with tracebacks of its actors, are in
-            # the session's log files.
+            failure_config=FailureConfig(max_failures=0),  # what becomes of one is decided here
+            # And said here; Ray's own words about it, with tracebacks of its actors, are in the session's log files.
             logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]
-            callbacks=[_losses()],
         ),
         torch_config=TorchConfig(backend="nccl" if unit == "GPU" else "gloo"),
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with _on_sigterm(bell.ring.remote):
-            while True:
-                before = storage.checkpoints()[-1:]
-                try:
-                    result = trainer.fit()
-                    break
-                except TrainingFailedError:
-                    if storage.checkpoints()[-1:] == before:
-                        raise
-                    say(f"workers failed {MAX_FAILURES + 1} times, but got on in between: trying again")
+            return Outcome(**_insist(trainer.fit, storage).return_value)
     except SystemExit:
         # fit() has a handler for Ctrl-C of its own, which ends with this.
         raise KeyboardInterrupt from None
-    except TrainingFailedError as error:
-        for failure in getattr(error, "worker_failures", {}).values():
-            if isinstance(failure, UserError):
-                raise failure from None
-        raise
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
-    return Outcome(**result.return_value)  # type: ignore[attr-defined]
+
+
+def _insist(fit: Callable[[], Any], storage: Storage) -> Any:
+    """Train until ``fit`` returns, in spite of lost workers, see ``run_on_ray``."""
+    from ray.train import WorkerGroupError
+
+    failures, newest = 0, storage.checkpoints()[-1:]
+    while True:
+        try:
+            return fit()
+        except WorkerGroupError as error:
+            lost = error.worker_failures
+        for failure in lost.values():
+            if isinstance(failure, UserError):
+                raise failure
+        before, newest = newest, storage.checkpoints()[-1:]
+        failures = failures + 1 if newest == before else 1
+        ranks = ", ".join(map(str, sorted(lost)))
+        reasons = "; ".join(sorted({brief(failure) for failure in lost.values()}))
+        if failures == MAX_FAILURES:
+            raise UserError(
+                f"workers were lost {failures} times without a new checkpoint, at last worker {ranks} ({reasons}); the"
+                " same command continues from the last checkpoint"
+            )
+        say(f"warning: lost worker {ranks} ({reasons}); going on from the last checkpoint")
 
 
 def _ray_storage(storage: Storage) -> dict[str, Any]:
@@ -189,19 +199,6 @@ def _ray_storage(storage: Storage) -> dict[str, Any]:
     folder = storage.path.rpartition("/")[0]
     files = PyFileSystem(FSSpecHandler(storage.place))
     return {"name": storage.name, "storage_path": folder, "storage_filesystem": files}
-
-
-def _losses() -> Any:
-    """What says in a line that workers were lost. Ray Train calls it in a process of its own."""
-    from ray.train import UserCallback
-
-    class Losses(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            ranks = ", ".join(map(str, sorted(worker_exceptions)))
-            reasons = "; ".join(sorted({brief(error) for error in worker_exceptions.values()}))
-            say(f"warning: lost worker {ranks} ({reasons}); going on from the last checkpoint")
-
-    return Losses()
 
 
 def _hang_bell() -> Any:
@@ -255,7 +252,7 @@ def work(job: Job, context: Context) -> Outcome:
     threads = f"{torch.get_num_threads()} CPU thread(s) each" if context.device.type == "cpu" else context.device.type
     say(f"training {config.recipe} on {workers}, {threads}")
     run.storage.pull()
-    tracker = Tracker(run.storage.work, None if config.track.offline else job.tracking_uri)
+    tracker = Tracker(run.storage.work, None if config.track.offline else with_password(job.tracking_uri))
     try:
         return train(config, manifest, context, run, Recorder(manifest, run.storage, tracker, job.run_id))
     finally:

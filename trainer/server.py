@@ -43,6 +43,13 @@ def resolve_uri(uri: str | None, out: Path) -> str:
     return uri if path is None else f"{_SQLITE}{path}"
 
 
+def with_password(uri: str) -> str:
+    """``uri`` with the user and password that MLFLOW_TRACKING_URI has for it, if it does: what is written down, or
+    travels to workers, has none."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return given if redact(given) == uri else uri
+
+
 def sqlite_path(uri: str) -> Path | None:
     """The file of an SQLite URI, absolute; None for anything else."""
     return Path(uri.removeprefix(_SQLITE).partition("?")[0]).resolve() if uri.startswith(_SQLITE) else None

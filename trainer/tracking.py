@@ -34,7 +34,16 @@ from trainer.data.manifest import Manifest
 from trainer.delivery import Delivery
 from trainer.journal import Journal
 from trainer.outbox import Courier, Memo, Outbox, redact
-from trainer.server import as_user_errors, connect, failures, find_run, reach, resolve_uri, sqlite_path
+from trainer.server import (
+    as_user_errors,
+    connect,
+    failures,
+    find_run,
+    reach,
+    resolve_uri,
+    sqlite_path,
+    with_password,
+)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -74,7 +83,7 @@ def open_run(
         becomes the run's tag ``catgan.run``.
 
     Raises:
-        UserError: MLflow does not answer, or does not know the run.
+        UserError: MLflow does not answer, or does not know the run, or the disk is full.
     """
     outbox = Outbox(run_dir)
     memo = outbox.memo()
@@ -109,6 +118,8 @@ def open_run(
             "dataset": _dataset(manifest),
         }
     )
+    if outbox.journal.is_behind:
+        raise UserError(f"{outbox.journal.path} cannot be written; make room, then run it again")
     if not offline:
         _deliver(run_dir, uri)
     return key if key == run_id or offline else str(outbox.memo()["run_id"])
@@ -147,10 +158,7 @@ def sync(run_dir: Path, uri: str | None = None) -> dict[str, Any]:
     opened = [record for record, _ in outbox.journal.read() if record["kind"] == "open"]
     if not opened:
         raise UserError(f"{run_dir} holds no records for MLflow (outbox.jsonl); give the folder of a run")
-    if uri is None:
-        uri, given = opened[-1]["uri"], os.environ.get("MLFLOW_TRACKING_URI", "")
-        uri = given if redact(given) == uri else uri
-    uri = resolve_uri(uri, run_dir.parent)
+    uri = resolve_uri(uri or with_password(opened[-1]["uri"]), run_dir.parent)
     left = outbox.left()
     say(f"{left} records for MLflow at {redact(uri)}")
     delivered = 0

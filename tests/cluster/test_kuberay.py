@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import os
+import re
 import shlex
 import tomllib
 from collections.abc import Iterator
@@ -113,6 +114,17 @@ def test_a_wrong_value_is_found(validators: dict[str, jsonschema.Draft7Validator
     manifest["spec"]["authOptions"]["mode"] = "password"
     found = {error.json_path for error in validators["RayCluster"].iter_errors(manifest)}
     assert found == {"$.spec.workerGroupSpecs[0].maxReplicas", "$.spec.authOptions.mode"}
+
+
+def test_what_the_documentation_shows_of_redis_fits_kuberays_schema(
+    validators: dict[str, jsonschema.Draft7Validator],
+) -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+    options = yaml.safe_load(shown)
+    assert set(options) == {"gcsFaultToleranceOptions"}
+    manifest = _load("raycluster.yaml")
+    manifest["spec"] |= options
+    assert list(validators["RayCluster"].iter_errors(manifest)) == []
 
 
 def test_the_network_policy_fits_kubernetes_schema() -> None:
