@@ -22,10 +22,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from cluster import local
+from trainer import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0
 TICK, SNAPSHOT = 16, 512  # images
+NOTICE_S = 60  # of a preemption
 
 OPTIONS = [
     *("--workers", "1:2", "--eval.extractor", "efflite0", "--eval.num", "256", "--batch", "8", "--precision", "fp32"),
@@ -167,7 +169,10 @@ def test_a_training_survives_its_workers_nodes_driver_and_head(training: Trainin
     training.until_it_gets_on("the start")
 
     training.until(training.is_evaluating, "evaluation")
-    kill(nodes.workers()[-1])
+    lost = nodes.workers()[-1]
+    kill(lost)
+    psutil.wait_procs([lost], timeout=PATIENCE_S)
+    assert training.is_evaluating(), "the kill came after the evaluation"
     training.until_it_gets_on("the loss of a worker in an evaluation")
     assert "warning: lost worker" in training.said()
     assert "Traceback" not in training.said()
@@ -186,12 +191,15 @@ def test_a_training_survives_its_workers_nodes_driver_and_head(training: Trainin
 
     (leaving,) = (node for node, is_head in nodes.live().items() if not is_head)
     drain = ["--node-id", leaving, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    deadline = time.time() + NOTICE_S
     drained = nodes.sandbox.run(
         *("ray", "drain-node", "--address", f"127.0.0.1:{nodes.sandbox.port}", *drain),
-        *("--deadline-remaining-seconds", "60"),
+        *("--deadline-remaining-seconds", str(NOTICE_S)),
     )
     assert drained.returncode == 0, drained.stdout
     training.until(lambda: training.newest() % SNAPSHOT, "checkpoint out of turn, at the notice of a preemption")
+    saved = training.run_dir / checkpoint.folder_name(training.newest()) / "checkpoint.json"
+    assert saved.stat().st_mtime < deadline, "the node would have gone before"
 
     assert training.process is not None
     training.process.send_signal(signal.SIGTERM)

@@ -125,6 +125,22 @@ def test_another_format_version_is_refused(tmp_path: Path):
         checkpoint.load(tmp_path)
 
 
+def test_only_damage_makes_the_checkpoint_before_the_newest(tmp_path: Path):
+    """The one after it would be removed in time, though it is good."""
+    older, newer = (tmp_path / checkpoint.folder_name(n) for n in (8, 16))
+    save(trained(0), older)
+    forge(newer, b"", format_version=99)
+    with pytest.raises(UserError, match="version 99"):
+        Storage(tmp_path).newest()
+    forge(newer, b"not what was written", sha256="")
+    assert Storage(tmp_path).newest()[0] == older.name
+    (newer / "state.pt").unlink()
+    assert Storage(tmp_path).newest()[0] == older.name
+    (newer / "state.pt").mkdir()  # stands for a disk that does not answer
+    with pytest.raises(UserError, match=f"{newer.name} cannot be read"):
+        Storage(tmp_path).newest()
+
+
 def test_generators_come_from_weights_runs_and_checkpoints(tmp_path: Path):
     gan = trained()
     info = {"recipe": "tiny", "kimg": 1.5, "metric": None, "config": CONFIG.to_dict()}

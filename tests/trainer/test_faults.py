@@ -1,19 +1,16 @@
 """What may happen to a training in one process, and what is lost then: nothing but time."""
 
+import errno
 import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from urllib.request import Request, urlopen
 
-import boto3
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
-from s3fs import S3FileSystem
 
 from infer.command import UserError
 from tests.trainer.test_loop import CONFIG, Notes, run, same, without_times
@@ -24,7 +21,7 @@ from trainer.data.manifest import Manifest
 from trainer.loop import Allowance, Run, train
 from trainer.recorder import Position, Recorder
 from trainer.step import GAN
-from trainer.storage import Storage, open_storage
+from trainer.storage import Storage
 
 
 class Watch(Notes):
@@ -131,6 +128,18 @@ def test_a_full_disk_stops_nothing(manifest: Manifest, tmp_path: Path, capsys):
     assert info["metric"]["value"] == min(values), "the best of the failed attempt is not forgotten"
 
 
+def test_old_checkpoints_that_cannot_be_removed_are_not_taken_for_unsaved_ones(
+    manifest: Manifest, tmp_path: Path, monkeypatch
+):
+    def refuse(self: Storage, name: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Storage, "remove", refuse)
+    assert run(CONFIG, manifest, tmp_path, notes := Notes()).status == "done"
+    assert notes.notes == [("save", f"older checkpoints stay in {tmp_path} (Permission denied) until the next is kept")]
+    assert len(checkpoint.find_all(tmp_path)) == 3
+
+
 def test_divergence_stops_within_a_tick_and_keeps_the_best(manifest: Manifest, tmp_path: Path, monkeypatch):
     poison(monkeypatch, 72, 0.0)
     outcome = run(CONFIG, manifest, tmp_path, Notes())
@@ -156,6 +165,25 @@ def test_a_weight_that_is_lost_in_the_last_step_is_not_saved(manifest: Manifest,
     outcome = run(CONFIG, manifest, tmp_path, Notes())
     assert (outcome.status, outcome.message) == ("diverged", "weights not finite at 0.128 kimg")
     assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(64)]
+
+
+def test_a_weight_that_is_lost_before_a_notice_is_not_saved(manifest: Manifest, tmp_path: Path, monkeypatch):
+    honest, context, storage = GAN.step, LocalContext(), Storage(tmp_path)
+
+    def step(self, reals, nimg, more_reals=None):
+        stats = honest(self, reals, nimg, more_reals)
+        if nimg == 88:
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(float("nan"))
+            context.stop()
+        return stats
+
+    monkeypatch.setattr(GAN, "step", step)
+    storage.make()
+    recorder = Recorder(manifest, storage, Notes(), "the-run")  # type: ignore[arg-type]
+    outcome = train(CONFIG, manifest, context, Run(storage, "the-run"), recorder)
+    assert (outcome.status, outcome.message) == ("diverged", "weights not finite at 0.096 kimg")
+    assert storage.checkpoints() == [checkpoint.folder_name(64)]
 
 
 def test_rollback_halves_the_learning_rates_until_it_passes(manifest: Manifest, tmp_path: Path, monkeypatch):
@@ -241,78 +269,3 @@ def test_the_best_by_another_measure_is_not_the_best(manifest: Manifest, tmp_pat
     best = checkpoint.load(checkpoint.find_all(tmp_path)[-1])["best"]
     assert (best["name"], best["kimg"]) == ("fd24_efflite0", other.kimg)
     assert best["value"] > 0
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
-    """The bucket ``cats`` of a server that speaks S3. The fixture's value has it refuse all, or take all again."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    S3FileSystem.clear_instance_cache()  # an earlier test's has another address
-    environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "testing"}
-    environment |= {"AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in (environment | {"CATGAN_CACHE": str(tmp_path / "cache")}).items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="cats")
-
-    def refuse(everything: bool) -> None:
-        allowed = b"0" if everything else b"1000000"
-        with urlopen(
-            Request(f"http://{host}:{port}/moto-api/reset-auth", allowed, {"Content-Type": "text/plain"})
-        ) as answer:
-            assert answer.status == 200
-
-    try:
-        yield refuse
-    finally:
-        refuse(False)
-        server.stop()
-
-
-def train_in(location: str, config: Config, manifest: Manifest, notes: Notes) -> Storage:
-    storage = open_storage(location)
-    storage.make()
-    storage.pull()
-    recorder = Recorder(manifest, storage, notes, "the-run")  # type: ignore[arg-type]
-    assert train(config, manifest, LocalContext(), Run(storage, "the-run"), recorder).status == "done"
-    storage.push()
-    return storage
-
-
-def test_a_run_in_a_bucket_goes_on_elsewhere_and_survives_refusal(
-    manifest: Manifest, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch
-):
-    run(CONFIG, manifest, tmp_path / "whole", Notes())
-    notes = Watch(at_64=lambda: bucket(True), at_96=lambda: bucket(False))
-    first = train_in("s3://cats/runs/one", replace(CONFIG, kimg=0.128), manifest, notes)
-    ((kind, text),) = notes.notes
-    assert kind == "save"
-    assert "not kept in s3://cats/runs/one" in text
-    assert first.checkpoints() == [checkpoint.folder_name(128)]
-
-    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache of another machine"))
-    second = train_in("s3://cats/runs/one/", CONFIG, manifest, notes)
-    assert second.work != first.work
-    assert second.checkpoints() == [checkpoint.folder_name(n) for n in (128, 192)]
-    assert same(end_of(tmp_path / "whole"), without_times(second.load(second.checkpoints()[-1])))
-    third = open_storage("s3://cats/runs/one")
-    for path in second.work.rglob("*"):
-        path.unlink() if path.is_file() else None
-    third.pull()
-    names = {path.relative_to(third.work).as_posix() for path in third.work.rglob("*") if path.is_file()}
-    assert names == {"reals.png", "samples/fakes_000000kimg.png", "best/gen.safetensors"}
-
-    second.save(checkpoint.folder_name(256), {"state.pt": b"cut", "checkpoint.json": b"off"})
-    assert third.newest()[0] == checkpoint.folder_name(192)
-
-
-def test_a_bucket_that_refuses_from_the_start_is_said_at_once(bucket: Callable[[bool], None]):
-    with pytest.raises(UserError, match="nothing can be written to a web server"):
-        open_storage("http://127.0.0.1/runs/one")
-    storage = open_storage("s3://cats/runs/two")
-    bucket(True)
-    with pytest.raises(UserError, match=r"cannot write s3://cats/runs/two .*give another --out"):
-        storage.make()
-    with pytest.raises(UserError, match="cannot look into s3://cats/runs/two"):
-        storage.checkpoints()

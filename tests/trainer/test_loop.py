@@ -30,6 +30,7 @@ from trainer.loop import Outcome, Run, plan, train
 from trainer.losses import LOSSES
 from trainer.recipes import FAMILIES
 from trainer.recorder import Recorder
+from trainer.step import GAN
 from trainer.storage import Storage
 
 CONFIG = Config(
@@ -233,14 +234,30 @@ def test_unusable_pictures_are_counted_by_shard_and_too_many_stop_the_training(s
         run(CONFIG, strict, tmp_path / "other", Notes())
 
 
-def test_another_world_size_draws_fresh_random_numbers(manifest: Manifest, tmp_path: Path):
-    run(replace(CONFIG, kimg=0.064), manifest, tmp_path, Notes())
-    (folder,) = checkpoint.find_all(tmp_path)
+def test_another_world_size_draws_fresh_random_numbers(manifest: Manifest, tmp_path: Path, monkeypatch):
+    """None that were drawn before the checkpoint, none that a rank of before would have drawn, always the same."""
+    honest, drawn = GAN.step, []
+
+    def step(self: GAN, *arguments: object) -> dict:
+        drawn[-1].append(torch.get_rng_state().numpy().tobytes())
+        return honest(self, *arguments)  # type: ignore[arg-type]
+
+    def states(kimg: float, folder: Path) -> list[bytes]:
+        drawn.append([])
+        run(replace(CONFIG, kimg=kimg), manifest, folder, Notes())
+        return drawn[-1]
+
+    monkeypatch.setattr(GAN, "step", step)
+    before = states(0.064, tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    (folder,) = checkpoint.find_all(tmp_path / "two")
     state = checkpoint.load(folder)
     state["rng"] = state["rng"] * 2  # as two ranks would have left it
-    Storage(tmp_path).save(folder.name, checkpoint.encode(state))
-    run(CONFIG, manifest, tmp_path, Notes())
-    assert checkpoint.load(checkpoint.find_all(tmp_path)[-1])["nimg"] == 192
+    Storage(tmp_path / "two").save(folder.name, checkpoint.encode(state))
+    shutil.copytree(tmp_path / "two", tmp_path / "three")
+    one, two, three = (states(0.096, tmp_path / name) for name in ("one", "two", "three"))
+    assert two == three
+    assert len({*before, *one, *two}) == len(before) + len(one) + len(two) == 16
 
 
 def test_another_model_is_refused(manifest: Manifest, tmp_path: Path):

@@ -1,16 +1,24 @@
 """``trainer/run.py`` as a user calls it."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from infer.command import UserError
+from tests.trainer.damage import damage
+from trainer import checkpoint, driver, launch
 from trainer.data.manifest import Manifest
+from trainer.loop import Outcome
+from trainer.server import with_password
+from trainer.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -101,6 +109,8 @@ def test_a_run_in_process_and_what_follows_it(shards: Path, tmp_path: Path):
     branch = result(run(*base, "--name", "b", "--kimg", "0.384", "--resume", folder))
     assert branch["mlflow_run_id"] != first["mlflow_run_id"]
     assert branch["kimg"] == 0.384
+    again = result(run(*base, "--name", "b", "--kimg", "0.512", "--resume", folder, "--dry-run"))
+    assert again["resume_from"] == str(tmp_path / "b" / "checkpoint_000000000384"), "its own, not those it came from"
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     logged = client.get_run(first["mlflow_run_id"])
@@ -112,22 +122,105 @@ def test_a_run_in_process_and_what_follows_it(shards: Path, tmp_path: Path):
     assert sorted(v.run_id for v in versions) == sorted([first["mlflow_run_id"]] * 2 + [branch["mlflow_run_id"]])
 
 
+EXPORT = """
+import sys, time
+import export.card
+from pathlib import Path
+from trainer.driver import main
+
+
+def stop(onnx, info, difference):
+    Path(sys.argv[1]).touch()
+    time.sleep(600)
+
+
+export.card.write_card = stop
+main(sys.argv[2:])
+"""
+
+
 @pytest.mark.slow
-def test_killed_between_training_and_export_it_ends_well_later(shards: Path, tmp_path: Path):
+def test_killed_in_the_middle_of_the_export_it_ends_well_later(shards: Path, tmp_path: Path):
     command = ["--data", shards, "--out", tmp_path, "--workers", "0", *TINY, "--name", "a", "--kimg", "0.128"]
+    exporting = tmp_path / "exporting"
     killed = subprocess.Popen(
-        [sys.executable, str(ROOT / "trainer" / "run.py"), *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", EXPORT, str(exporting), *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    while not (tmp_path / "a" / "checkpoint_000000000128" / "checkpoint.json").is_file():
+    while not exporting.is_file():
         assert killed.poll() is None
         time.sleep(0.05)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
-    assert not (tmp_path / "a" / "best" / "gen.onnx").exists()
+    best = tmp_path / "a" / "best"
+    assert (best / "gen.onnx").exists()
+    assert not (best / "card.md").exists()
 
     finished = result(run(*command))
     assert Path(finished["onnx"]).is_file()
+    assert (best / "card.md").is_file()
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (version,) = client.search_model_versions("name='catgan'")
     assert version.run_id == finished["mlflow_run_id"]
     assert len(client.get_metric_history(version.run_id, "loss/generator")) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_mistake_that_a_worker_finds_is_said_once_and_not_tried_again(shards: Path, tmp_path: Path):
+    data = shutil.copytree(shards, tmp_path / "shards")
+    for number in range(len(Manifest.load(data).splits["train"].shards)):
+        damage(Manifest.load(data), number)
+    options = ["--data", data, "--out", tmp_path, "--name", "a", "--workers", "1", "--track.offline", *TINY]
+    done = run(*options, "--kimg", "1000", "--loader.max-broken", "0.001")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("unusable") == 1, done.stderr
+    assert "unusable" in done.stderr.splitlines()[-1]
+    assert "lost worker" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_password_is_not_sent_to_workers(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    def run_on_ray(job: launch.Job, workers: launch.Workers) -> Outcome:
+        assert "secret" not in json.dumps(asdict(job))
+        assert with_password(job.tracking_uri) == "http://me:secret@127.0.0.1:9"
+        assert with_password("http://127.0.0.1:10") == "http://127.0.0.1:10"
+        return Outcome("stopped")
+
+    monkeypatch.setattr(launch, "run_on_ray", run_on_ray)
+    monkeypatch.setattr(launch, "cluster_gpus", lambda: 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    options = ["--data", str(shards), "--out", str(tmp_path), "--name", "a", "--workers", "1", "--track.offline"]
+    with pytest.raises(SystemExit):
+        driver.main([*options, "--track.uri", "http://me:secret@127.0.0.1:9"])
+    said = capsys.readouterr().err
+    assert "the password in --track.uri is not sent to the cluster" in said
+    assert "secret" not in said
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"secret" not in path.read_bytes(), path
+
+
+def test_lost_workers_are_counted_since_the_last_new_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from ray.train import WorkerGroupError
+
+    storage, attempts = Storage(tmp_path), []
+
+    def fit(new: set[int], mistake: int = 0) -> None:
+        attempts.append(len(attempts) + 1)
+        if attempts[-1] in new:
+            storage.save(checkpoint.folder_name(attempts[-1]), {"state.pt": b"", "checkpoint.json": b""})
+        error = UserError("mind your step") if attempts[-1] == mistake else ConnectionError("gone")
+        raise WorkerGroupError("", {1: error})
+
+    with pytest.raises(UserError, match=r"lost 4 times without a new checkpoint, at last worker 1 \(gone\)"):
+        launch._insist(lambda: fit(set()), storage)
+    assert len(attempts) == 4
+    assert capsys.readouterr().err.count("warning: lost worker 1 (gone)") == 3
+    attempts.clear()
+    with pytest.raises(UserError, match="lost 4 times"):
+        launch._insist(lambda: fit({3, 6}), storage)
+    assert len(attempts) == 6 + 3
+    attempts.clear()
+    with pytest.raises(UserError, match="mind your step"):
+        launch._insist(lambda: fit(set(), mistake=2), storage)
+    assert len(attempts) == 2

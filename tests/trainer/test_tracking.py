@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -110,6 +111,19 @@ def test_a_new_run_is_described(client: MlflowClient, run_id: str, uri: str) -> 
     experiment = client.get_experiment_by_name("catgan")
     assert experiment is not None
     assert Path(experiment.artifact_location) == Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+
+
+def test_a_disk_that_is_full_from_the_start_is_said_in_a_line(
+    folder: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"outbox.jsonl cannot be written; make room, then run it again"):
+            begin(folder, uri, offline=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    begin(folder, uri, offline=True)
 
 
 def test_the_data_set_is_the_runs_input(client: MlflowClient, run_id: str) -> None:
