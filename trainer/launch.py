@@ -167,27 +167,27 @@ def run_on_ray(job: Job, workers: Workers) -> Outcome:
 
 def _insist(fit: Callable[[], Any], storage: Storage) -> Any:
     """Train until ``fit`` returns, in spite of lost workers, see ``run_on_ray``."""
-    from ray.train import WorkerGroupError
+    from ray.train import TrainingFailedError
 
     failures, newest = 0, storage.checkpoints()[-1:]
     while True:
         try:
             return fit()
-        except WorkerGroupError as error:
-            lost = error.worker_failures
-        for failure in lost.values():
-            if isinstance(failure, UserError):
-                raise failure
-        before, newest = newest, storage.checkpoints()[-1:]
-        failures = failures + 1 if newest == before else 1
-        ranks = ", ".join(map(str, sorted(lost)))
-        reasons = "; ".join(sorted({brief(failure) for failure in lost.values()}))
-        if failures == MAX_FAILURES:
-            raise UserError(
-                f"workers were lost {failures} times without a new checkpoint, at last worker {ranks} ({reasons}); the"
-                " same command continues from the last checkpoint"
-            )
-        say(f"warning: lost worker {ranks} ({reasons}); going on from the last checkpoint")
+        except TrainingFailedError as error:
+            lost: dict[int, Exception] = getattr(error, "worker_failures", {})  # else Ray's controller failed
+            for failure in lost.values():
+                if isinstance(failure, UserError):
+                    raise failure from None
+            before, newest = newest, storage.checkpoints()[-1:]
+            failures = failures + 1 if newest == before else 1
+            who = "worker " + ", ".join(map(str, sorted(lost))) if lost else "Ray Train's controller"
+            reasons = "; ".join(sorted({brief(failure) for failure in lost.values()} or {brief(error)}))
+            if failures == MAX_FAILURES:
+                raise UserError(
+                    f"workers were lost {failures} times without a new checkpoint, at last {who} ({reasons}); the same"
+                    " command continues from the last checkpoint, and --debug shows where it was"
+                ) from error
+            say(f"warning: lost {who} ({reasons}); going on from the last checkpoint")
 
 
 def _ray_storage(storage: Storage) -> dict[str, Any]:
