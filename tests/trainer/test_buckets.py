@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,8 @@ from infer.command import UserError
 from tests.trainer.test_faults import Watch, end_of
 from tests.trainer.test_loop import CONFIG, Notes, run, same, without_times
 from tests.trainer.test_run import TINY
-from trainer import checkpoint, driver, launch, storage as storages
+from trainer import checkpoint, driver, launch
+from trainer import storage as storages
 from trainer.config import Config
 from trainer.context import LocalContext, Notice
 from trainer.data.manifest import Manifest

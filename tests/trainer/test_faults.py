@@ -15,7 +15,7 @@ import torch
 from infer.command import UserError
 from tests.trainer.test_loop import CONFIG, Notes, run, same, without_times
 from trainer import checkpoint, launch
-from trainer.config import Config, EvalConfig, LoaderConfig, StopConfig
+from trainer.config import EvalConfig, LoaderConfig, StopConfig
 from trainer.context import LocalContext
 from trainer.data.manifest import Manifest
 from trainer.loop import Allowance, Run, train
@@ -122,7 +122,7 @@ def test_a_full_disk_stops_nothing(manifest: Manifest, tmp_path: Path, capsys):
         assert text.startswith(f"{what} not kept in {tmp_path} (File too large)")
     assert notes.grids == [0, 128, 192]
     assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(n) for n in (128, 192)]
-    assert not [path for path in tmp_path.rglob(".*")]
+    assert not list(tmp_path.rglob(".*"))
     _, info = checkpoint.load_generator(tmp_path)
     values = [values["fd16_efflite0"] for _, values in notes.points if "fd16_efflite0" in values]
     assert info["metric"]["value"] == min(values), "the best of the failed attempt is not forgotten"
