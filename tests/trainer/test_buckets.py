@@ -61,14 +61,17 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
     environment |= {"AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
     for name, value in (environment | {"CATGAN_CACHE": str(tmp_path / "cache")}).items():
         monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="cats")
+
+    def tell(what: str, value: bytes) -> None:
+        address = f"http://{host}:{port}/moto-api/{what}"
+        with urlopen(Request(address, value, {"Content-Type": "text/plain"})) as answer:
+            assert answer.status == 200
 
     def refuse(everything: bool) -> None:
-        allowed = b"0" if everything else b"1000000"
-        with urlopen(
-            Request(f"http://{host}:{port}/moto-api/reset-auth", allowed, {"Content-Type": "text/plain"})
-        ) as answer:
-            assert answer.status == 200
+        tell("reset-auth", b"0" if everything else b"1000000")
+
+    tell("reset", b"")  # all servers of a process have the same buckets
+    boto3.client("s3").create_bucket(Bucket="cats")
 
     try:
         yield refuse
