@@ -136,9 +136,11 @@ def cmdline(process: psutil.Process) -> list[str]:
 
 
 def kill(*processes: psutil.Process) -> None:
+    """End them, and wait until they are gone."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(processes, timeout=20)
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +171,7 @@ def test_a_training_survives_its_workers_nodes_driver_and_head(training: Trainin
     training.until_it_gets_on("the start")
 
     training.until(training.is_evaluating, "evaluation")
-    lost = nodes.workers()[-1]
-    kill(lost)
-    psutil.wait_procs([lost], timeout=PATIENCE_S)
+    kill(nodes.workers()[-1])
     assert training.is_evaluating(), "the kill came after the evaluation"
     training.until_it_gets_on("the loss of a worker in an evaluation")
     assert "warning: lost worker" in training.said()
