@@ -121,7 +121,8 @@ def _table(head: Sequence[str], rows: Collection[Sequence[object]], kind: str = 
         lines.append(start + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>")
     heads = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
     return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{heads}</tr></thead>'
+        f'<div class="scroll" role="region" aria-label="{_text(head[0])}" tabindex="0">'
+        f'<table class="{kind}"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -254,9 +255,9 @@ def _evaluations(run: History) -> str:
         [f"{row['kimg']:g}", *(_number(row.get(name)) for name in (*names, *beside_it)), "best" if mark else ""]
         for row, mark in zip(rows, is_best, strict=True)
     ]
-    table = _table(["kimg", *names, *(_BESIDE[name] for name in beside_it), ""], cells, "numbers", is_best)
+    table = _table(["kimg", *names, *(_BESIDE[name] for name in beside_it), "best"], cells, "numbers", is_best)
     protocol = next((r["info"].get("metric") for r in reversed(run.records) if r["kind"] == "model"), None) or {}
-    how = _table(["Protocol", ""], [(k, v) for k, v in protocol.items() if k not in ("kimg", "value")])
+    how = _table(["Protocol", "value"], [(k, v) for k, v in protocol.items() if k not in ("kimg", "value")])
     details = f"<details><summary>How it was measured</summary>{how}</details>" if protocol else ""
     return _section("Evaluations", table + details)
 
@@ -323,7 +324,7 @@ def _data(run: History) -> str:
         ("from", dataset["source"]["uri"]),
         *((name.replace("_", " "), value) for name, value in profile.items()),
     ]
-    return _section("Data", _table(["Data set", ""], rows))
+    return _section("Data", _table(["Data set", "value"], rows))
 
 
 def _use(run: History) -> str:
