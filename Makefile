@@ -27,11 +27,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[train,$(RUNTIME),dev]'
 	@touch $@
 
-# The name outlives an interrupted demo, so that the next one continues it, and goes when it is done.
+# The name outlives an interrupted demo, so that the next one continues it, and goes when it is done. With `exec` the
+# training itself gets the SIGTERM that make passes on, and not a shell, which would leave it running.
 demo: setup  ## Train on drawn cats with 2 workers, export the best generator, write out/cats.png; continues a cut-off demo
 	@mkdir -p out
 	@test -s out/demo.name || date -u +demo-%Y%m%d-%H%M%S > out/demo.name
-	$(BIN)/python trainer/run.py --workers 2 --out out/runs --name "$$(cat out/demo.name)" > out/demo.json
+	exec $(BIN)/python trainer/run.py --workers 2 --out out/runs --name "$$(cat out/demo.name)" > out/demo.json
 	@onnx=$$($(BIN)/python -c 'import json, sys; print(json.loads(sys.stdin.readlines()[-1])["onnx"])' < out/demo.json) && \
 	$(BIN)/catinfer --onnx "$$onnx" --n 16 --out out/cats.png && \
 	printf '%s\n' "" "generator  $$onnx" "pictures   out/cats.png" \

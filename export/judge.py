@@ -32,6 +32,7 @@ def judge(onnx_path: Path, evaluator: Evaluator) -> dict[str, Any]:
         is said if an fp32 file differs by more than 0.1%: training may have drawn on a GPU, else something is wrong.
     """
     generator = Generator(onnx_path, "auto")
+    say(f"judging {onnx_path.name}: {evaluator.name} and its standard error")
     evaluator.prepare()
     features: list[torch.Tensor] = []
     result = evaluator(

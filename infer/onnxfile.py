@@ -102,7 +102,9 @@ def read_model(path: Path) -> ModelFile:
     """The self-contained ONNX file ``path``; a ``UserError`` for anything else."""
     try:
         if not path.exists():
-            raise UserError(f"{path}: no such file; give the gen.onnx of a training run or of catexport")
+            raise UserError(
+                f"{path}: no such file; give the gen.onnx of a training that has ended, or make one: catexport RUN"
+            )
         if not path.is_file():
             raise UserError(f"{path}: not a file; give the gen.onnx itself")
         size = path.stat().st_size

@@ -102,7 +102,7 @@ def _check_loss(config: Config, check: Check) -> None:
         " set one of them to 0",
     )
     check(
-        1 <= config.accumulate <= config.batch,
+        1 <= config.accumulate <= max(config.batch, 1),
         f"--accumulate {config.accumulate}: give 1 to --batch, {config.batch}: each part needs a picture",
     )
     check(

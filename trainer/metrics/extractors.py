@@ -184,7 +184,7 @@ def choose_extractor(
     if name == "efflite0":
         if weights:
             raise UserError("weights are given for extractor efflite0, which brings its own: leave one of them out")
-        return _efflite0(device, "as asked for")
+        return _efflite0(device)
     if name == "auto" and not weights and num_fake < MIN_FID:
         return _efflite0(device, f"FID needs {MIN_FID:,} generated pictures, not {num_fake:,}")
     path, problem = _agree_on_inception(weights)
@@ -240,10 +240,10 @@ def imagenet_classifier(threads: int | None = None) -> Callable[[Tensor], Tensor
     return lambda images: network.logits(network(images)).softmax(1)
 
 
-def _efflite0(device: torch.device, why: str) -> Extractor:
+def _efflite0(device: torch.device, why: str | None = None) -> Extractor:
     weights = _efflite0_file("extractor efflite0")
     if rank() == 0:
-        say(f"judged by efflite0, EfficientNet-Lite0 with ImageNet weights ({why})")
+        say(f"judged by efflite0, EfficientNet-Lite0 with ImageNet weights{f' ({why})' if why else ''}")
     return NetworkExtractor(EFFLITE0, weights, device)
 
 
