@@ -122,11 +122,11 @@ def main(argv: list[str]) -> dict[str, Any]:
         check_folder(args.web)
         if args.uint8:
             raise UserError("--web with --uint8: the page rounds to pixels itself; leave one of them out")
-        if args.web.resolve() in args.out.resolve().parents:
-            raise UserError(f"-o {args.out} lies in --web {args.web}, which gets a gen.onnx of its own; choose another")
         if args.source.endswith(".onnx"):
             write_page(Path(args.source), args.web)
             return {"web": str(args.web)}
+        if args.web.resolve() in args.out.resolve().parents:
+            raise UserError(f"-o {args.out} lies in --web {args.web}, which gets a gen.onnx of its own; choose another")
     source = open_source(args.source, uri)
     info = source.info
     if args.register and not info.get("run_id"):

@@ -142,33 +142,10 @@ def _check_picture(cluster: Any, onnx: str) -> None:
         assert np.ptp(np.asarray(image.convert("RGB"))) > 10
 
 
-@pytest.mark.timeout(JOB_TIMEOUT_S + 120)
-def test_a_job_with_data_and_two_workers(cluster: Any, checkout: Path, shards: Path) -> None:
-    out = cluster.home / "out"
-    arguments = ["--data", str(shards), "--workers", "2", "--kimg", "0.5", "--out", str(out), "--name", "job"]
-    arguments += ["--eval.num", "64", "--track.tick-kimg", "0.1", "--track.snapshot-kimg", "0.25"]
-    result = _submit(cluster, checkout, "arguments", *arguments)
-    _check_upload(cluster)
-    _check_run(result, out / "job")
-    _check_mlflow(result, out / "job")
-    _check_picture(cluster, result["onnx"])
-
-
-@pytest.mark.timeout(JOB_TIMEOUT_S + 120)
-def test_a_job_without_arguments(cluster: Any, short_checkout: Path) -> None:
-    """The default recipe on drawn cats. Its working folder is a copy that goes, so the run lies in the home folder."""
-    result = _submit(cluster, short_checkout, "no-arguments")
-    run_dir = Path(result["run_dir"])
-    assert run_dir.parent == cluster.home / "catgan" / "runs"
-    _check_run(result, run_dir)
-    _check_mlflow(result, run_dir)
-    _check_picture(cluster, result["onnx"])
-
-
 @pytest.mark.timeout(2 * JOB_TIMEOUT_S + 120)
-def test_a_stopped_job_goes_on_from_its_checkpoint(cluster: Any, checkout: Path, shards: Path) -> None:
+def test_a_job_with_two_workers_is_stopped_and_goes_on(cluster: Any, checkout: Path, shards: Path) -> None:
     out = cluster.home / "stopped"
-    arguments = ["--data", str(shards), "--workers", "1", "--out", str(out), "--name", "cats"]
+    arguments = ["--data", str(shards), "--workers", "2", "--out", str(out), "--name", "cats"]
     arguments += ["--batch", "8", "--model.g-width", "8", "--model.d-width", "8", "--eval.num", "32"]
     arguments += ["--track.tick-kimg", "0.032", "--track.snapshot-kimg", "0.064"]
     submit = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", "endless", "--no-wait", "--"]
@@ -194,3 +171,18 @@ def test_a_stopped_job_goes_on_from_its_checkpoint(cluster: Any, checkout: Path,
     assert positions == sorted(positions)
     assert positions[0] <= 32
     assert f"continuing from {left}" in cluster.run("ray", "job", "logs", "continued").stdout
+    _check_upload(cluster)
+    _check_run(result, out / "cats")
+    _check_mlflow(result, out / "cats")
+    _check_picture(cluster, result["onnx"])
+
+
+@pytest.mark.timeout(JOB_TIMEOUT_S + 120)
+def test_a_job_without_arguments(cluster: Any, short_checkout: Path) -> None:
+    """The default recipe on drawn cats. Its working folder is a copy that goes, so the run lies in the home folder."""
+    result = _submit(cluster, short_checkout, "no-arguments")
+    run_dir = Path(result["run_dir"])
+    assert run_dir.parent == cluster.home / "catgan" / "runs"
+    _check_run(result, run_dir)
+    _check_mlflow(result, run_dir)
+    _check_picture(cluster, result["onnx"])

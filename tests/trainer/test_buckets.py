@@ -17,12 +17,15 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
+from export.cli import main as catexport
+from infer.cli import main as catinfer
 from infer.command import UserError
 from tests.trainer.test_faults import Watch, end_of
 from tests.trainer.test_loop import CONFIG, Notes, run, same, without_times
 from tests.trainer.test_run import TINY
 from trainer import checkpoint, driver, launch
 from trainer import storage as storages
+from trainer.cli import main as cattrain
 from trainer.config import Config
 from trainer.context import LocalContext, Notice
 from trainer.data.manifest import Manifest
@@ -272,7 +275,7 @@ def test_killed_while_a_checkpoint_is_uploaded(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_worker_of_ray_is_killed_and_the_generator_lies_in_the_bucket(
-    shards: Path, tmp_path: Path, bucket: Callable[[bool], None]
+    shards: Path, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ):
     command = ["--data", shards, "--out", "s3://cats/runs", "--name", "one", "--workers", "1", *TINY, "--kimg", "0.512"]
     command += ["--track.uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
@@ -297,3 +300,15 @@ def test_a_worker_of_ray_is_killed_and_the_generator_lies_in_the_bucket(
     result = json.loads(output.splitlines()[-1])
     assert (result["run_dir"], result["kimg"], result["onnx"]) == (RUN, 0.512, f"{RUN}/best/gen.onnx")
     assert {"best/gen.onnx", "best/card.md", "report.html", "metrics.jsonl"} <= set(storage._names())  # type: ignore[attr-defined]
+
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "another machine"))
+    catexport([RUN, "-o", str(tmp_path / "gen.onnx"), "--data", "none"])
+    ours, theirs = tmp_path / "ours.png", tmp_path / "theirs.png"
+    theirs_onnx = tmp_path / "theirs.onnx"
+    theirs_onnx.write_bytes(storage._get("best/gen.onnx"))  # type: ignore[attr-defined]
+    for onnx, picture in ((tmp_path / "gen.onnx", ours), (theirs_onnx, theirs)):
+        catinfer(["--onnx", str(onnx), "--n", "4", "--out", str(picture), "--device", "cpu"])
+    assert ours.read_bytes() == theirs.read_bytes()
+    storage.place.rm_file(f"{storage.path}/report.html")  # type: ignore[attr-defined]
+    assert cattrain(["report", RUN]) == {"report": f"{RUN}/report.html", "run_dir": RUN}
+    assert "report.html" in storage._names()  # type: ignore[attr-defined]
