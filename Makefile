@@ -39,8 +39,9 @@ demo: setup  ## Train on drawn cats with 2 workers, export the best generator, w
 		"training   mlflow/serve.sh out/runs    then open http://127.0.0.1:5000"
 	@rm out/demo.name
 
+# Two side by side, with a thread each: trainings on clusters, which mostly wait, and everything else.
 test: lint  ## Lint, then every test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 lint: setup  ## Style, format and types
 	$(BIN)/ruff check .
@@ -51,7 +52,7 @@ quick: setup  ## The tests that take seconds
 	$(BIN)/pytest -m 'not slow and not ray'
 
 bench: setup  ## The measurements of benchmarks/, an hour on a machine that does nothing else
-	@set -e; for name in step loader ray_overhead torchrun checkpoint first_step all_reduce scaling_model build near_duplicates fid inference race; do echo "== $$name" >&2; $(BIN)/python benchmarks/$$name.py; done
+	@set -e; for name in step loader ray_overhead torchrun weak_scaling checkpoint first_step all_reduce scaling_model build near_duplicates fid inference race; do echo "== $$name" >&2; $(BIN)/python benchmarks/$$name.py; done
 
 clean:  ## Remove .venv and caches; out/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

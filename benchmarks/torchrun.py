@@ -1,4 +1,4 @@
-"""Ray Train against torchrun on the same loop, and how one worker's speed holds when a second one joins."""
+"""Ray Train against torchrun on the same loop."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ from trainer.tracking import open_run
 
 NAME = "torchrun.py"
 ROOT = Path(__file__).resolve().parents[1]
-WAYS = (("torchrun", 1), ("torchrun", 2), ("ray", 2), ("ray", 1))
+WAYS = ("torchrun", "ray")
+WORKERS = 2
 TICKS = 12
 
 _DESCRIPTION = """\
-Trains with one and with two workers of one thread each, started by torchrun and by Ray Train, in turns. All four run
-the same loop (trainer.loop) on the same data with the same batch per worker. Measured is from the first tick to the
-last one: time and CPU time per step, of all processes of the training, Ray's own included. Start, evaluation and
-checkpoint lie outside.
+Trains with two workers of one thread each, started by torchrun and by Ray Train, in turns. Both run the same loop
+(trainer.loop) on the same data. Measured is from the first tick to the last one: time and CPU time per step, of all
+processes of the training, Ray's own included. Start, evaluation and checkpoint lie outside.
 
-  ratio          steps per second with Ray over those with torchrun, 2 workers; 1 means that Ray Train costs nothing
-  weak_scaling   steps per second with 2 workers over those with 1, the batch per worker being the same
-  others         the share of the machine's CPU time that went to other processes: above some percent, times of 2
-                 workers suffer more than those of 1, and CPU times are what can be believed
+  ratio    steps per second with Ray over those with torchrun; 1 means that Ray Train costs nothing
+  others   the share of the machine's CPU time that went to other processes: above some percent, CPU times are what can
+           be believed
 
 examples:
   python benchmarks/torchrun.py
@@ -69,40 +68,36 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise UserError(f"--steps {a.steps}: give at least {2 * TICKS}")
     config = resolve(a.recipe, None, gpu=False)
     manifest = open_data(None, config.model.size, config.loader)
-    speeds: dict[tuple[str, int], list[Speed]] = {way: [] for way in WAYS}
+    batch = (a.batch or config.batch) * WORKERS
+    speeds: dict[str, list[Speed]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(a.repeats):
-            for way, workers in WAYS:
-                one = _short(config, (a.batch or config.batch) * workers, a.steps)
-                speed = _train(one, manifest, Path(folder, f"{i}-{way}-{workers}"), way, workers)
+            for way in WAYS if i % 2 == 0 else WAYS[::-1]:  # neither is always the later one
+                speed = _train(_short(config, batch, a.steps), manifest, Path(folder, f"{i}-{way}"), way)
                 say(
-                    f"round {i + 1}/{a.repeats}, {way}, {workers} worker(s): {speed.step_ms:.1f} ms a step,"
+                    f"round {i + 1}/{a.repeats}, {way}: {speed.step_ms:.1f} ms a step,"
                     f" {speed.cpu_ms:.1f} CPU ms a step and worker, others {speed.others:.0%}"
                 )
-                speeds[way, workers].append(speed)
-    rates = {way: [1 / s.step_ms for s in found] for way, found in speeds.items()}
-    cpu_rates = {way: [1 / s.cpu_ms for s in found] for way, found in speeds.items()}
+                speeds[way].append(speed)
     results = [
         {
             "way": way,
-            "workers": workers,
             **{
-                name: round(statistics.median(getattr(s, name) for s in speeds[way, workers]), 3)
+                name: round(statistics.median(getattr(s, name) for s in speeds[way]), 3)
                 for name in ("step_ms", "cpu_ms", "others")
             },
         }
-        for way, workers in sorted(WAYS)
+        for way in WAYS
     ]
-    table(("way", "workers", "ms/step", "CPU ms", "others"), [tuple(r.values()) for r in results])
+    table(("way", "ms/step", "CPU ms", "others"), [tuple(r.values()) for r in results])
+    ours, other = speeds["ray"], speeds["torchrun"]
     return {
         "recipe": config.recipe,
         "batch_per_worker": a.batch or config.batch,
         "results": results,
-        "ratio": round(median_ratio(rates["ray", 2], rates["torchrun", 2]), 3),
-        "ratio_cpu": round(median_ratio(cpu_rates["ray", 2], cpu_rates["torchrun", 2]), 3),
-        "weak_scaling": {w: round(median_ratio(rates[w, 2], rates[w, 1]), 3) for w in ("ray", "torchrun")},
-        "weak_scaling_cpu": {w: round(median_ratio(cpu_rates[w, 2], cpu_rates[w, 1]), 3) for w in ("ray", "torchrun")},
-        "rounds": {f"{way}-{n}": [asdict(s) for s in found] for (way, n), found in speeds.items()},
+        "ratio": round(median_ratio([1 / s.step_ms for s in ours], [1 / s.step_ms for s in other]), 3),
+        "ratio_cpu": round(median_ratio([1 / s.cpu_ms for s in ours], [1 / s.cpu_ms for s in other]), 3),
+        "rounds": {way: [asdict(s) for s in found] for way, found in speeds.items()},
         "machine": machine(),
     }
 
@@ -119,7 +114,7 @@ def _short(config: Config, batch: int, steps: int) -> Config:
     )
 
 
-def _train(config: Config, manifest: Manifest, run_dir: Path, way: str, workers: int) -> Speed:
+def _train(config: Config, manifest: Manifest, run_dir: Path, way: str) -> Speed:
     """Raises UserError: the training failed; with the last line it printed."""
     run_dir.mkdir()
     run_id = open_run(run_dir, "", "benchmark", config=config.to_dict(), manifest=manifest, offline=True)
@@ -128,25 +123,25 @@ def _train(config: Config, manifest: Manifest, run_dir: Path, way: str, workers:
     job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
     start = [sys.executable]
     if way == "torchrun":
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    command = [*start, str(ROOT / "benchmarks" / "torchrun_worker.py"), str(job_file), way, str(workers)]
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORKERS)]
+    command = [*start, str(ROOT / "benchmarks" / "torchrun_worker.py"), str(job_file), way, str(WORKERS)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
-        speed = _watch(process, run_dir / "metrics.jsonl", config.batch, workers)
+        speed = _watch(process, run_dir / "metrics.jsonl", config.batch)
     finally:
         if process.poll() is None:
             process.terminate()
         process.wait()
     if speed is None or process.returncode:
         printed = log.read_text(errors="replace").strip().splitlines() or ["nothing was printed"]
-        raise UserError(f"{way} with {workers} workers ended with status {process.returncode}: {printed[-1]}")
+        raise UserError(f"{way} ended with status {process.returncode}: {printed[-1]}")
     return speed
 
 
-def _watch(process: subprocess.Popen[bytes], metrics: Path, batch: int, workers: int) -> Speed | None:
+def _watch(process: subprocess.Popen[bytes], metrics: Path, batch: int) -> Speed | None:
     """Look on from the first tick to the last, until the training has ended."""
     first: tuple[float, float, float, int] | None = None
     last = first
@@ -161,7 +156,7 @@ def _watch(process: subprocess.Popen[bytes], metrics: Path, batch: int, workers:
     seconds, own, machine_, images = (b - a for a, b in zip(first, last, strict=True))
     steps = images / batch
     others = max(machine_ - own, 0.0) / (seconds * (os.cpu_count() or 1))
-    return Speed(1e3 * seconds / steps, 1e3 * own / steps / workers, others)
+    return Speed(1e3 * seconds / steps, 1e3 * own / steps / WORKERS, others)
 
 
 def _ticks(metrics: Path) -> list[int]:

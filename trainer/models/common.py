@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from trainer.collective import num_ranks
+from trainer.collective import all_sum, num_ranks
 from trainer.config import ModelConfig
 
 
@@ -68,8 +67,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
         values, channels = x.float(), x.shape[1]
         size = values.new_full((1,), x.numel() // channels)  # ranks may hold shares of different size
         squares = torch.linalg.vector_norm(values, dim=(0, 2, 3)).square()
-        sums = torch.cat([values.sum(dim=(0, 2, 3)), squares, size])
-        dist.all_reduce(sums)
+        sums = all_sum(torch.cat([values.sum(dim=(0, 2, 3)), squares, size]))
         mean, square = (sums[:-1] / sums[-1]).split(channels)
         var = (square - mean.square()).clamp(min=0)
         y = functional.batch_norm(values, mean, var, weight, bias, training=False, eps=eps)
@@ -88,9 +86,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
         direct, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
             gradient.float(), values, weight, mean, var, mean, scale, False, ctx.eps, [True, True, True]
         )
-        both = torch.cat([d_weight, d_bias])
-        dist.all_reduce(both)
-        by_weight, by_bias = (both / count).split(len(weight))
+        by_weight, by_bias = (all_sum(torch.cat([d_weight, d_bias])) / count).split(len(weight))
         slope = -weight * scale.square() * by_weight
         level = -weight * scale * by_bias - slope * mean
         direct.addcmul_(values, slope[:, None, None]).add_(level[:, None, None])
