@@ -166,21 +166,28 @@ def _dry_run(
     config = options.config()
     most = workers if isinstance(workers, int) else workers[1]
     tick, snapshot, steps = plan(config)
+    data = options.data or f"{NUM} drawn cats"
+    begin = resume_from or next((storage.join(name) for name in storage.checkpoints()[-1:]), None)
+    parameters = {
+        "generator": num_parameters(build_generator(config.model)),
+        "discriminator": num_parameters(build_discriminator(config.model)),
+    }
+    say(f"would train {config.recipe} on {data}, {config.kimg:g} kimg in {steps} steps of {config.batch} pictures,")
+    who = f"with {options.workers or most} worker(s)" if most else "in this process"
+    say(f"{who}, from {begin or 'the beginning'}, in {storage.location}")
+    say(", ".join(f"{name} {number / 1e6:.2f} million parameters" for name, number in parameters.items()))
     return {
         "recipe": config.recipe,
         "config": config.to_dict(),
         "run_dir": storage.location,
-        "resume_from": resume_from or next((storage.join(name) for name in storage.checkpoints()[-1:]), None),
-        "parameters": {
-            "generator": num_parameters(build_generator(config.model)),
-            "discriminator": num_parameters(build_discriminator(config.model)),
-        },
+        "resume_from": begin,
+        "parameters": parameters,
         "workers": workers,
         "batch_per_worker": config.batch / max(most, 1),
         "steps": steps,
         "steps_per_tick": tick,
         "steps_per_snapshot": snapshot,
-        "data": options.data or f"{NUM} drawn cats",
+        "data": data,
         "images": manifest.splits["train"].images if manifest else None,
         "shards": len(manifest.splits["train"].shards) if manifest else None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import itertools
 import re
@@ -72,13 +73,35 @@ def parse(argv: list[str], recipe: Config, description: str) -> Options:
         return _quiet(argv, recipe)
     except UserError as first:
         # tyro stops at the first mistake; each option by itself shows the others.
-        found = []
+        found, names = [], option_names(recipe)
         for group in _groups(argv):
+            name = group[0].partition("=")[0].replace("_", "-")
+            if name.startswith("--") and name not in names:
+                found.append(f"there is no option {name}{_meant(name, names)}")
+                continue
             try:
                 _quiet(group, recipe)
             except UserError as error:
                 found.append(str(error))
         raise UserError("; ".join(dict.fromkeys(found or [str(first)])) + "; --help lists the options") from None
+
+
+def option_names(recipe: Config) -> list[str]:
+    """All options, as the help spells them: a switch that the recipe has on is called --no-..."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        _cli(["--help"], recipe, "")
+    return sorted(set(re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", printed.getvalue())))
+
+
+def _meant(name: str, names: list[str]) -> str:
+    """Words that name the options that ``name`` may be a slip for: spelled like it, or with its last part."""
+    if name == "--recipe":
+        return " (the recipe is the first word, without dashes)"
+    last = {option.rpartition(".")[2].lstrip("-"): option for option in names}
+    near = difflib.get_close_matches(name, names, 2, 0.75)
+    near += [last[part] for part in difflib.get_close_matches(name.rpartition(".")[2].lstrip("-"), last, 1, 0.85)]
+    return f" (did you mean {' or '.join(dict.fromkeys(near))}?)" if near else ""
 
 
 def parse_workers(text: str) -> int | tuple[int, int]:

@@ -40,6 +40,25 @@ def test_single_mistakes(argv: list[str]):
         parse(argv, RECIPE, "")
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--eval.nun", "--eval.num"),
+        ("--kimgs", "--kimg"),
+        ("--z-dim", "--model.z-dim"),
+        ("--track.tick_kmig", "--track.tick-kimg"),
+        ("--augment.policy.end=1", "--augment.p.end"),
+    ],
+)
+def test_a_slip_is_told_what_was_meant(given: str, meant: str):
+    with pytest.raises(UserError, match=rf"there is no option .*did you mean .*{meant}\b") as caught:
+        parse([given, "5", "--batch", "8"], RECIPE, "")
+    assert "batch" not in str(caught.value)
+    for other, words in (("--quiet", "--quiet; --help"), ("--recipe", "the first word")):
+        with pytest.raises(UserError, match=f"there is no option .*{words}"):
+            parse([other, "x"], RECIPE, "")
+
+
 def test_help_teaches(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as left:
         parse(["--help"], RECIPE, "What it does.")

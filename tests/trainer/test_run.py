@@ -51,7 +51,12 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_dry_run_touches_nothing(shards: Path, tmp_path: Path):
-    plan = result(run("--data", shards, "--out", tmp_path / "out", "--dry-run", "--kimg", 1, "--workers", "2"))
+    done = run("--data", shards, "--out", tmp_path / "out", "--dry-run", "--kimg", 1, "--workers", "2")
+    plan = result(done)
+    assert (
+        f"in {plan['steps']} steps of {plan['config']['batch']} pictures,\nwith 2 worker(s), from the beg"
+        in done.stderr
+    )
     assert plan["config"]["kimg"] == 1
     assert plan["images"] == Manifest.load(shards).splits["train"].images
     assert plan["shards"] == len(Manifest.load(shards).splits["train"].shards)
