@@ -39,9 +39,8 @@ demo: setup  ## Train on drawn cats with 2 workers, export the best generator, w
 		"training   mlflow/serve.sh out/runs    then open http://127.0.0.1:5000"
 	@rm out/demo.name
 
-# Two side by side, with a thread each: trainings on clusters, which mostly wait, and everything else.
 test: lint  ## Lint, then every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest
 
 lint: setup  ## Style, format and types
 	$(BIN)/ruff check .

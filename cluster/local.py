@@ -97,7 +97,7 @@ def start(folder: Path, *, nodes: int = 1, cpus: int | None = None, port: int = 
     more = [f"--address={cluster.address}", "--num-gpus=0"]
     try:
         for i in range(nodes):
-            node = _spawn(folder, i, cpus, more if i else head)
+            node = _spawn(cluster, folder, i, more if i else head)
             cluster = Cluster(cluster.address, cluster.dashboard, cpus, (*cluster.nodes, node))
             cluster.save(folder)
             _wait_for_nodes(folder, cluster)
@@ -134,16 +134,17 @@ def nodes_up(cluster: Cluster) -> int:
     return len(json.loads(answer.stdout))
 
 
-def _spawn(folder: Path, index: int, cpus: int, arguments: list[str]) -> Node:
+def _spawn(cluster: Cluster, folder: Path, index: int, arguments: list[str]) -> Node:
     # A folder for each node: in a common one, a node clears away the working folder of another's job.
     command = [RAY, "start", "--block", "--disable-usage-stats", f"--temp-dir={folder / f'ray{index}'}"]
-    command += [f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", *arguments]
+    command += [f"--num-cpus={cluster.cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", *arguments]
     with (folder / f"node{index}.log").open("wb") as log:
         # A session of its own: Ctrl-C in this terminal must not reach it, and its members can be found again.
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=_environment(),
+            # Ray Train's actors look for the dashboard, and without its address at all of this machine's clusters.
+            env=_environment() | {"RAY_API_SERVER_ADDRESS": cluster.dashboard},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -11,17 +11,6 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may run side by side (``pytest -n 2 --dist loadgroup``): a file beside another, but never two clusters.
-
-    Those come first: they take the longest, and wait more than they work.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 96 drawn cats at 32x32, made once. Read it only."""

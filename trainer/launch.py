@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -95,7 +96,14 @@ def connect_ray(most_workers: int) -> None:
         ray.init(logging_level=logging.ERROR)
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Ray Train's actors ask the dashboard, and would look for it among all of this machine's clusters: beside another
+    # training they find two and fail.
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     ray.init(
+        dashboard_port=port,
         num_cpus=max(cores(), most_workers),
         object_store_memory=200 << 20,  # nothing large goes through it; the default is a third of the memory
         include_dashboard=True,  # on loopback; without it Ray Train complains every second that it is missing

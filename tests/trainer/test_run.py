@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -169,6 +171,19 @@ def test_killed_in_the_middle_of_the_export_it_ends_well_later(shards: Path, tmp
     assert len(client.get_metric_history(version.run_id, "loss/generator")) == 2
 
 
+@contextmanager
+def another_ray() -> Iterator[None]:
+    """Ray runs on this machine already, as for a training beside this one."""
+    program = "import ray; ray.init(num_cpus=1, include_dashboard=False); print('up', flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as other:
+        assert other.stdout is not None
+        assert any(line == b"up\n" for line in other.stdout)
+        yield
+        assert other.poll() is None
+        other.communicate(b"\n")
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_mistake_that_a_worker_finds_is_said_once_and_not_tried_again(shards: Path, tmp_path: Path):
@@ -176,7 +191,8 @@ def test_a_mistake_that_a_worker_finds_is_said_once_and_not_tried_again(shards: 
     for number in range(len(Manifest.load(data).splits["train"].shards)):
         damage(Manifest.load(data), number)
     options = ["--data", data, "--out", tmp_path, "--name", "a", "--workers", "1", "--track.offline", *TINY]
-    done = run(*options, "--kimg", "1000", "--loader.max-broken", "0.001")
+    with another_ray():
+        done = run(*options, "--kimg", "1000", "--loader.max-broken", "0.001")
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("unusable") == 1, done.stderr
     assert "unusable" in done.stderr.splitlines()[-1]
