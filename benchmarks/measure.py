@@ -114,6 +114,11 @@ def median_ratio(ours: Sequence[float], other: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, other, strict=True))
 
 
+def quartiles(ratios: Sequence[float]) -> list[float]:
+    """The lower one, the median and the upper one; three times the same of a single value."""
+    return [round(q, 3) for q in (statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [*ratios] * 3)]
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print ``rows`` under ``columns`` on stderr, aligned to the right, after what they were measured on."""
     cells = [list(columns), *([str(cell) for cell in row] for row in rows)]

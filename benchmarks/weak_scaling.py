@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from measure import count, machine, positive, table
+from measure import count, machine, positive, quartiles, table
 from torch import Tensor
 
 from infer.command import Parser, run_command, say
@@ -69,17 +69,16 @@ def main(argv: list[str]) -> dict[str, Any]:
         "batch_per_worker": config.batch,
         "step_ms": {kind: round(medians[kind][0], 2) for kind in KINDS},
         "cpu_ms": {kind: round(medians[kind][1], 2) for kind in KINDS},
-        "ratio": quartiles(blocks["alone"], blocks["together"])[1],
-        "ratio_quartiles": quartiles(blocks["alone"], blocks["together"]),
-        "independent": quartiles(blocks["alone"], blocks["independent"])[1],
+        "ratio": _ratios(blocks["alone"], blocks["together"])[1],
+        "ratio_quartiles": _ratios(blocks["alone"], blocks["together"]),
+        "independent": _ratios(blocks["alone"], blocks["independent"])[1],
         "machine": machine(),
     }
 
 
-def quartiles(ours: list[Block], others: list[Block]) -> list[float]:
-    """Of ``ours`` over ``others`` by time, round by round; three equal values of a single round."""
-    ratios = [a / b for (a, _), (b, _) in zip(ours, others, strict=True)]
-    return [round(q, 3) for q in (statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3)]
+def _ratios(ours: list[Block], others: list[Block]) -> list[float]:
+    """Quartiles of the time of ``ours`` over that of ``others``, round by round."""
+    return quartiles([a / b for (a, _), (b, _) in zip(ours, others, strict=True)])
 
 
 def _work(rank: int, address: str, config: Config, seconds: float, repeats: int, queue: Any) -> None:

@@ -34,13 +34,14 @@ MAX_FAILURES = 4
 _RESIZE_SECONDS = 30.0  # between looks at whether an elastic training can grow
 
 # Ray's and Ray Train's chatter: deduplicated lines, colours, a second copy of each print, counters nobody reads here.
-# The short interval is how often a report is collected: at the default of two seconds each snapshot would wait for it.
+# The interval is how often a report is collected, which a snapshot waits for (Ray's default: two seconds); each look
+# wakes several processes, which takes from workers that have no core to spare.
 _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
 }
 
 
