@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from measure import count, machine, table
+from measure import count, machine, of_two_processes, table
 
 from infer.command import Parser, run_command
 
@@ -30,15 +29,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION)
     parser.add_argument("--repeats", type=count, default=50, metavar="N", help="of each size (default: %(default)s)")
     a = parser.parse_args(argv)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    workers = torch.multiprocessing.spawn(_work, (address, a.repeats, queue), nprocs=2, join=False)
-    seconds: list[float] = queue.get()
-    while not workers.join():
-        pass
+    seconds: list[float] = of_two_processes(_work, a.repeats)
     latency, bandwidth = fit(SIZES, seconds)
     table(("bytes", "ms"), [(size, f"{1e3 * s:.2f}") for size, s in zip(SIZES, seconds, strict=True)])
     return {
@@ -55,7 +46,7 @@ def fit(sizes: tuple[int, ...], seconds: list[float]) -> tuple[float, float]:
     return float(latency), float(1 / slope)
 
 
-def _work(rank: int, address: str, repeats: int, queue: Any) -> None:
+def _work(rank: int, address: str, queue: Any, repeats: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     fastest = []

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import platform
+import socket
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -117,6 +118,20 @@ def median_ratio(ours: Sequence[float], other: Sequence[float]) -> float:
 def quartiles(ratios: Sequence[float]) -> list[float]:
     """The lower one, the median and the upper one; three times the same of a single value."""
     return [round(q, 3) for q in (statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [*ratios] * 3)]
+
+
+def of_two_processes(work: Callable[..., None], *arguments: object) -> Any:
+    """What rank 0 of two processes puts into its queue, which is little: a pipe holds it until both have ended.
+
+    Args:
+        work: called in both as ``work(rank, address, queue, *arguments)``; ``address`` is for ``init_process_group``.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    torch.multiprocessing.spawn(work, (address, queue, *arguments), nprocs=2)
+    return queue.get()
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import statistics
 import time
 from dataclasses import replace
@@ -10,11 +9,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from measure import count, machine, positive, quartiles, table
+from measure import count, machine, of_two_processes, positive, quartiles, table
 from torch import Tensor
 
 from infer.command import Parser, run_command, say
 from trainer.config import Config
+from trainer.data.progress import progress
 from trainer.models.common import BatchNorm
 from trainer.recipes import DEFAULT_CPU, resolve
 from trainer.step import GAN
@@ -52,16 +52,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     a = parser.parse_args(argv)
     config = resolve(a.recipe, None, gpu=False)
     config = replace(config, batch=a.batch or config.batch)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
     say(f"{config.recipe}, {config.batch} pictures a worker, {a.repeats} rounds of {len(KINDS)} turns")
-    workers = torch.multiprocessing.spawn(_work, (address, config, a.seconds, a.repeats, queue), nprocs=2, join=False)
-    blocks: dict[str, list[Block]] = queue.get()
-    while not workers.join():
-        pass
+    blocks: dict[str, list[Block]] = of_two_processes(_work, config, a.seconds, a.repeats)
+    ratios = _ratios(blocks["alone"], blocks["together"])
     medians = {kind: [statistics.median(values) for values in zip(*blocks[kind], strict=True)] for kind in KINDS}
     table(("", "ms/step", "CPU ms"), [(kind, *(f"{value:.1f}" for value in medians[kind])) for kind in KINDS])
     return {
@@ -69,8 +62,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         "batch_per_worker": config.batch,
         "step_ms": {kind: round(medians[kind][0], 2) for kind in KINDS},
         "cpu_ms": {kind: round(medians[kind][1], 2) for kind in KINDS},
-        "ratio": _ratios(blocks["alone"], blocks["together"])[1],
-        "ratio_quartiles": _ratios(blocks["alone"], blocks["together"]),
+        "ratio": ratios[1],
+        "ratio_quartiles": ratios,
         "independent": _ratios(blocks["alone"], blocks["independent"])[1],
         "machine": machine(),
     }
@@ -81,7 +74,7 @@ def _ratios(ours: list[Block], others: list[Block]) -> list[float]:
     return quartiles([a / b for (a, _), (b, _) in zip(ours, others, strict=True)])
 
 
-def _work(rank: int, address: str, config: Config, seconds: float, repeats: int, queue: Any) -> None:
+def _work(rank: int, address: str, queue: Any, config: Config, seconds: float, repeats: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
@@ -97,7 +90,8 @@ def _work(rank: int, address: str, config: Config, seconds: float, repeats: int,
         steps += seconds / (_steps(single, reals, 2)[0] / 1000) // 1
     dist.broadcast(steps, 0)
     blocks: dict[str, list[Block]] = {kind: [] for kind in KINDS}
-    for turn in range(repeats + 1):  # the first one warms up
+    rounds = range(repeats + 1)  # the first one warms up
+    for turn in progress(rounds, "turns", "round", len(rounds)) if rank == 0 else rounds:
         for kind in KINDS:
             dist.barrier()
             BatchNorm.over_ranks = kind == "together"

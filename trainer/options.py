@@ -73,7 +73,7 @@ def parse(argv: list[str], recipe: Config, description: str) -> Options:
         return _quiet(argv, recipe)
     except UserError as first:
         # tyro stops at the first mistake; each option by itself shows the others.
-        found, names = [], option_names(recipe)
+        found, names = [], _option_names(recipe)
         for group in _groups(argv):
             name = group[0].partition("=")[0].replace("_", "-")
             if name.startswith("--") and name not in names:
@@ -86,7 +86,7 @@ def parse(argv: list[str], recipe: Config, description: str) -> Options:
         raise UserError("; ".join(dict.fromkeys(found or [str(first)])) + "; --help lists the options") from None
 
 
-def option_names(recipe: Config) -> list[str]:
+def _option_names(recipe: Config) -> list[str]:
     """All options, as the help spells them: a switch that the recipe has on is called --no-..."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
