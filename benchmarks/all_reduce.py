@@ -1,24 +1,35 @@
-"""How long gloo takes for an all-reduce between two processes of this machine: latency and bandwidth of the model."""
+"""How long a sum over two processes of this machine takes: gloo, with its figures for the model, and shared memory."""
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from measure import count, machine, of_two_processes, table
+from torch import Tensor
 
 from infer.command import Parser, run_command
+from trainer.shared import shared_sums
 
 NAME = "all_reduce.py"
 SIZES = (4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20)  # bytes
+WAYS = ("gloo", "shared")
 
 _DESCRIPTION = """\
-Times torch.distributed.all_reduce of float32 over gloo on loopback, two processes of one thread each, and fits
-`seconds = latency + bytes / bandwidth`, errors relative to the time. The fastest of `--repeats` counts, since other
-processes can only slow it down.
+Times the sum of float32 over two processes of one thread each, in turns: torch.distributed.all_reduce over gloo on
+loopback, and trainer.shared, which ranks of one machine use.
+
+  ratio      gloo's time over ours, the medians, the lowest of all sizes
+  added_ms   what a sum of 4 KiB adds to multiplications of some milliseconds between one and the next, as batch norm's
+             sums lie between a network's layers; `ratio_added` is gloo's over ours
+  latency_ms, megabytes_per_second
+             gloo's `seconds = latency + bytes / bandwidth`, errors relative to the time; the fastest of the repeats
+             counts here, since other processes can only slow it down
 
 examples:
   python benchmarks/all_reduce.py
@@ -29,13 +40,20 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION)
     parser.add_argument("--repeats", type=count, default=50, metavar="N", help="of each size (default: %(default)s)")
     a = parser.parse_args(argv)
-    seconds: list[float] = of_two_processes(_work, a.repeats)
-    latency, bandwidth = fit(SIZES, seconds)
-    table(("bytes", "ms"), [(size, f"{1e3 * s:.2f}") for size, s in zip(SIZES, seconds, strict=True)])
+    times: dict[str, list[list[float]]]
+    between: dict[str, list[float]]
+    times, between = of_two_processes(_work, a.repeats)
+    latency, bandwidth = fit(SIZES, [min(t) for t in times["gloo"]])
+    medians = {way: [1e3 * statistics.median(t) for t in times[way]] for way in WAYS}
+    table(("bytes", *WAYS), [(s, *(f"{medians[w][i]:.2f} ms" for w in WAYS)) for i, s in enumerate(SIZES)])
+    added = {way: 1e3 * (statistics.median(between[way]) - statistics.median(between["none"])) for way in WAYS}
     return {
+        "ratio": round(min(g / s for g, s in zip(*medians.values(), strict=True)), 3),
+        "milliseconds": {way: dict(zip(SIZES, (round(m, 3) for m in medians[way]), strict=True)) for way in WAYS},
+        "added_ms": {way: round(ms, 3) for way, ms in added.items()},
+        "ratio_added": round(added["gloo"] / added["shared"], 3),
         "latency_ms": round(1e3 * latency, 3),
         "megabytes_per_second": round(bandwidth / 1e6, 1),
-        "milliseconds": {size: round(1e3 * s, 3) for size, s in zip(SIZES, seconds, strict=True)},
         "machine": machine(),
     }
 
@@ -49,19 +67,38 @@ def fit(sizes: tuple[int, ...], seconds: list[float]) -> tuple[float, float]:
 def _work(rank: int, address: str, queue: Any, repeats: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    fastest = []
-    for size in SIZES:
-        values = torch.zeros(size // 4)
-        times = []
-        for _ in range(repeats):
+    sums = shared_sums()
+    assert sums is not None
+    ways: dict[str, Callable[[Tensor], Any]] = {"gloo": dist.all_reduce, "shared": sums.add}
+    times = {way: [_times(add, torch.zeros(size // 4), repeats) for size in SIZES] for way, add in ways.items()}
+    between: dict[str, list[float]] = {way: [] for way in ("none", *ways)}
+    matrix, values = torch.randn(512, 512), torch.zeros(1024)
+    for _ in range(repeats):
+        for way, seconds in between.items():
             dist.barrier()
             began = time.perf_counter()
-            dist.all_reduce(values)
-            times.append(time.perf_counter() - began)
-        fastest.append(min(times))
+            for _ in range(10):
+                matrix @ matrix
+                ways.get(way, _nothing)(values)
+            seconds.append((time.perf_counter() - began) / 10)
     if rank == 0:
-        queue.put(fastest)
+        queue.put((times, between))
+    dist.barrier()
     dist.destroy_process_group()
+
+
+def _times(add: Callable[[Tensor], Any], values: Tensor, repeats: int) -> list[float]:
+    times = []
+    for _ in range(repeats):
+        dist.barrier()
+        began = time.perf_counter()
+        add(values)
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def _nothing(values: Tensor) -> None:
+    pass
 
 
 def entry() -> None:

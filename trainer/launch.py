@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -32,6 +33,8 @@ MAX_FAILURES = 4
 """Losses of workers since the last new checkpoint, the last one of which ends a training."""
 
 _RESIZE_SECONDS = 30.0  # between looks at whether an elastic training can grow
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 # Ray's and Ray Train's chatter: deduplicated lines, colours, a second copy of each print, counters nobody reads here.
 # The interval is how often a report is collected, which a snapshot waits for (Ray's default: two seconds); each look
@@ -249,8 +252,20 @@ def _ray_worker(values: dict[str, Any]) -> dict[str, Any]:
     return asdict(work(Job(**values["job"]), RayContext(values["bell"])))
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep what a step frees for the next one: the C library would give large blocks back to the
+    system, and each page of theirs would cost a fault again. Without glibc nothing happens."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most there can be
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(_M_TOP_PAD, 64 << 20)  # what a thread's heap, of 64 MiB each, keeps: all of it
+
+
 def work(job: Job, context: Context) -> Outcome:
     """Train as one of the workers; each calls this with a context of its own, and rank 0 keeps the records."""
+    if context.device.type == "cpu":
+        keep_freed_memory()
     config = Config.from_dict(job.config)
     manifest = open_data(job.data, config.model.size, config.loader)
     init_from = Path(job.init_from) if job.init_from else None

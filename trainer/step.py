@@ -16,6 +16,7 @@ from trainer.config import Config
 from trainer.ema import EMA
 from trainer.losses import LOSSES, interpolate, lecam, one_centred_penalty, zero_centred_penalty
 from trainer.models import AtLevel, Discriminator, Generator, build_discriminator, build_generator, resize_to_level
+from trainer.shared import shared_sums
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
 """Reals and fakes ``[n, 3, h, w]`` of each part of a batch, fakes made when their turn comes."""
@@ -72,10 +73,18 @@ class GAN:
         self._g: nn.Module = self.generator
         self._d: nn.Module = self.discriminator
         if world_size > 1:
-            self._g, self._d = (
-                DistributedDataParallel(m, forward_sync_buffers=False, find_unused_parameters=self.generator.grows)
+            self._g, self._d = wrappers = [
+                DistributedDataParallel(
+                    m,
+                    forward_sync_buffers=False,
+                    find_unused_parameters=self.generator.grows,
+                    gradient_as_bucket_view=True,
+                )
                 for m in (self.generator, self.discriminator)
-            )
+            ]
+            if sums := shared_sums():
+                for wrapper in wrappers:
+                    wrapper.register_comm_hook(None, lambda _, bucket: sums.average(bucket))
         self.schedule(0)
 
     def schedule(self, nimg: int) -> None:

@@ -6,13 +6,9 @@ each other's pictures there, and a training that is restarted on this machine fi
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
-import stat
-import tempfile
-import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from infer.command import say
+from trainer import shm
 from trainer.data.manifest import Manifest
 
 _UNKNOWN, _READY, _BROKEN = 0, 1, 2
-
-# Taking a lock orders memory accesses between processes too, also where the processor would not (Arm): a picture is in
-# place before its mark can be seen, and is looked at after the mark was.
-_fence = threading.Lock()
 
 
 class DecodedPictures:
@@ -39,18 +32,18 @@ class DecodedPictures:
     def __init__(self, path: Path, images: int, size: int, *, owner: bool = True) -> None:
         self.path, self.images, self.size = path, images, size
         length = images * (1 + 3 * size * size)
-        file = _open(path)
+        file = shm.open_private(path)
         try:
             if owner:
                 fcntl.flock(file, fcntl.LOCK_SH)
                 while not _is_at(path, file):  # whoever left last has removed it before it could be locked
                     os.close(file)
-                    file = _open(path)
+                    file = shm.open_private(path)
                     fcntl.flock(file, fcntl.LOCK_SH)
-            _reserve(file, length)
+            shm.reserve(file, length)
             memory = mmap.mmap(file, length)
         except OSError:
-            _remove_if_unused(file, path)
+            shm.remove_if_unused(file, path)
             raise
         self._marks = np.frombuffer(memory, np.uint8, images)
         self._pixels = np.frombuffer(memory, np.uint8, offset=images).reshape(images, 3, size, size)
@@ -63,12 +56,12 @@ class DecodedPictures:
         """A picture, uint8 ``[3, size, size]``, without copying it; None if it is not there."""
         if self._marks[number] != _READY:
             return None
-        with _fence:
+        with shm.fence:
             return self._pixels[number]
 
     def put(self, number: int, pixels: np.ndarray) -> None:
         self._pixels[number] = pixels
-        with _fence:
+        with shm.fence:
             self._marks[number] = _READY
 
     def put_broken(self, number: int) -> None:
@@ -89,28 +82,15 @@ def decoded_pictures(manifest: Manifest, budget: int) -> DecodedPictures | None:
     needed = images * (1 + 3 * size * size)
     if not 0 < needed <= budget:
         return None
-    folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
-    prefix = f"catgan-{os.getuid()}-"
-    path = folder / f"{prefix}{manifest.digest[:32]}"
-    for other in folder.glob(f"{prefix}*"):
-        if other != path:
-            with contextlib.suppress(OSError):
-                _remove_if_unused(_open(other), other)
+    path = shm.FOLDER / f"{shm.PREFIX}{manifest.digest[:32]}"
+    shm.sweep(keep=path)
     try:
         return DecodedPictures(path, images, size)
     except OSError as error:
-        say(f"decoding in every epoch: no room for the decoded pictures ({needed >> 20:,} MiB in {folder}): {error}")
+        say(
+            f"decoding in every epoch: no room for the decoded pictures ({needed >> 20:,} MiB in {shm.FOLDER}): {error}"
+        )
         return None
-
-
-def _open(path: Path) -> int:
-    """Opens or makes the file, if it is a file of this user alone: the folder is everybody's."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    status = os.fstat(file)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        os.close(file)
-        raise PermissionError(f"{path} belongs to somebody else")
-    return file
 
 
 def _is_at(path: Path, file: int) -> bool:
@@ -120,14 +100,6 @@ def _is_at(path: Path, file: int) -> bool:
         return False
 
 
-def _reserve(file: int, length: int) -> None:
-    """Makes the file so long, with memory behind all of it: without, writing into it could end in SIGBUS."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, length)
-    else:
-        os.ftruncate(file, length)
-
-
 def _reopen(path: Path, images: int, size: int) -> DecodedPictures:
     return DecodedPictures(path, images, size, owner=False)
 
@@ -135,14 +107,4 @@ def _reopen(path: Path, images: int, size: int) -> DecodedPictures:
 def _leave(file: int, path: Path, pid: int) -> None:
     """The owner that leaves last removes the file; who still has it mapped keeps the memory."""
     if os.getpid() == pid:  # not in a forked reader, which shares the owner's lock
-        _remove_if_unused(file, path)
-
-
-def _remove_if_unused(file: int, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
-        pass
-    finally:
-        os.close(file)
+        shm.remove_if_unused(file, path)

@@ -66,8 +66,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
         """``x`` normalised, and of all ranks the mean, the variance and the number of values of each channel."""
         values, channels = x.float(), x.shape[1]
         size = values.new_full((1,), x.numel() // channels)  # ranks may hold shares of different size
-        squares = torch.linalg.vector_norm(values, dim=(0, 2, 3)).square()
-        sums = all_sum(torch.cat([values.sum(dim=(0, 2, 3)), squares, size]))
+        own_mean, own_var = torch.ops.aten.batch_norm_update_stats(values, None, None, 0.0)
+        sums = all_sum(torch.cat([own_mean * size, (own_var + own_mean.square()) * size, size]))
         mean, square = (sums[:-1] / sums[-1]).split(channels)
         var = (square - mean.square()).clamp(min=0)
         y = functional.batch_norm(values, mean, var, weight, bias, training=False, eps=eps)

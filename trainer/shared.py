@@ -1,0 +1,154 @@
+"""Sums between the ranks of one machine, through memory that they share.
+
+Over gloo such ranks talk by TCP, and each collective wakes threads on either side, one after the other: that can take
+as long as a layer of a small network. Here each rank writes its values, counts up, and looks until the others have.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import secrets
+import time
+import weakref
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer import shm
+from trainer.metrics.ranks import from_rank_zero, sum_over_ranks
+
+CHUNK = 1 << 17  # values a rank shows at a time: 512 KiB, so that the sum of two ranks' stays in a core's cache
+_LINE = 8  # counters are 64 bytes apart, so that each has a cache line of its own
+_LOOKS = 1000  # at another rank's counter before pausing between them, about a millisecond
+_PAUSE = 1e-4
+_PATIENCE = 1800.0  # as gloo's
+
+
+class SharedSums:
+    """Adds what ranks hold, in the order of ranks, so that all get the same bits. Every method is a collective.
+
+    There are two boards in turn: nobody can write on a board a second time before all have counted up once more, thus
+    have read what was there. Each rank holds a lock on one byte of the file, which only its end releases.
+
+    Args:
+        file: of ``length(world_size)`` bytes of zeros, opened by this rank alone.
+    """
+
+    def __init__(self, file: int, rank: int, world_size: int) -> None:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
+        weakref.finalize(self, os.close, file)
+        self.file, self.rank = file, rank
+        memory, counters = mmap.mmap(file, self.length(world_size)), world_size * _LINE * 8
+        self._counters = memoryview(memory)[:counters].cast("q")
+        self._boards = torch.frombuffer(memory, dtype=torch.float32, offset=counters).view(2, world_size, CHUNK)
+        self._others = [r for r in range(world_size) if r != rank]
+        self._turn = 0
+
+    @staticmethod
+    def length(world_size: int) -> int:
+        return world_size * (_LINE * 8 + 2 * CHUNK * 4)
+
+    def add(self, x: Tensor) -> Tensor:
+        """Replace ``x``, contiguous float32, by its sum over ranks.
+
+        Raises:
+            RuntimeError: another rank has ended, or did not come within half an hour.
+        """
+        assert x.dtype == torch.float32, x.dtype
+        for part in x.view(-1).split(CHUNK):
+            self._turn += 1
+            board = self._boards[self._turn % 2, :, : len(part)]
+            board[self.rank] = part
+            with shm.fence:
+                self._counters[self.rank * _LINE] = self._turn
+            for other in self._others:
+                self._await(other)
+            with shm.fence:
+                torch.sum(board, 0, out=part)
+        return x
+
+    def average(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """The mean of gradients: a communication hook of DistributedDataParallel."""
+        mean: torch.futures.Future[Tensor] = torch.futures.Future()
+        mean.set_result(self.add(bucket.buffer()).div_(len(self._others) + 1))
+        return mean
+
+    def _await(self, other: int) -> None:
+        """Until that rank has counted up. The first looks yield the core without sleeping: waking up takes longer than
+        most waits, on virtual machines above all."""
+        for _ in range(_LOOKS):
+            if self._counters[other * _LINE] >= self._turn:
+                return
+            os.sched_yield()
+        began = checked = time.monotonic()
+        while self._counters[other * _LINE] < self._turn:
+            time.sleep(_PAUSE)
+            now = time.monotonic()
+            if now - checked > 1:
+                self._check_alive(other, now - began)
+                checked = now
+
+    def _check_alive(self, other: int, waited: float) -> None:
+        if waited > _PATIENCE:
+            raise RuntimeError(f"waited for rank {other} for {waited / 60:.0f} minutes")
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, other)
+        except OSError:
+            return  # it holds its lock
+        if self._counters[other * _LINE] < self._turn:
+            raise RuntimeError(f"rank {other} has ended")
+
+
+def shared_sums() -> SharedSums | None:
+    """What adds for the ranks of this training, or None unless they are several on one machine that communicate over
+    gloo, and the machine has room for it. The first call is a collective."""
+    return _meet(dist.group.WORLD) if dist.is_initialized() else None
+
+
+@lru_cache(maxsize=1)  # a process group of the past has no use for its memory
+def _meet(group: dist.ProcessGroup) -> SharedSums | None:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if world_size == 1 or dist.get_backend() != dist.Backend.GLOO:
+        return None
+    path = shm.FOLDER / f"{shm.PREFIX}sums-{secrets.token_hex(16)}"
+    file = _make(path, SharedSums.length(world_size)) if rank == 0 else None
+    path = from_rank_zero(path)
+    if rank:
+        file = _open(path)
+    # Who finds a file of this name shares the machine's memory, in whatever containers the ranks are.
+    found = int(sum_over_ranks(torch.tensor([float(file is not None)])).item())
+    sums = SharedSums(file, rank, world_size) if found == world_size and file is not None else None
+    dist.barrier()  # before anybody asks whether somebody else is alive
+    if rank == 0 and file is not None:
+        path.unlink()
+        fcntl.flock(file, fcntl.LOCK_UN)
+    if sums is None and file is not None:
+        os.close(file)
+    return sums
+
+
+def _make(path: Path, length: int) -> int | None:
+    """The file, open and marked as used for ``shm.sweep``, or None if there is no room."""
+    try:
+        file = shm.open_private(path)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        shm.reserve(file, length)
+    except OSError:
+        shm.remove_if_unused(file, path)
+        return None
+    return file
+
+
+def _open(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
