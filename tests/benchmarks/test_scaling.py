@@ -72,7 +72,7 @@ def test_work_is_counted(script: Script) -> None:
     # G draws once; D judges reals and fakes, then fakes again: each forward and back, D's last one to its input only.
     assert work.flops > 6 * work.draw_flops
     assert dataclasses.replace(work, flops=0) == dataclasses.replace(step_work.count_work("dcgan-cpu", 32), flops=0)
-    assert work.norms == 2 * (3 + 3 * 2)  # of G's three layers, and of D's two for reals, for fakes, for fakes again
+    assert work.norms == 2 * (3 + 2 * 2)  # of G's three layers, and of D's two for reals and fakes, for fakes again
 
 
 def test_fit_finds_latency_and_bandwidth(script: Script) -> None:

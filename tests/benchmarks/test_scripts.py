@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable
 from types import ModuleType
 
@@ -98,6 +99,7 @@ def test_near_duplicates_compares_and_times(script: Script) -> None:
         "checkpoint",
         "first_step",
         "all_reduce",
+        "page_faults",
         "scaling_model",
     ],
 )
@@ -147,6 +149,20 @@ def test_weak_scaling_is_taken_between_neighbours(script: Script) -> None:
     alone, together = (result["step_ms"][kind] for kind in ("alone", "together"))
     assert result["ratio"] == pytest.approx(alone / together, rel=0.01)
     assert weak_scaling._ratios([(1, 0), (4, 0), (9, 0)], [(2, 0), (4, 0), (3, 0)]) == [0.5, 1, 3]
+
+
+def test_sums_over_ranks_are_timed_in_both_ways(script: Script) -> None:
+    all_reduce = script("all_reduce")
+    result = all_reduce.main(["--repeats", "2"])
+    gloo, shared = (result["milliseconds"][way].values() for way in ("gloo", "shared"))
+    assert result["ratio"] == pytest.approx(min(g / s for g, s in zip(gloo, shared, strict=True)), rel=0.05)
+    assert result["milliseconds"]["gloo"].keys() == set(all_reduce.SIZES)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set here belongs to glibc")
+def test_steps_with_kept_memory_have_few_page_faults(script: Script) -> None:
+    result = script("page_faults").main(["--steps", "1", "--repeats", "2"])
+    assert result["faults"]["keeping"] < result["faults"]["default"]
 
 
 @pytest.mark.slow

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from trainer.config import GrowConfig, ModelConfig
 from trainer.models import ARCHITECTURES, AtLevel, build_discriminator, build_generator, resize_to_level
+from trainer.models.common import BatchNorm, apart
 from trainer.models.progan import EqualConv, minibatch_stddev, pixel_norm
 
 TINY = ModelConfig(size=32, z_dim=8, g_width=16, d_width=16, max_width=32, blocks=1)
@@ -37,6 +39,27 @@ def test_reals_and_fakes_together_are_judged_as_one_by_one(arch: str, norm: str)
     together, _ = discriminator(reals, fakes)
     (alone,) = discriminator(reals)
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_sees_batches_in_one_pass_as_it_sees_them_in_turn():
+    """The same values, gradients and running statistics."""
+    torch.manual_seed(0)
+    one_pass, in_turn = BatchNorm(3), BatchNorm(3)
+    batches = [torch.randn(4, 3, 5, 5), 2 + 3 * torch.randn(2, 3, 5, 5)]
+    wanted = torch.randn(6, 3, 5, 5)
+    found = []
+    with apart(nn.Sequential(one_pass), [4, 2]):
+        x = torch.cat(batches).requires_grad_()
+        found.append((one_pass(x), x))
+    x = torch.cat(batches).requires_grad_()
+    found.append((torch.cat([in_turn(x[:4]), in_turn(x[4:])]), x))
+    for y, _ in found:
+        (y * wanted).sum().backward()
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0][1].grad, found[1][1].grad)
+    torch.testing.assert_close(one_pass.state_dict(), in_turn.state_dict())
+    assert one_pass.sizes is None
+    torch.testing.assert_close(one_pass(batches[1]), in_turn(batches[1]))
 
 
 def test_r3gan_starts_as_identity_blocks_with_unit_scale():

@@ -72,14 +72,14 @@ class DCGANDiscriminator(Discriminator):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.mixes_samples = config.d_norm == "batch"
+        has_norm = config.d_norm == "batch"
         widths = _widths(config.d_width, config.max_width, config.size)
         sides = sorted(widths, reverse=True)
         layers: dict[str, nn.Module] = {f"rgb{config.size}": nn.Conv2d(3, widths[sides[0]], 4, 2, 1)}
         for side in sides:
             if side != sides[0]:
-                layers[f"to{side}"] = nn.Conv2d(widths[2 * side], widths[side], 4, 2, 1, bias=not self.mixes_samples)
-                if self.mixes_samples:
+                layers[f"to{side}"] = nn.Conv2d(widths[2 * side], widths[side], 4, 2, 1, bias=not has_norm)
+                if has_norm:
                     layers[f"norm{side}"] = BatchNorm(widths[side])
             layers[f"act{side}"] = nn.LeakyReLU(0.2, inplace=True)
             if config.d_dropout:
