@@ -13,7 +13,8 @@ import torch.distributed as dist
 from measure import count, machine, of_two_processes, table
 from torch import Tensor
 
-from infer.command import Parser, run_command
+from infer.command import Parser, UserError, run_command
+from trainer import shm
 from trainer.shared import shared_sums
 
 NAME = "all_reduce.py"
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         "ratio": round(min(g / s for g, s in zip(*medians.values(), strict=True)), 3),
         "milliseconds": {way: dict(zip(SIZES, (round(m, 3) for m in medians[way]), strict=True)) for way in WAYS},
         "added_ms": {way: round(ms, 3) for way, ms in added.items()},
-        "ratio_added": round(added["gloo"] / added["shared"], 3),
+        "ratio_added": round(added["gloo"] / added["shared"], 3) if added["shared"] > 0 else None,
         "latency_ms": round(1e3 * latency, 3),
         "megabytes_per_second": round(bandwidth / 1e6, 1),
         "machine": machine(),
@@ -68,9 +69,18 @@ def _work(rank: int, address: str, queue: Any, repeats: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     sums = shared_sums()
-    assert sums is not None
+    if sums is None:
+        raise UserError(f"two processes find no shared memory: {shm.FOLDER} has no room")
     ways: dict[str, Callable[[Tensor], Any]] = {"gloo": dist.all_reduce, "shared": sums.add}
-    times = {way: [_times(add, torch.zeros(size // 4), repeats) for size in SIZES] for way, add in ways.items()}
+    times: dict[str, list[list[float]]] = {way: [[] for _ in SIZES] for way in ways}
+    for i, size in enumerate(SIZES):
+        values = torch.zeros(size // 4)
+        for _ in range(repeats):
+            for way, add in ways.items():
+                dist.barrier()
+                began = time.perf_counter()
+                add(values)
+                times[way][i].append(time.perf_counter() - began)
     between: dict[str, list[float]] = {way: [] for way in ("none", *ways)}
     matrix, values = torch.randn(512, 512), torch.zeros(1024)
     for _ in range(repeats):
@@ -85,16 +95,6 @@ def _work(rank: int, address: str, queue: Any, repeats: int) -> None:
         queue.put((times, between))
     dist.barrier()
     dist.destroy_process_group()
-
-
-def _times(add: Callable[[Tensor], Any], values: Tensor, repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        dist.barrier()
-        began = time.perf_counter()
-        add(values)
-        times.append(time.perf_counter() - began)
-    return times
 
 
 def _nothing(values: Tensor) -> None:

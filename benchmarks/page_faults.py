@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import resource
 import statistics
 import time
@@ -14,7 +16,6 @@ from measure import count, machine, of_two_processes, quartiles, table
 from infer.command import Parser, run_command
 from trainer.data.progress import progress
 from trainer.launch import keep_freed_memory
-from trainer.models.common import BatchNorm
 from trainer.recipes import DEFAULT_CPU, resolve
 from trainer.step import GAN
 
@@ -33,13 +34,22 @@ examples:
 """
 
 
+Turn = tuple[float, float]
+"""Milliseconds and page faults of a step."""
+
+
 def main(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION)
     parser.add_argument("--recipe", default=f"{DEFAULT_CPU}-32", help="as run.py takes it (default: %(default)s)")
     parser.add_argument("--steps", type=count, default=5, metavar="N", help="of a turn (default: %(default)s)")
     parser.add_argument("--repeats", type=count, default=60, metavar="N", help="rounds of turns (default: %(default)s)")
     a = parser.parse_args(argv)
-    default, keeping = of_two_processes(_work, a.recipe, a.steps, a.repeats)
+    default: list[Turn] = []
+    keeping: list[Turn] = []
+    for keeper in (0, 1):  # so that neither process has a part of its own in it
+        turns: list[list[Turn]] = of_two_processes(_work, keeper, a.recipe, a.steps, math.ceil(a.repeats / 2))
+        keeping += turns[keeper]
+        default += turns[1 - keeper]
     ratios = quartiles([d / k for (d, _), (k, _) in zip(default, keeping, strict=True)])
     ways = {"default": default, "keeping": keeping}
     medians = {way: [statistics.median(values) for values in zip(*turns, strict=True)] for way, turns in ways.items()}
@@ -54,32 +64,31 @@ def main(argv: list[str]) -> dict[str, Any]:
     }
 
 
-def _work(rank: int, address: str, queue: Any, recipe: str, steps: int, repeats: int) -> None:
+def _work(rank: int, address: str, queue: Any, keeper: int, recipe: str, steps: int, repeats: int) -> None:
     torch.set_num_threads(1)
-    if rank:
+    if rank == keeper:
         keep_freed_memory()
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     config = resolve(recipe, None, gpu=False)
     gan, side = GAN(config, torch.device("cpu")), config.model.size
-    BatchNorm.over_ranks = False
     reals = torch.randint(0, 256, (config.batch, 3, side, side), dtype=torch.uint8)
-    turns: list[list[tuple[float, float]]] = [[], []]
+    # No process group: its ranks would be those of one training.
+    store = dist.TCPStore("127.0.0.1", int(address.rpartition(":")[2]), world_size=2, is_master=rank == 0)
+    found: list[list[Turn]] = [[], []]
     rounds = range(repeats + 1)  # the first one warms up
-    for turn in progress(rounds, "turns", "round", len(rounds)) if rank == 0 else rounds:
-        for whose in (0, 1) if turn % 2 else (1, 0):
-            dist.barrier()
-            found = torch.tensor(_steps(gan, reals, steps) if rank == whose else (0.0, 0.0))
-            dist.broadcast(found, whose)
-            if turn:
-                turns[whose].append(tuple(found.tolist()))
+    for i in progress(rounds, "turns", "round", len(rounds)) if rank == 0 else rounds:
+        for whose in (0, 1) if i % 2 else (1, 0):
+            if rank == whose:
+                store.set(f"{i}/{whose}", json.dumps(_steps(gan, reals, steps)))
+            turn = json.loads(store.get(f"{i}/{whose}"))  # waits for the other one
+            if i:
+                found[whose].append(turn)
     if rank == 0:
-        queue.put(turns)
-    dist.barrier()
-    dist.destroy_process_group()
+        queue.put(found)
+    store.set(f"end/{rank}", "")
+    store.wait([f"end/{1 - rank}"])
 
 
-def _steps(gan: GAN, reals: torch.Tensor, number: int) -> tuple[float, float]:
-    """Milliseconds and page faults of a step."""
+def _steps(gan: GAN, reals: torch.Tensor, number: int) -> Turn:
     began, faults = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(number):
         gan.step(reals, 0)

@@ -18,10 +18,11 @@ def num_ranks() -> int:
 def all_sum(x: Tensor) -> Tensor:
     """Few values ``x``, summed over ranks in the order of ranks; no gradients flow through it. A collective.
 
-    Over gloo they are gathered and added here: a ring's gather has half the rounds of its all-reduce, and what a round
-    costs is waking up. Over NCCL, whose all-reduce of few values is a tree, it is that.
+    Ranks of one machine on CPUs do it in shared memory. Else values are gathered over gloo and added here: a ring's
+    gather has half the rounds of its all-reduce, and what a round costs is waking up. NCCL's all-reduce of few values
+    is a tree.
     """
-    if x.dtype == torch.float32 and (sums := shared_sums()):
+    if x.dtype == torch.float32 and x.device.type == "cpu" and (sums := shared_sums()):
         return sums.add(x.clone(memory_format=torch.contiguous_format))
     if dist.get_backend() != dist.Backend.GLOO:
         total = x.clone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -255,8 +256,8 @@ def _ray_worker(values: dict[str, Any]) -> dict[str, Any]:
 def keep_freed_memory() -> None:
     """Let this process keep what a step frees for the next one: the C library would give large blocks back to the
     system, and each page of theirs would cost a fault again. Without glibc nothing happens."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most there can be
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
         mallopt(_M_TOP_PAD, 64 << 20)  # what a thread's heap, of 64 MiB each, keeps: all of it

@@ -12,7 +12,6 @@ import os
 import secrets
 import time
 import weakref
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -30,18 +29,22 @@ _PATIENCE = 1800.0  # as gloo's
 
 
 class SharedSums:
-    """Adds what ranks hold, in the order of ranks, so that all get the same bits. Every method is a collective.
+    """Adds what ranks hold, in the order of ranks, so that all get the same bits. ``add`` and ``average`` are
+    collectives.
 
     There are two boards in turn: nobody can write on a board a second time before all have counted up once more, thus
     have read what was there. Each rank holds a lock on one byte of the file, which only its end releases.
 
     Args:
-        file: of ``length(world_size)`` bytes of zeros, opened by this rank alone.
+        file: of ``length(world_size)`` bytes of zeros, opened by this rank alone, and closed with this object.
+
+    Raises:
+        OSError: it cannot be locked or mapped.
     """
 
     def __init__(self, file: int, rank: int, world_size: int) -> None:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
         weakref.finalize(self, os.close, file)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
         self.file, self.rank = file, rank
         memory, counters = mmap.mmap(file, self.length(world_size)), world_size * _LINE * 8
         self._counters = memoryview(memory)[:counters].cast("q")
@@ -64,12 +67,14 @@ class SharedSums:
             self._turn += 1
             board = self._boards[self._turn % 2, :, : len(part)]
             board[self.rank] = part
-            with shm.fence:
-                self._counters[self.rank * _LINE] = self._turn
+            shm.fence()
+            self._counters[self.rank * _LINE] = self._turn
             for other in self._others:
                 self._await(other)
-            with shm.fence:
-                torch.sum(board, 0, out=part)
+            shm.fence()
+            torch.add(board[0], board[1], out=part)
+            for others in board[2:]:
+                part += others
         return x
 
     def average(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -99,56 +104,61 @@ class SharedSums:
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, other)
         except OSError:
-            return  # it holds its lock
+            return  # it holds its lock, or another rank looks just now
+        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, other)
         if self._counters[other * _LINE] < self._turn:
             raise RuntimeError(f"rank {other} has ended")
+
+
+_met: weakref.WeakKeyDictionary[dist.ProcessGroup, SharedSums | None] = weakref.WeakKeyDictionary()
 
 
 def shared_sums() -> SharedSums | None:
     """What adds for the ranks of this training, or None unless they are several on one machine that communicate over
     gloo, and the machine has room for it. The first call is a collective."""
-    return _meet(dist.group.WORLD) if dist.is_initialized() else None
-
-
-@lru_cache(maxsize=1)  # a process group of the past has no use for its memory
-def _meet(group: dist.ProcessGroup) -> SharedSums | None:
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    if world_size == 1 or dist.get_backend() != dist.Backend.GLOO:
+    group = dist.group.WORLD
+    if group is None:
         return None
+    if group not in _met:
+        _met[group] = _meet() if dist.get_world_size() > 1 and dist.get_backend() == dist.Backend.GLOO else None
+    return _met[group]
+
+
+def _meet() -> SharedSums | None:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     path = shm.FOLDER / f"{shm.PREFIX}sums-{secrets.token_hex(16)}"
     file = _make(path, SharedSums.length(world_size)) if rank == 0 else None
-    path = from_rank_zero(path)
-    if rank:
-        file = _open(path)
-    # Who finds a file of this name shares the machine's memory, in whatever containers the ranks are.
-    found = int(sum_over_ranks(torch.tensor([float(file is not None)])).item())
-    sums = SharedSums(file, rank, world_size) if found == world_size and file is not None else None
-    dist.barrier()  # before anybody asks whether somebody else is alive
-    if rank == 0 and file is not None:
-        path.unlink()
-        fcntl.flock(file, fcntl.LOCK_UN)
-    if sums is None and file is not None:
-        os.close(file)
-    return sums
+    try:
+        path = from_rank_zero(path)
+        sums = _map(path, file, rank, world_size)
+        # Who finds a file of this name shares the machine's memory, in whatever containers the ranks are.
+        having = int(sum_over_ranks(torch.tensor([float(sums is not None)])).item())
+        return sums if having == world_size else None
+    finally:
+        if rank == 0:
+            path.unlink(missing_ok=True)
 
 
 def _make(path: Path, length: int) -> int | None:
-    """The file, open and marked as used for ``shm.sweep``, or None if there is no room."""
+    """The file, open and, for ``shm.sweep``, marked as used; None if there is no room."""
     try:
         file = shm.open_private(path)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            shm.reserve(file, length)
+        except OSError:
+            os.close(file)
+            raise
     except OSError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        shm.reserve(file, length)
-    except OSError:
-        shm.remove_if_unused(file, path)
         return None
     return file
 
 
-def _open(path: Path) -> int | None:
+def _map(path: Path, file: int | None, rank: int, world_size: int) -> SharedSums | None:
+    """``file`` is rank 0's; it is not opened twice, since closing it once would release all locks on it."""
     try:
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if rank:
+            file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return None if file is None else SharedSums(file, rank, world_size)
     except OSError:
         return None

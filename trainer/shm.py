@@ -15,9 +15,16 @@ FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettem
 PREFIX = f"catgan-{os.getuid()}-"
 """How all names there begin: ``sweep`` may remove them."""
 
-# Taking a lock orders memory accesses between processes too, also where the processor would not (Arm): what is written
-# before can be seen by who looks after.
-fence = threading.Lock()
+_lock = threading.Lock()
+
+
+def fence() -> None:
+    """Order memory accesses between processes, also where the processor would not (Arm): who sees what is written after
+    this sees what was written before. One lock's release with the next one's acquisition does that."""
+    with _lock:
+        pass
+    with _lock:
+        pass
 
 
 def open_private(path: Path) -> int:

@@ -82,7 +82,7 @@ class GAN:
                 )
                 for m in (self.generator, self.discriminator)
             ]
-            if sums := shared_sums():
+            if device.type == "cpu" and (sums := shared_sums()):
                 for wrapper in wrappers:
                     wrapper.register_comm_hook(None, lambda _, bucket: sums.average(bucket))
         self.schedule(0)

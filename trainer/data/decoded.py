@@ -56,13 +56,13 @@ class DecodedPictures:
         """A picture, uint8 ``[3, size, size]``, without copying it; None if it is not there."""
         if self._marks[number] != _READY:
             return None
-        with shm.fence:
-            return self._pixels[number]
+        shm.fence()
+        return self._pixels[number]
 
     def put(self, number: int, pixels: np.ndarray) -> None:
         self._pixels[number] = pixels
-        with shm.fence:
-            self._marks[number] = _READY
+        shm.fence()
+        self._marks[number] = _READY
 
     def put_broken(self, number: int) -> None:
         if self._marks[number] == _UNKNOWN:
