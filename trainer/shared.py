@@ -148,6 +148,7 @@ def _make(path: Path, length: int) -> int | None:
             shm.reserve(file, length)
         except OSError:
             os.close(file)
+            path.unlink()
             raise
     except OSError:
         return None
