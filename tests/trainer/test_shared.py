@@ -30,12 +30,15 @@ def _start(rank: int, port: int, world_size: int, work: Callable[..., None], arg
     dist.destroy_process_group()
 
 
-def ranks(world_size: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Run ``work(rank, ...)`` in so many processes of one process group."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_start, (port, world_size, work, arguments), world_size)
+        return probe.getsockname()[1]
+
+
+def ranks(world_size: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Run ``work(rank, ...)`` in so many processes of one process group."""
+    mp.spawn(_start, (free_port(), world_size, work, arguments), world_size)
 
 
 def mine(rank: int, turn: int, size: int) -> torch.Tensor:
@@ -117,9 +120,7 @@ def _lose(rank: int, folder: str) -> None:
 
 
 def test_a_killed_rank_is_noticed_by_all_others(tmp_path: Path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     spawn = mp.get_context("spawn").Process
     all_ranks = [spawn(target=_start, args=(r, port, 3, _lose, (str(tmp_path),)), daemon=True) for r in range(3)]
     for process in all_ranks:
