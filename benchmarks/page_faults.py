@@ -20,6 +20,7 @@ from trainer.recipes import DEFAULT_CPU, resolve
 from trainer.step import GAN
 
 NAME = "page_faults.py"
+_WARM_UP = 10  # steps; memory is still growing in the first ones
 
 _DESCRIPTION = """\
 Two processes of one thread each take steps of a recipe on fixed pictures, in turns: one with the C library's defaults,
@@ -74,14 +75,13 @@ def _work(rank: int, address: str, queue: Any, keeper: int, recipe: str, steps: 
     # No process group: its ranks would be those of one training.
     store = dist.TCPStore("127.0.0.1", int(address.rpartition(":")[2]), world_size=2, is_master=rank == 0)
     found: list[list[Turn]] = [[], []]
-    rounds = range(repeats + 1)  # the first one warms up
+    _steps(gan, reals, _WARM_UP)
+    rounds = range(repeats)
     for i in progress(rounds, "turns", "round", len(rounds)) if rank == 0 else rounds:
         for whose in (0, 1) if i % 2 else (1, 0):
             if rank == whose:
                 store.set(f"{i}/{whose}", json.dumps(_steps(gan, reals, steps)))
-            turn = json.loads(store.get(f"{i}/{whose}"))  # waits for the other one
-            if i:
-                found[whose].append(turn)
+            found[whose].append(json.loads(store.get(f"{i}/{whose}")))  # waits for the other one
     if rank == 0:
         queue.put(found)
     store.set(f"end/{rank}", "")

@@ -161,7 +161,7 @@ def test_sums_over_ranks_are_timed_in_both_ways(script: Script) -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set here belongs to glibc")
 def test_steps_with_kept_memory_have_few_page_faults(script: Script) -> None:
-    result = script("page_faults").main(["--steps", "1", "--repeats", "2"])
+    result = script("page_faults").main(["--steps", "4", "--repeats", "4"])
     assert result["faults"]["keeping"] < result["faults"]["default"]
 
 
