@@ -15,6 +15,7 @@ from torch import Tensor
 from infer.command import Parser, run_command, say
 from trainer.config import Config
 from trainer.data.progress import progress
+from trainer.launch import keep_freed_memory
 from trainer.models.common import BatchNorm
 from trainer.recipes import DEFAULT_CPU, resolve
 from trainer.step import GAN
@@ -76,6 +77,7 @@ def _ratios(ours: list[Block], others: list[Block]) -> list[float]:
 
 def _work(rank: int, address: str, queue: Any, config: Config, seconds: float, repeats: int) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     torch.manual_seed(rank)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     cpu = torch.device("cpu")

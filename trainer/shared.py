@@ -14,6 +14,7 @@ import time
 import weakref
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -48,7 +49,7 @@ class SharedSums:
         self.file, self.rank = file, rank
         memory, counters = mmap.mmap(file, self.length(world_size)), world_size * _LINE * 8
         self._counters = memoryview(memory)[:counters].cast("q")
-        self._boards = torch.frombuffer(memory, dtype=torch.float32, offset=counters).view(2, world_size, CHUNK)
+        self._boards = np.frombuffer(memory, np.float32, offset=counters).reshape(2, world_size, CHUNK)
         self._others = [r for r in range(world_size) if r != rank]
         self._turn = 0
 
@@ -56,23 +57,25 @@ class SharedSums:
     def length(world_size: int) -> int:
         return world_size * (_LINE * 8 + 2 * CHUNK * 4)
 
-    def add(self, x: Tensor) -> Tensor:
-        """Replace ``x``, contiguous float32, by its sum over ranks.
+    def add(self, x: Tensor, divisor: int = 1) -> Tensor:
+        """Replace ``x``, contiguous float32, by its sum over ranks, of what each holds divided by ``divisor``.
 
         Raises:
             RuntimeError: another rank has ended, or did not come within half an hour.
         """
         assert x.dtype == torch.float32, x.dtype
-        for part in x.view(-1).split(CHUNK):
+        values = x.detach().view(-1).numpy()  # whose operations take a fifth of the time of PyTorch's on few values
+        for start in range(0, len(values), CHUNK):
+            part = values[start : start + CHUNK]
             self._turn += 1
             board = self._boards[self._turn % 2, :, : len(part)]
-            board[self.rank] = part
+            np.divide(part, divisor, out=board[self.rank])
             shm.fence()
             self._counters[self.rank * _LINE] = self._turn
             for other in self._others:
                 self._await(other)
             shm.fence()
-            torch.add(board[0], board[1], out=part)
+            np.add(board[0], board[1], out=part)
             for others in board[2:]:
                 part += others
         return x
@@ -80,7 +83,7 @@ class SharedSums:
     def average(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """The mean of gradients: a communication hook of DistributedDataParallel."""
         mean: torch.futures.Future[Tensor] = torch.futures.Future()
-        mean.set_result(self.add(bucket.buffer()).div_(len(self._others) + 1))
+        mean.set_result(self.add(bucket.buffer(), divisor=len(self._others) + 1))
         return mean
 
     def _await(self, other: int) -> None:

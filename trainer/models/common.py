@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from trainer.collective import all_sum, num_ranks
 from trainer.config import ModelConfig
@@ -76,8 +75,8 @@ def apart(module: nn.Module, sizes: list[int]) -> Iterator[None]:
 
 class _NormaliseOverRanks(torch.autograd.Function):
     """Batch norm's arithmetic (Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 1 and the gradients below it)
-    with sums over all ranks, each pass by PyTorch's own kernels for known statistics: written out in single operations
-    it takes several times as long. One collective in each direction, for all batches of the input."""
+    with sums over all ranks: one collective in each direction, for all batches of the input. In small networks each
+    operation costs more than what it works on, so there are few."""
 
     @staticmethod
     def forward(
@@ -90,49 +89,45 @@ class _NormaliseOverRanks(torch.autograd.Function):
         for part in parts:
             mean, var = torch.ops.aten.batch_norm_update_stats(part, None, None, 0.0)
             size = mean.new_full((1,), part.numel() // part.shape[1])  # ranks may hold shares of different size
-            own.append(torch.cat([mean * size, (var + mean.square()) * size, size]))
+            own.append(torch.cat([mean * size, var.addcmul_(mean, mean).mul_(size), size]))
         sums = all_sum(torch.stack(own))
         count = sums[:, -1:]
         mean, square = (sums[:, :-1] / count).chunk(2, dim=1)
-        var = (square - mean.square()).clamp(min=0)
-        y = _joined(
-            functional.batch_norm(part, m, v, weight, bias, training=False, eps=eps)
-            for part, m, v in zip(parts, mean, var, strict=True)
-        )
-        ctx.save_for_backward(x, weight, mean, var, count)
-        ctx.sizes, ctx.eps = sizes, eps
+        var = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)
+        inverse = (var + eps).rsqrt_()
+        scale = weight * inverse
+        shift = torch.addcmul(bias, scale, mean, value=-1)
+        y = torch.empty_like(x, dtype=torch.float32)
+        for to, part, a, b in zip(y.split(sizes), parts, _factors(scale), _factors(shift), strict=True):
+            torch.addcmul(b, part, a, out=to)
+        ctx.save_for_backward(x, mean, inverse, scale, count)
+        ctx.sizes = sizes
         ctx.mark_non_differentiable(mean, var, count)
         return y.to(x.dtype), mean, var, count
 
     @staticmethod
     @once_differentiable  # gradient penalties go through critics without batch norm
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
-        x, weight, mean, var, count = ctx.saved_tensors
+        x, mean, inverse, scale, count = ctx.saved_tensors
         parts, gradients = x.float().split(ctx.sizes), gradient.float().split(ctx.sizes)
-        scale = (var + ctx.eps).rsqrt()
-        # As if the statistics were constants; then what follows from their being sums over all values.
-        direct, d_weights, d_biases = zip(
-            *(
-                torch.ops.aten.native_batch_norm_backward(
-                    g, part, weight, m, v, m, s, False, ctx.eps, [True, True, True]
-                )
-                for g, part, m, v, s in zip(gradients, parts, mean, var, scale, strict=True)
-            ),
-            strict=True,
+        own = torch.stack(
+            [torch.cat([(part * g).sum((0, 2, 3)), g.sum((0, 2, 3))]) for part, g in zip(parts, gradients, strict=True)]
         )
-        own = torch.stack([torch.stack(d_weights), torch.stack(d_biases)])
-        by_weight, by_bias = all_sum(own) / count
-        slopes = -weight * scale.square() * by_weight
-        levels = -weight * scale * by_bias - slopes * mean
-        for d, part, slope, level in zip(direct, parts, slopes, levels, strict=True):
-            d.addcmul_(part, slope[:, None, None]).add_(level[:, None, None])
-        d_weight, d_bias = own.sum(1)
-        return _joined(direct).to(x.dtype), None, d_weight, d_bias, None
+        products, levels = (all_sum(own) / count).chunk(2, dim=1)
+        slope = (products - mean * levels).mul_(inverse.square()).mul_(scale).neg_()
+        level = torch.addcmul(scale * levels, slope, mean).neg_()
+        d_x = torch.empty_like(x, dtype=torch.float32)
+        factors = (_factors(f) for f in (scale, slope, level))
+        for to, part, g, a, b, c in zip(d_x.split(ctx.sizes), parts, gradients, *factors, strict=True):
+            torch.addcmul(c, g, a, out=to).addcmul_(part, b)
+        products, levels = own.chunk(2, dim=1)
+        d_weight = (products - mean * levels).mul_(inverse).sum(0)
+        return d_x.to(x.dtype), None, d_weight, levels.sum(0), None
 
 
-def _joined(parts: Iterable[Tensor]) -> Tensor:
-    first, *others = parts
-    return torch.cat([first, *others]) if others else first
+def _factors(values: Tensor) -> tuple[Tensor, ...]:
+    """``[batches, channels]``, of each batch in a shape to be multiplied with its maps."""
+    return values[:, :, None, None].unbind()
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -151,7 +146,8 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         sizes = self.sizes or [len(input)]
         if not (self.over_ranks and num_ranks() > 1):
-            return _joined(super(BatchNorm, self).forward(batch) for batch in input.split(sizes))
+            parts = [super(BatchNorm, self).forward(batch) for batch in input.split(sizes)]
+            return torch.cat(parts) if len(parts) > 1 else parts[0]
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -159,7 +155,7 @@ class BatchNorm(nn.BatchNorm2d):
         y, means, variances, counts = _NormaliseOverRanks.apply(input, sizes, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked += len(sizes)
-            for mean, var, count in zip(means, variances, counts, strict=True):
+            for mean, var in zip(means, variances * (counts / (counts - 1)), strict=True):
                 self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+                self.running_var.lerp_(var, self.momentum)
         return y
