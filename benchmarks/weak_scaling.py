@@ -13,6 +13,7 @@ from measure import count, machine, of_two_processes, positive, quartiles, table
 from torch import Tensor
 
 from infer.command import Parser, run_command, say
+from trainer.collective import all_sum
 from trainer.config import Config
 from trainer.data.progress import progress
 from trainer.launch import keep_freed_memory
@@ -21,19 +22,20 @@ from trainer.recipes import DEFAULT_CPU, resolve
 from trainer.step import GAN
 
 NAME = "weak_scaling.py"
-KINDS = ("alone", "independent", "together")
+KINDS = ("alone", "independent", "in_step", "together")
 
 _DESCRIPTION = """\
 Two processes of one thread each take steps of a recipe on fixed pictures, in turns of some seconds:
 
   alone        the first takes steps as a single worker, the second sleeps
   independent  both do so at once, without a word between them: what the machine itself takes away
+  in_step      the same, but they add up a single number before each step: what waiting for each other takes away
   together     both as ranks of one training, over gloo on loopback: gradients and batch norm span both
 
   ratio        time of a step alone over that together, the median of the rounds with its quartiles; 1 is perfect
-  independent  the same for two that do not communicate
+  independent, in_step  the same for these
 
-Since a machine's speed drifts within a minute, the three kinds are neighbours in time, in the same two processes.
+Since a machine's speed drifts within a minute, the kinds are neighbours in time, in the same two processes.
 
 examples:
   python benchmarks/weak_scaling.py
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         "cpu_ms": {kind: round(medians[kind][1], 2) for kind in KINDS},
         "ratio": ratios[1],
         "ratio_quartiles": ratios,
-        "independent": _ratios(blocks["alone"], blocks["independent"])[1],
+        **{kind: _ratios(blocks["alone"], blocks[kind])[1] for kind in ("independent", "in_step")},
         "machine": machine(),
     }
 
@@ -99,7 +101,8 @@ def _work(rank: int, address: str, queue: Any, config: Config, seconds: float, r
             BatchNorm.over_ranks = kind == "together"
             if rank and kind == "alone":
                 continue
-            block = _steps(pair if kind == "together" else single, reals, int(steps))
+            gan = pair if kind == "together" else single
+            block = _steps(gan, reals, int(steps), meet=kind == "in_step")
             if turn:
                 blocks[kind].append(block)
     if rank == 0:
@@ -108,9 +111,11 @@ def _work(rank: int, address: str, queue: Any, config: Config, seconds: float, r
     dist.destroy_process_group()
 
 
-def _steps(gan: GAN, reals: Tensor, number: int) -> Block:
+def _steps(gan: GAN, reals: Tensor, number: int, meet: bool = False) -> Block:
     began, cpu_began = time.perf_counter(), time.process_time()
     for _ in range(number):
+        if meet:
+            all_sum(torch.zeros(1))
         gan.step(reals, 0)
     return 1000 * (time.perf_counter() - began) / number, 1000 * (time.process_time() - cpu_began) / number
 
