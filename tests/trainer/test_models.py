@@ -1,6 +1,8 @@
 """Shapes, interfaces and initial statistics of the networks."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from trainer.config import GrowConfig, ModelConfig
 from trainer.models import ARCHITECTURES, AtLevel, build_discriminator, build_generator, resize_to_level
-from trainer.models.common import BatchNorm, apart
+from trainer.models.common import BatchNorm, _NormaliseOverRanks, apart
 from trainer.models.progan import EqualConv, minibatch_stddev, pixel_norm
 
 TINY = ModelConfig(size=32, z_dim=8, g_width=16, d_width=16, max_width=32, blocks=1)
@@ -60,6 +62,35 @@ def test_batch_norm_sees_batches_in_one_pass_as_it_sees_them_in_turn():
     torch.testing.assert_close(one_pass.state_dict(), in_turn.state_dict())
     assert one_pass.sizes is None
     torch.testing.assert_close(one_pass(batches[1]), in_turn(batches[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_batch_norm_over_ranks_has_the_arithmetic_of_pytorchs(layout: torch.memory_format, dtype: torch.dtype):
+    """On one rank, whose sums are those of all."""
+    torch.manual_seed(0)
+    sizes, eps = [4, 2], 1e-5
+    values = (3 + 2 * torch.randn(6, 8, 5, 5)).to(dtype).contiguous(memory_format=layout)
+    wanted = torch.randn(6, 8, 5, 5).to(dtype)
+    weight, bias = torch.rand(8) + 0.5, torch.randn(8)
+
+    def found(normalise: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        inputs = [t.clone().requires_grad_() for t in (values, weight, bias)]
+        y = normalise(*inputs)
+        assert y.dtype == dtype
+        assert y.is_contiguous(memory_format=layout)
+        return [y, *torch.autograd.grad((y * wanted).sum(), inputs)]
+
+    with mock.patch("trainer.models.common.all_sum", torch.clone):
+        ours = found(lambda x, w, b: _NormaliseOverRanks.apply(x, sizes, w, b, eps)[0])
+    theirs = found(
+        lambda x, w, b: torch.cat(
+            [F.batch_norm(part, None, None, w, b, training=True, eps=eps) for part in x.split(sizes)]
+        )
+    )
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
 
 
 def test_r3gan_starts_as_identity_blocks_with_unit_scale():
