@@ -24,7 +24,7 @@ CHOICES = ("auto", "inception", "efflite0")
 MIN_FID = 2048
 """Below so many pictures the covariance of Inception's 2,048 features is singular, and the distance mostly bias."""
 
-# Pictures in memory at the network's size.
+# Pictures in memory at the network's size, at most.
 _CHUNK = {"cpu": 64, "cuda": 128}
 
 # onnxruntime is given so many pixels in one call, on one thread: 4 pictures of EfficientNet-Lite0, 1 of Inception. As
@@ -68,21 +68,18 @@ class NetworkExtractor:
         self.name = network.name
         if network.name == INCEPTION.name and self.weights_sha256 != INCEPTION_SHA256:
             self.name = f"{network.name}-{self.weights_sha256[:8]}"
-        self._prepare = network.prepare
         self._load_head = partial(network.load_head, weights)
-        self._chunk = _CHUNK[device.type]
         if device.type == "cpu":
-            self._run = _onnx_runner(_exported(network, weights, self.weights_sha256), network.size, threads)
+            self._run = _onnx_runner(network, _exported(network, weights, self.weights_sha256), threads)
         else:
-            self._run = _torch_runner(network.load(weights), device)
+            self._run = _torch_runner(network, weights, device)
 
     def __call__(self, images: Tensor) -> Tensor:
         assert images.dtype in (torch.uint8, torch.float32), images.dtype
         assert images.ndim == 4, images.shape
         assert images.shape[1] == 3, images.shape
         with torch.no_grad():
-            parts = [self._run(self._prepare(chunk.to(self.device))) for chunk in images.split(self._chunk)]
-            return torch.cat(parts)
+            return torch.cat([self._run(chunk.to(self.device)) for chunk in images.split(_CHUNK[self.device.type])])
 
     @cached_property
     def _head(self) -> nn.Module:
@@ -93,31 +90,33 @@ class NetworkExtractor:
             return self._head(features)
 
 
-def _torch_runner(module: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    module = module.to(device).to(memory_format=torch.channels_last)
+def _torch_runner(network: Network, weights: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    module = network.load(weights).to(device).to(memory_format=torch.channels_last)
 
-    def run(pixels: Tensor) -> Tensor:
+    def run(images: Tensor) -> Tensor:
+        pixels = network.prepare(images).contiguous(memory_format=torch.channels_last)
         # TF32 and autocast would save little and move the distances of one network between kinds of GPUs.
         with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return module(pixels.contiguous(memory_format=torch.channels_last))
+            return module(pixels)
 
     return run
 
 
-def _onnx_runner(path: Path, size: int, threads: int | None) -> Callable[[Tensor], Tensor]:
+def _onnx_runner(network: Network, path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:
     ort = _import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     pool = ThreadPoolExecutor(threads or torch.get_num_threads())  # the ranks of a machine share its cores
-    at_once = max(1, _PIXELS // size**2)
+    at_once = max(1, _PIXELS // network.size**2)
 
     def call(pixels: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["features"], {"pixels": pixels.numpy()})[0])
 
-    def run(pixels: Tensor) -> Tensor:
-        return torch.cat(list(pool.map(call, pixels.split(at_once))))
+    def run(images: Tensor) -> Tensor:
+        # Few are prepared at a time, which stay in the processor's caches, while those before them are judged.
+        return torch.cat(list(pool.map(call, map(network.prepare, images.split(at_once)))))
 
     return run
 
