@@ -110,19 +110,17 @@ class _NormaliseOverRanks(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
         x, mean, inverse, scale, count = ctx.saved_tensors
         parts, gradients = x.float().split(ctx.sizes), gradient.float().split(ctx.sizes)
-        own = torch.stack(
-            [torch.cat([(part * g).sum((0, 2, 3)), g.sum((0, 2, 3))]) for part, g in zip(parts, gradients, strict=True)]
-        )
-        products, levels = (all_sum(own) / count).chunk(2, dim=1)
-        slope = (products - mean * levels).mul_(inverse.square()).mul_(scale).neg_()
-        level = torch.addcmul(scale * levels, slope, mean).neg_()
+        d_biases = torch.stack([g.sum((0, 2, 3)) for g in gradients])
+        products = torch.stack([(part * g).sum((0, 2, 3)) for part, g in zip(parts, gradients, strict=True)])
+        d_weights = torch.addcmul(products, mean, d_biases, value=-1).mul_(inverse)
+        by_weight, by_bias = (all_sum(torch.cat([d_weights, d_biases], dim=1)) / count).chunk(2, dim=1)
+        slope = -scale * inverse * by_weight
+        level = -scale * by_bias - slope * mean
         d_x = torch.empty_like(x, dtype=torch.float32)
         factors = (_factors(f) for f in (scale, slope, level))
         for to, part, g, a, b, c in zip(d_x.split(ctx.sizes), parts, gradients, *factors, strict=True):
             torch.addcmul(c, g, a, out=to).addcmul_(part, b)
-        products, levels = own.chunk(2, dim=1)
-        d_weight = (products - mean * levels).mul_(inverse).sum(0)
-        return d_x.to(x.dtype), None, d_weight, levels.sum(0), None
+        return d_x.to(x.dtype), None, d_weights.sum(0), d_biases.sum(0), None
 
 
 def _factors(values: Tensor) -> tuple[Tensor, ...]:
