@@ -42,10 +42,11 @@ demo: setup  ## Train on drawn cats with 2 workers, export the best generator, w
 test: lint  ## Lint, then every test
 	$(BIN)/pytest
 
-lint: setup  ## Style, format and types
+lint: setup  ## Style, format, types and imports between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 quick: setup  ## The tests that take seconds
 	$(BIN)/pytest -m 'not slow and not ray'

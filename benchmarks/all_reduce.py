@@ -13,9 +13,9 @@ import torch.distributed as dist
 from measure import count, machine, of_two_processes, table
 from torch import Tensor
 
-from infer.command import Parser, UserError, run_command
-from trainer import shm
-from trainer.shared import shared_sums
+from catgan.command import Parser, UserError, run_command
+from trainer.distributed import shared_memory as shm
+from trainer.distributed.shared_sums import shared_sums
 
 NAME = "all_reduce.py"
 SIZES = (4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20)  # bytes
@@ -23,7 +23,7 @@ WAYS = ("gloo", "shared")
 
 _DESCRIPTION = """\
 Times the sum of float32 over two processes of one thread each, in turns: torch.distributed.all_reduce over gloo on
-loopback, and trainer.shared, which ranks of one machine use.
+loopback, and trainer.distributed.shared_sums, which ranks of one machine use.
 
   ratio      gloo's time over ours, the medians, the lowest of all sizes
   added_ms   what a sum of 4 KiB adds to multiplications of some milliseconds between one and the next, as batch norm's

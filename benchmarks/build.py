@@ -15,10 +15,10 @@ import numpy as np
 from measure import Work, compare, count, machine, positive, table
 from PIL import Image
 
-from infer.command import Parser, run_command
-from trainer.data.build import build
-from trainer.data.progress import progress
-from trainer.data.workers import cores
+from catgan.command import Parser, run_command
+from catgan.machine import cores
+from trainer.data.build.build import build
+from trainer.data.build.progress import progress
 
 NAME = "build.py"
 OURS, ONE_PROCESS, LOOP = "catdata build", "catdata build, 1 process", "Pillow loop"

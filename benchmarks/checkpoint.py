@@ -19,19 +19,19 @@ from unittest import mock
 import torch
 from measure import count, device, machine, table
 
-from infer.command import Parser, run_command
+from catgan.command import Parser, run_command
+from trainer.checkpoints.saver import Saver
+from trainer.checkpoints.storage import open_storage
 from trainer.loop import plan
 from trainer.recipes import DEFAULT_CPU, resolve
-from trainer.saver import Saver
 from trainer.step import GAN
-from trainer.storage import open_storage
 
 NAME = "checkpoint.py"
 BUCKET = "benchmark"
 
 _DESCRIPTION = """\
-Saves checkpoints of a recipe with trainer.saver on the local disk and in S3 (moto's server in a process of its own, on
-loopback) between training steps, and measures
+Saves checkpoints of a recipe with trainer.checkpoints.saver on the local disk and in S3 (moto's server in a process
+of its own, on loopback) between training steps, and measures
 
   held_ms      how long `save` keeps the training thread: the copy of all states
   saving_s     CPU seconds until it is kept: encoding, SHA-256 and writing, in the saver's thread

@@ -13,11 +13,11 @@ from typing import Any
 from measure import machine, table
 from PIL import Image, ImageDraw, ImageOps
 
-from infer.command import Parser, UserError, run_command, say
-from trainer.data import sources
-from trainer.data.faces import Face, FaceFinder, crop_face
+from catgan.command import Parser, UserError, run_command, say
+from trainer.data.build import sources
+from trainer.data.build.faces import Face, FaceFinder, crop_face
+from trainer.data.build.progress import progress
 from trainer.data.images import ImageError, decode
-from trainer.data.progress import progress
 
 NAME = "faces.py"
 SIZE = 128

@@ -19,11 +19,11 @@ from measure import count, machine, median_ratio, table
 from PIL import Image
 from scipy import linalg
 
-from infer.command import Parser, UserError, run_command
-from trainer.data.progress import progress
+from catgan.command import Parser, UserError, run_command
+from trainer.data.build.progress import progress
+from trainer.features.networks import INCEPTION
+from trainer.features.weights import find_inception
 from trainer.metrics.frechet import Gaussian, frechet_distance
-from trainer.metrics.networks import INCEPTION
-from trainer.metrics.weights import find_inception
 
 NAME = "fid.py"
 OURS, THEIRS = "catfid", "pytorch_fid"
@@ -60,13 +60,20 @@ def main(argv: list[str]) -> dict[str, Any]:
         sides = [str(root / "real"), str(root / "fake")]
         environment = os.environ | {"TORCH_HOME": str(root / "torch"), "CATGAN_CACHE": str(root / "cache")}
         environment["CUDA_VISIBLE_DEVICES"] = ""
-        catfid = ["-m", "trainer.metrics.cli", *sides, "--metrics", "fid", "--force", "--weights", str(weights)]
+        catfid = ["-m", "trainer.metrics.catfid.cli", *sides, "--metrics", "fid", "--force", "--weights", str(weights)]
         ways: dict[str, tuple[list[str], Callable[[str], float]]] = {
             OURS: (catfid, lambda out: next(iter(json.loads(out)["metrics"].values()))),
             THEIRS: (["-m", "pytorch_fid", "--device", "cpu", *sides], lambda out: float(out.split()[-1])),
         }
         _run(
-            ["-m", "trainer.metrics.cli", str(root / "warm"), "--save-stats", str(root / "warm.npz"), *catfid[-2:]],
+            [
+                "-m",
+                "trainer.metrics.catfid.cli",
+                str(root / "warm"),
+                "--save-stats",
+                str(root / "warm.npz"),
+                *catfid[-2:],
+            ],
             environment,
         )
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}

@@ -17,9 +17,9 @@ from typing import Any
 import cpu_time
 from measure import count, machine, table
 
-from infer.command import Parser, UserError, run_command, say
-from trainer.data.drawn import open_data
-from trainer.metrics.cache import cache_dir
+from catgan.command import Parser, UserError, run_command, say
+from catgan.files import cache_dir
+from trainer.data.open import open_data
 from trainer.recipes import DEFAULT_CPU, resolve
 
 NAME = "first_step.py"
@@ -32,7 +32,7 @@ STAGES = (
 )
 """Name, the words that a line begins with when the stage is over, what it consists of."""
 
-IMPORTS = ("torch", "mlflow.tracking", "ray.train.torch", "trainer.driver", "trainer.launch")
+IMPORTS = ("torch", "mlflow.tracking", "ray.train.torch", "trainer.launch.driver", "trainer.launch.worker")
 
 _DESCRIPTION = """\
 Starts `trainer/run.py` on this machine, in one process and through Ray Train, with the statistics of the real

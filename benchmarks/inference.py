@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from measure import compare, count, machine, median_ratio, positive, table
 
+from catgan.command import Parser, UserError, run_command, say
 from export.generator import export_onnx
-from infer.command import Parser, UserError, run_command, say
 from infer.latents import latents
 from infer.session import Generator
-from trainer.data.progress import progress
+from trainer.data.build.progress import progress
 from trainer.models import build_generator
 from trainer.recipes import resolve
 

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor, ToTensor
 
-from infer.command import Parser, run_command, say
+from catgan.command import Parser, run_command, say
+from trainer.data.build.shards import write_shards
+from trainer.data.drawn.synth import draw_many
 from trainer.data.manifest import Manifest
-from trainer.data.shards import write_shards
 from trainer.data.stream import eval_images, train_batches
-from trainer.data.synth import draw_many
 
 NAME = "loader.py"
 BATCH = 64

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from infer.command import say
-from trainer.data.progress import progress
+from catgan.command import say
+from trainer.data.build.progress import progress
 
 Work = Callable[[], int]
 """A unit of work, such as a training step. Returns the images it was about."""

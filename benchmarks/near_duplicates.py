@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from measure import compare, count, device, machine, positive, table
 
-from infer.command import Parser, run_command, say
-from trainer.data.duplicates import MAX_BITS, near_duplicates
+from catgan.command import Parser, run_command, say
+from trainer.data.build.duplicates import MAX_BITS, near_duplicates
 
 NAME = "near_duplicates.py"
 OURS, BRUTE = "ours", "all with all"
@@ -19,7 +19,7 @@ ROWS = 256  # hashes compared with all others at a time: what fits into a cache 
 _DESCRIPTION = f"""\
 Pictures per second of looking for near-duplicates among random hashes, a tenth of them near-duplicates of another:
 
-  {OURS:14s}trainer.data.duplicates.near_duplicates, with the thumbnails, down to the pictures to drop
+  {OURS:14s}trainer.data.build.duplicates.near_duplicates, with the thumbnails, down to the pictures to drop
   {BRUTE:14s}numpy's XOR and bit count of each hash with all later ones, without thumbnails, down to the pairs
 
 `ratio` is ours over the other's speed; it grows with the number of pictures. `seconds` is ours for --many pictures.

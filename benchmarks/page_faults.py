@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from measure import count, machine, of_two_processes, quartiles, table
 
-from infer.command import Parser, run_command
-from trainer.data.progress import progress
-from trainer.launch import keep_freed_memory
+from catgan.command import Parser, run_command
+from trainer.data.build.progress import progress
+from trainer.launch.worker import keep_freed_memory
 from trainer.recipes import DEFAULT_CPU, resolve
 from trainer.step import GAN
 
@@ -24,7 +24,7 @@ _WARM_UP = 10  # steps; memory is still growing in the first ones
 
 _DESCRIPTION = """\
 Two processes of one thread each take steps of a recipe on fixed pictures, in turns: one with the C library's defaults,
-one after trainer.launch.keep_freed_memory.
+one after trainer.launch.worker.keep_freed_memory.
 
   ratio    speed with kept memory over that without, the median of the rounds with its quartiles; above 1 is faster
   faults   page faults of a step, of either

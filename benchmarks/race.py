@@ -18,13 +18,13 @@ from race_report import CURVES, TABLE, check_matplotlib, draw_curves, write_resu
 from race_schedule import Entrant, Race
 from race_training import PLAIN, PLAIN_BATCH, Contestant, plain_contestant, recipe_contestant, train
 
-from infer.command import Parser, UserError, run_command
-from trainer.checks import problems
+from catgan.command import Parser, UserError, run_command
 from trainer.config import Config
 from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
+from trainer.features.extractors import CHOICES, choose_extractor
+from trainer.launch.checks import problems
 from trainer.metrics.evaluate import Evaluator
-from trainer.metrics.extractors import CHOICES, choose_extractor
 from trainer.recipes import resolve
 
 NAME = "race.py"

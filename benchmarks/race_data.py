@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from infer.command import UserError, say
+from catgan.command import UserError, say
+from catgan.files import cache_dir
 from infer.grid import grid
 from trainer.config import LoaderConfig
-from trainer.data.drawn import open_data
-from trainer.data.folder import new_folder
+from trainer.data.build.folder import new_folder
+from trainer.data.build.progress import progress
 from trainer.data.images import decode, encode, to_square
 from trainer.data.manifest import MANIFEST, Manifest, Shard, Split
-from trainer.data.progress import progress
+from trainer.data.open import open_data
 from trainer.data.stream import eval_images
-from trainer.metrics.cache import cache_dir
 
 CONTACT = 64  # pictures in contact.png
 

@@ -21,7 +21,7 @@ import torch
 from race_training import GRID, Judge, Pictures, describe, save_sheet
 from torch import Tensor
 
-from infer.command import UserError, say
+from catgan.command import UserError, say
 from infer.latents import latents
 from infer.session import Generator
 from trainer.data.images import ImageError, decode

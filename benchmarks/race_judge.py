@@ -9,12 +9,12 @@ import torch
 from race_training import Pictures
 from torch import Tensor
 
-from infer.command import UserError, say
+from catgan.command import UserError, say
 from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
+from trainer.metrics.catfid.manifold import NEIGHBOURS, precision_recall
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.kernel import kernel_distance
-from trainer.metrics.manifold import NEIGHBOURS, precision_recall
 
 MIN_NUM = NEIGHBOURS + 1
 BATCH = 64

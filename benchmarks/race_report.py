@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from infer.command import UserError
-from trainer.metrics.cache import replacing
+from catgan.command import UserError
+from catgan.files import atomic_path
 
 RESULTS, TABLE, CURVES = "results.json", "table.md", "curves.png"
 
@@ -84,7 +84,7 @@ def _mean(records: Sequence[Mapping[str, float | None]]) -> dict[str, float | No
 
 def write_results(folder: Path, record: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> None:
     """results.json: what is printed, and every training with its settings and curve."""
-    with replacing(folder / RESULTS) as temporary:
+    with atomic_path(folder / RESULTS) as temporary:
         temporary.write_text(json.dumps({**record, "trainings": trainings}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -113,7 +113,7 @@ def write_table(folder: Path, record: Mapping[str, Any]) -> None:
             _cell(row["seconds"], ".0f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    with replacing(folder / TABLE) as temporary:
+    with atomic_path(folder / TABLE) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -152,7 +152,7 @@ def draw_curves(folder: Path, record: Mapping[str, Any], trainings: Mapping[str,
         axis.legend()
     axes[0].set_ylabel(f"{record['metric']}, averaged weights")
     figure.suptitle(f"{record['size']}x{record['size']}, {record['machine']}", fontsize="medium")
-    with replacing(folder / CURVES) as temporary:
+    with atomic_path(folder / CURVES) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
 

@@ -13,7 +13,7 @@ from race_judge import Judge
 from race_report import load_trainings, mean_row, write_results
 
 import trainer
-from infer.command import UserError, say
+from catgan.command import UserError, say
 
 
 @dataclass(frozen=True)

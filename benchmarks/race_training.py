@@ -15,14 +15,14 @@ from measure import wait_for_device
 from plain_dcgan import Z_DIM, PlainDCGAN
 from torch import Tensor
 
-from infer.command import say
+from catgan.command import say
 from infer.grid import grid
 from infer.latents import latents
 from trainer.config import Config
 from trainer.ema import EMA
 from trainer.recipes import resolve
-from trainer.recorder import generate
 from trainer.step import GAN
+from trainer.tracking.recorder import generate
 
 PLAIN = "plain"
 PLAIN_BATCH = 64

@@ -14,9 +14,9 @@ from typing import Any
 
 from measure import count, device, machine, median_ratio, positive, table
 
-from infer.command import Parser, UserError, run_command, say
-from trainer.data.drawn import open_data
+from catgan.command import Parser, UserError, run_command, say
 from trainer.data.manifest import Manifest
+from trainer.data.open import open_data
 from trainer.recipes import DEFAULT_CPU, resolve
 
 NAME = "ray_overhead.py"

@@ -11,7 +11,7 @@ from typing import Any
 
 from step_work import Work, count_work
 
-from infer.command import Parser, run_command, say
+from catgan.command import Parser, run_command, say
 from trainer.data.manifest import Manifest, Shard, Split
 from trainer.data.stream import Reader
 from trainer.recipes import FAMILIES

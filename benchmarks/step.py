@@ -9,7 +9,7 @@ import torch
 from measure import compare, count, device, machine, positive, table
 from plain_dcgan import PlainDCGAN
 
-from infer.command import Parser, run_command
+from catgan.command import Parser, run_command
 from trainer.config import Config
 from trainer.recipes import SIZES, resolve
 from trainer.step import GAN

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from trainer.models import num_parameters
-from trainer.models.common import BatchNorm
+from trainer.models.batchnorm import BatchNorm
 from trainer.recipes import resolve
 from trainer.step import GAN
 

@@ -18,14 +18,14 @@ import cpu_time
 import psutil
 from measure import count, machine, quartiles, table
 
-from infer.command import Parser, UserError, run_command
+from catgan.command import Parser, UserError, run_command
 from trainer.config import Config
-from trainer.data.drawn import open_data
+from trainer.data.build.progress import progress
 from trainer.data.manifest import Manifest
-from trainer.data.progress import progress
-from trainer.launch import Job
+from trainer.data.open import open_data
+from trainer.launch.worker import Job
 from trainer.recipes import DEFAULT_CPU, resolve
-from trainer.tracking import open_run
+from trainer.tracking.tracker import open_run
 
 NAME = "torchrun.py"
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer import launch
+from trainer.launch import worker as launch
 
 
 class TorchrunContext:

@@ -12,12 +12,12 @@ import torch.distributed as dist
 from measure import count, machine, of_two_processes, positive, quartiles, table
 from torch import Tensor
 
-from infer.command import Parser, run_command, say
-from trainer.collective import all_sum
+from catgan.command import Parser, run_command, say
 from trainer.config import Config
-from trainer.data.progress import progress
-from trainer.launch import keep_freed_memory
-from trainer.models.common import BatchNorm
+from trainer.data.build.progress import progress
+from trainer.distributed.collectives import sum_over_ranks
+from trainer.launch.worker import keep_freed_memory
+from trainer.models.batchnorm import BatchNorm
 from trainer.recipes import DEFAULT_CPU, resolve
 from trainer.step import GAN
 
@@ -115,7 +115,7 @@ def _steps(gan: GAN, reals: Tensor, number: int, meet: bool = False) -> Block:
     began, cpu_began = time.perf_counter(), time.process_time()
     for _ in range(number):
         if meet:
-            all_sum(torch.zeros(1))
+            sum_over_ranks(torch.zeros(1))
         gan.step(reals, 0)
     return 1000 * (time.perf_counter() - began) / number, 1000 * (time.process_time() - cpu_began) / number
 

@@ -26,7 +26,8 @@ from typing import Any, NoReturn
 
 import psutil
 
-from infer.command import UserError, run_command, say
+from catgan.command import UserError, run_command, say
+from catgan.files import atomic_write
 
 # A short path: Ray puts Unix sockets below it, and their paths may have 107 characters.
 DEFAULT_DIR = Path("/tmp") / f"catgan-ray-{os.getuid()}"
@@ -60,9 +61,7 @@ class Cluster:
     nodes: tuple[Node, ...]
 
     def save(self, folder: Path) -> None:
-        beside = folder / "cluster.json.new"
-        beside.write_text(json.dumps(asdict(self)))
-        beside.replace(folder / "cluster.json")
+        atomic_write(folder / "cluster.json", json.dumps(asdict(self)).encode())
 
     @staticmethod
     def load(folder: Path) -> Cluster | None:

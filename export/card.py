@@ -32,7 +32,7 @@ def write_card(onnx_path: Path, info: Mapping[str, Any], max_abs_diff: float, va
 
     Args:
         onnx_path: written by ``export.generator.export_onnx``.
-        info: the generator's origin, as ``trainer.checkpoint.load_generator`` gives it.
+        info: the generator's origin, as ``trainer.checkpoints.checkpoint.load_generator`` gives it.
         max_abs_diff: between onnxruntime and PyTorch.
         variants: fp32 and what was compared with it, see ``export.variants.make_variants``.
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catgan.command import Parser, UserError, run_command, say
 from export.source import WEIGHTS, Source, is_in_bucket, is_in_mlflow, open_source
-from infer.command import Parser, UserError, run_command, say
 
 if TYPE_CHECKING:
     from export.variants import Variant
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     info = source.info
     if args.register and not info.get("run_id"):
         raise UserError(f"--register: {args.source} does not say which MLflow run it comes from")
-    from export.judge import with_judgement
+    from export.evaluate import with_judgement
     from export.variants import loses_too_much, make_variants
 
     say(f"exporting {info['recipe']} at {info['kimg']:g} kimg")
@@ -192,7 +192,7 @@ def _check(args: argparse.Namespace) -> str | None:
         raise UserError(
             "which MLflow? Give --tracking-uri (http://HOST:PORT, sqlite:///PATH.db) or MLFLOW_TRACKING_URI"
         )
-    from trainer.server import reach, resolve_uri
+    from trainer.tracking.server import reach, resolve_uri
 
     uri = resolve_uri(uri, Path())
     reach(uri)
@@ -224,7 +224,7 @@ def _evaluator(info: Mapping[str, Any], data: str | None, recorded: str | None) 
     if location is None:
         say("not judged: where the training data are is not known (--data)")
         return None
-    from export.judge import open_evaluator
+    from export.evaluate import open_evaluator
 
     try:
         return open_evaluator(info, location)
@@ -259,7 +259,7 @@ def _register(
     """A version of the model, with its own card and the weights it was made from."""
     from export.card import write_card
     from export.registry import register
-    from trainer.server import as_user_errors, connect, find_run
+    from trainer.tracking.server import as_user_errors, connect, find_run
 
     release = Path(tempfile.mkdtemp(dir=folder), onnx.name)
     shutil.copyfile(onnx, release)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +16,10 @@ import onnxruntime
 import torch
 from torch import nn
 
+from catgan.command import UserError
+from catgan.files import atomic_path
 from export.graph import OPSET, Clamped, append_uint8, to_graph
 from export.precision import to_fp16, to_int8
-from infer.command import UserError
 from infer.latents import latents
 
 MAX_ABS_DIFF = 1e-4
@@ -28,7 +28,7 @@ PARITY_BATCHES = (1, 2, 16)
 
 
 def metadata(info: Mapping[str, Any]) -> dict[str, str]:
-    """The origin of a generator, as ``trainer.checkpoint.load_generator`` tells it, in the form ONNX files hold."""
+    """Where a generator comes from (see ``load_generator``), as the metadata of an ONNX file."""
     metric = info.get("metric") or {}
     origin = {
         "recipe": info["recipe"],
@@ -124,15 +124,11 @@ def annotate(path: Path, entries: Mapping[str, str]) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which becomes ``path`` if all goes well and else disappears."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """``atomic_path``, with a message for the user; makes the folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with atomic_path(path) as temporary:
             yield temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from error
 

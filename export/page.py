@@ -16,10 +16,10 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from infer.command import UserError, say
+from catgan.command import UserError, say
+from catgan.files import atomic_path, cache_dir
 from infer.onnxfile import read_model
 from infer.session import Generator
-from trainer.metrics.cache import cache_dir, replacing
 
 ONNXRUNTIME_WEB = "onnxruntime-web@1.30.0"
 SHA512 = (
@@ -78,7 +78,7 @@ def _onnxruntime_web() -> dict[str, bytes]:
     data = archive.read_bytes() if archive.exists() else b""
     if hashlib.sha512(data).hexdigest() != SHA512:
         data = _npm_pack()
-        with replacing(archive) as temporary:
+        with atomic_path(archive) as temporary:
             temporary.write_bytes(data)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         files = {name: tar.extractfile(f"package/dist/{name}") for name in _RUNTIME_FILES}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from catgan.command import say
 from export import champion
 from export.generator import metadata
-from infer.command import say
-from trainer.server import connect
+from trainer.tracking.server import connect
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -39,8 +39,8 @@ def register(uri: str, run_id: str, name: str, onnx_path: Path, info: Mapping[st
     the same way on the same data: see ``export.champion.decide``. The decision is said and kept in the version's tags.
 
     Args:
-        uri: tracking server and registry, see ``trainer.server.resolve_uri``.
-        info: the generator's origin, as ``trainer.checkpoint.load_generator`` gives it.
+        uri: tracking server and registry, see ``trainer.tracking.server.resolve_uri``.
+        info: the generator's origin, as ``trainer.checkpoints.checkpoint.load_generator`` gives it.
 
     Returns:
         The version, such as "3".

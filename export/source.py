@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infer.command import UserError
+from catgan.command import UserError
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -41,7 +41,7 @@ class Source:
 
     generator: Generator
     info: dict[str, Any]
-    """As ``trainer.checkpoint.load_generator`` gives it."""
+    """As ``trainer.checkpoints.checkpoint.load_generator`` gives it."""
     weights: bytes | None = None
     """The gen.safetensors that it was read from; None for a checkpoint."""
     data: str | None = None
@@ -52,8 +52,8 @@ def open_source(source: str, uri: str | None) -> Source:
     """The generator that ``source`` names.
 
     Args:
-        source: a path, see ``trainer.checkpoint.load_generator``; the URL of a run in a bucket; a run of MLflow, by its
-            id with or without ``runs:/``; ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+        source: a path (see ``load_generator``); the URL of a run in a bucket; a run of MLflow, by its id
+            with or without ``runs:/``; ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
         uri: MLflow's tracking server and registry, for what is there.
 
     Raises:
@@ -70,7 +70,7 @@ def open_source(source: str, uri: str | None) -> Source:
 
 def _pulled(location: str) -> Path:
     """The files of a run in a bucket, its checkpoints excepted, on this machine."""
-    from trainer.storage import open_storage
+    from trainer.checkpoints.storage import open_storage
 
     storage = open_storage(location)
     try:
@@ -81,7 +81,7 @@ def _pulled(location: str) -> Path:
 
 
 def _load(path: Path) -> Source:
-    from trainer.checkpoint import load_generator
+    from trainer.checkpoints.checkpoint import load_generator
 
     generator, info = load_generator(path)
     released = (path, path / WEIGHTS, path / "best" / WEIGHTS)  # in the order of load_generator
@@ -104,8 +104,8 @@ def _recorded_data(path: Path) -> str | None:
 
 @contextmanager
 def _downloaded(source: str, uri: str) -> Iterator[Path]:
-    from trainer.outbox import brief, redact
-    from trainer.server import connect
+    from trainer.tracking.outbox import brief, redact
+    from trainer.tracking.server import connect
 
     client = connect(uri)
     import mlflow.artifacts

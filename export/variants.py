@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from catgan.command import say
+from export.evaluate import judge
 from export.generator import export_onnx, metadata
-from export.judge import judge
-from infer.command import say
 from infer.latents import latents
 from infer.session import Generator
 from trainer.metrics.evaluate import Evaluator

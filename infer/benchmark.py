@@ -6,9 +6,10 @@ import statistics
 import time
 from typing import Any
 
-from infer.command import say
+from catgan.command import say
+from catgan.machine import cores
 from infer.latents import latents
-from infer.session import BATCH, CPU, Generator, cores
+from infer.session import BATCH, CPU, Generator
 
 BATCHES = (1, 16, 256)
 SECONDS = 2.0  # measured for each batch, and three calls at least

@@ -17,8 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from infer.command import UserError, say
-from infer.files import STATE, beside, remove_partials
+from catgan.command import UserError, say
+from catgan.files import atomic_open, remove_partials
+from infer.files import STATE
 
 MANIFEST = "manifest.json"
 CONTACT = "contact.png"
@@ -60,7 +61,7 @@ class Progress:
         self.save()
 
     def save(self) -> None:
-        with beside(self._path) as file:
+        with atomic_open(self._path) as file:
             file.write(json.dumps({"settings": self._settings, "done": self.done, "shards": self.shards}).encode())
 
     def finish(self) -> None:
@@ -87,7 +88,7 @@ def write_files(folder: Path, seeds: Sequence[int], suffix: str, pictures: Itera
     """
     while part := seeds[progress.done : progress.done + PART]:
         for seed, content in zip(part, islice(pictures, len(part)), strict=True):
-            with beside(folder / f"cat-{seed:06d}{suffix}") as file:
+            with atomic_open(folder / f"cat-{seed:06d}{suffix}") as file:
                 file.write(content)
         progress.done += len(part)
         progress.save()
@@ -119,13 +120,13 @@ def write_shards(
         progress.shards.append(_write_shard(path, part, psi, islice(pictures, len(part))))
         progress.done += len(part)
         progress.save()
-    with beside(folder / MANIFEST) as file:
+    with atomic_open(folder / MANIFEST) as file:
         file.write(_manifest(progress.shards, len(seeds), size, seeds[0], options))
     progress.finish()
 
 
 def _write_shard(path: Path, seeds: Sequence[int], psi: float, pictures: Iterable[bytes]) -> dict[str, Any]:
-    with beside(path) as file:
+    with atomic_open(path) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for seed, picture in zip(seeds, pictures, strict=True):
                 for suffix, content in (("png", picture), ("json", _canonical({"psi": psi, "seed": seed}))):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from infer.command import Parser, UserError, number, run_command
+from catgan.command import Parser, UserError, number, run_command
 
 NAME = "catinfer"
 MAX_N = 1_000_000

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import PIL
 
+from catgan.command import UserError, say
 from infer import session
-from infer.command import UserError, say
 
 # The model z -> Identity -> image, float [1], IR version 8, opset 17: the smallest that proves that onnxruntime works.
 TINY = bytes.fromhex(

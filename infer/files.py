@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from infer.command import UserError
-from infer.session import cores
+from catgan.command import UserError
+from catgan.machine import cores
 
 ARRAY = ".npy"
 STATE = ".catinfer.json"  # in a folder with unfinished work, see bulk
@@ -75,25 +73,3 @@ def check_shards(folder: Path) -> None:
     """A ``UserError`` unless ``folder`` is missing, empty, or holds unfinished work; raises OSError."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file():
         raise UserError(f"--out {folder}: is not empty; shards need a folder of their own")
-
-
-@contextlib.contextmanager
-def beside(target: Path) -> Iterator[BinaryIO]:
-    """A file in ``target``'s folder that becomes ``target`` when the block ends well, and vanishes when it does not."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w+b") as file:
-            yield file
-        partial.replace(target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
-def remove_partials(folder: Path, is_ours: Callable[[str], bool]) -> None:
-    """Remove what a killed process left of files for which ``is_ours(name)``."""
-    for path in folder.glob(".*.partial"):
-        if is_ours(path.name[1:].rsplit(".", 2)[0]):
-            path.unlink(missing_ok=True)

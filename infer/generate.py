@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infer.command import UserError, say
-from infer.files import ARRAY, SUFFIXES, beside, check_shards, encoded, make_writable, save
+from catgan.command import UserError, say
+from catgan.files import atomic_open
+from infer.files import ARRAY, SUFFIXES, check_shards, encoded, make_writable, save
 from infer.grid import cell, grid, grid_shape
 from infer.latents import latents, walk
 from infer.session import Generator
@@ -183,14 +184,14 @@ def _write_one_file(path: Path, order: Order, generator: Generator, labels: Sequ
     pictures = _pictures(generator, _scaled(order.seeds, psis, generator), total)
     if suffix == ARRAY:
         shape = (total, generator.size, generator.size, 3)
-        with beside(path) as file:
+        with atomic_open(path) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for picture in pictures:
                 file.write(picture.tobytes())
         return
     sheet = grid(np.stack(list(pictures)), n if order.sweep else None, labels)
-    with beside(path) as file:
+    with atomic_open(path) as file:
         save(sheet, file, suffix)
 
 
@@ -209,7 +210,7 @@ def _write_many(folder: Path, order: Order, generator: Generator) -> None:
         bulk.write_files(folder, order.seeds, suffix, files, progress)
         return
     contacts = chain.from_iterable(map(generator, _scaled(order.seeds[:CONTACTS], [order.psi], generator)))
-    with beside(folder / bulk.CONTACT) as file:
+    with atomic_open(folder / bulk.CONTACT) as file:
         save(grid(np.stack(list(contacts))), file, ".png")
     options = {"generator_sha256": digest, "psi": order.psi, "provider": generator.provider}
     bulk.write_shards(folder, order.seeds, generator.size, order.psi, files, progress, options)

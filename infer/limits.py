@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from infer.command import UserError
+from catgan.command import UserError
 from infer.onnxfile import ModelFile, Node, rank_of
 
 # Per picture, over all tensors that are computed. ProGAN at 1024 pixels has 2**28 and 2**37.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infer.command import UserError
+from catgan.command import UserError
 
 MAX_BYTES = 2**31 - 1  # protobuf's own limit for one message
 MAX_FIELDS = 200_000  # of the walked messages; bounds time and memory of reading (ProGAN at 128 pixels has 1,660)

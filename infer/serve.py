@@ -9,7 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
 
-from infer.command import UserError, say
+from catgan.command import UserError, say
 
 HOST = "127.0.0.1"
 INDEX = "index.html"

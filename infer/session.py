@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -16,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from infer.command import UserError, say
+from catgan.command import UserError, say
+from catgan.machine import cores
 from infer.grid import to_uint8
 from infer.limits import MAX_VALUES, check_operators, check_work
 from infer.onnxfile import read_model
@@ -114,11 +114,6 @@ class Generator:
         if not self.is_uint8 and not np.isfinite(images).all():
             raise UserError(f"{self._path}: gave values that are not finite; its weights are unusable")
         return images
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _import_onnxruntime() -> Any:

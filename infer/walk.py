@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from infer.command import UserError
-from infer.files import beside
+from catgan.command import UserError
+from catgan.files import atomic_open
 
 SUFFIXES = (".gif", ".webp", ".mp4")
 STEPS = 20  # frames from one seed to the next
@@ -34,7 +34,7 @@ def check_walk(path: str, seeds: int) -> None:
 
 def write_walk(path: Path, frames: Iterator[np.ndarray]) -> None:
     """Write ``frames``, at least one, uint8 ``[size, size, 3]`` each, in the format of ``path``'s suffix."""
-    with beside(path) as file:
+    with atomic_open(path) as file:
         match path.suffix.lower():
             case ".gif":
                 _write_gif(file, frames)

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infer.command import Parser, UserError, dispatch, run_command
+from catgan.command import Parser, UserError, dispatch, run_command
 
 if TYPE_CHECKING:
-    from trainer.storage import Storage
+    from trainer.checkpoints.storage import Storage
 
 NAME = "cattrain"
 
@@ -65,8 +65,8 @@ def _report(argv: list[str]) -> dict[str, Any]:
     )
     args = parser.parse_args(argv)
 
-    from trainer.report import NAME as REPORT
-    from trainer.report import write_report
+    from trainer.report.page import NAME as REPORT
+    from trainer.report.page import write_report
 
     with _work(args.run_dir) as (storage, folder):
         write_report(folder, args.out)
@@ -81,7 +81,7 @@ def _sync(argv: list[str]) -> dict[str, Any]:
     )
     args = parser.parse_args(argv)
 
-    from trainer.tracking import sync
+    from trainer.tracking.tracker import sync
 
     with _work(args.run_dir) as (_, folder):
         return sync(folder, args.uri) | {"run_dir": args.run_dir}
@@ -90,7 +90,7 @@ def _sync(argv: list[str]) -> dict[str, Any]:
 @contextmanager
 def _work(location: str) -> Iterator[tuple[Storage, Path]]:
     """The run at ``location`` and its folder on this machine, brought there and back if it lies in a bucket."""
-    from trainer.storage import open_storage
+    from trainer.checkpoints.storage import open_storage
 
     storage = open_storage(location)
     try:

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainer.models.common import BatchNorm
+from trainer.models.batchnorm import BatchNorm
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -16,19 +16,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from infer.command import UserError, say
-from trainer import checkpoint, transfer
+from catgan.command import UserError, say
+from trainer.checkpoints import checkpoint, transfer
+from trainer.checkpoints.storage import Storage, load_checkpoint
 from trainer.config import Config
-from trainer.context import Context, gather_objects, mean_over_ranks
 from trainer.data.manifest import Manifest
 from trainer.data.stream import TrainBatches, share, train_batches
+from trainer.distributed.collectives import broadcast, gather, mean_over_ranks
+from trainer.distributed.context import Context
+from trainer.features.extractors import choose_extractor
 from trainer.metrics.evaluate import Evaluator
-from trainer.metrics.extractors import choose_extractor
-from trainer.metrics.ranks import from_rank_zero
 from trainer.models import grown_kimg
-from trainer.recorder import Position, Recorder, generate
 from trainer.step import GAN
-from trainer.storage import Storage, load_checkpoint
+from trainer.tracking.recorder import Position, Recorder, generate
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Allowance:
         """Whether one more evaluation, as long as the last one, stays within the share; the same on all ranks."""
         last = (self.position.last_metric or {}).get("seconds", 0.0)
         elapsed = time.perf_counter() - self.began
-        return from_rank_zero(self.position.evaluated + last <= self.share * (elapsed + last))
+        return broadcast(self.position.evaluated + last <= self.share * (elapsed + last))
 
     def spend(self, seconds: float) -> float:
         """Book an evaluation. Returns the share of the time that all of them took."""
@@ -201,7 +201,7 @@ def _stretch(
             if recorder:
                 recorder.tick(values | _hyperparameters(gan) | _unusable(batches), position.nimg)
             notice = context.notice()
-            if (at_snapshot or notice) and not from_rank_zero(gan.is_finite()):
+            if (at_snapshot or notice) and not broadcast(gan.is_finite()):
                 raise Diverged(f"weights not finite at {position.nimg / 1000:g} kimg", gan.lr_scale)
             allowance.look()
             if at_snapshot:
@@ -234,7 +234,7 @@ def _rank_seed(seed: int, rank: int, nimg: int) -> int:
 def _resume(config: Config, context: Context, run: Run, gan: GAN, evaluator: Evaluator) -> Position:
     """Fill ``gan`` with what there is to continue from. Rank 0 decides what that is."""
     found = run.storage.newest() if context.rank == 0 else None
-    name = from_rank_zero(found[0] if found else None)
+    name = broadcast(found[0] if found else None)
     if name is not None:
         state, origin = found[1] if found else run.storage.load(name), run.storage.join(name)
     elif run.resume_from is not None:
@@ -330,7 +330,7 @@ def _snapshot(
 
 def _save(context: Context, gan: GAN, position: Position, recorder: Recorder | None) -> None:
     """A checkpoint. Every rank takes part, with its random state and in the report."""
-    rng = gather_objects(checkpoint.rng_state(context.device))
+    rng = gather(checkpoint.rng_state(context.device))
     if recorder:
         recorder.save(gan, position, rng)
     context.report({"kimg": position.nimg / 1000})

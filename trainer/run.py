@@ -8,7 +8,7 @@ if __name__ == "__main__":
     # Imports stay in here since processes spawned from this one import this file again.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-    from infer.command import run_command
-    from trainer.driver import main
+    from catgan.command import run_command
+    from trainer.launch.driver import main
 
     run_command("run.py", main)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.augment import AdaptiveProbability, augment, random_flip
-from trainer.collective import batch_mean, num_ranks, sum_over_ranks
 from trainer.config import Config
+from trainer.distributed.collectives import batch_mean, mean_over_ranks
+from trainer.distributed.shared_sums import shared_sums
 from trainer.ema import EMA
 from trainer.losses import LOSSES, interpolate, lecam, one_centred_penalty, zero_centred_penalty
 from trainer.models import AtLevel, Discriminator, Generator, build_discriminator, build_generator, resize_to_level
-from trainer.shared import shared_sums
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
 """Reals and fakes ``[n, 3, h, w]`` of each part of a batch, fakes made when their turn comes."""
@@ -45,7 +45,7 @@ class GAN:
     ``generator`` and ``discriminator`` are always the bare modules: state dicts come from them. With several ranks
     each has a DistributedDataParallel wrapper of its own, used only in the phase that trains it (one joint wrapper
     would see unused parameters: pytorch-lightning#20328). Buffers are not broadcast: batch norm's statistics are
-    equal on all ranks anyway (``models.common.BatchNorm``), and a broadcast between two forwards of one backward
+    equal on all ranks anyway (``models.batchnorm.BatchNorm``), and a broadcast between two forwards of one backward
     breaks autograd (pytorch#22095). Networks that grow do have layers that are not in use yet, which only their
     wrappers look for.
     """
@@ -314,7 +314,7 @@ class GAN:
         if not (self.adaptive or self.config.loss.lecam):
             return
         local = torch.stack([stats["d/real"], stats["d/fake"], stats["d/sign"]])
-        means = sum_over_ranks(local) / num_ranks()
+        means = mean_over_ranks(local)
         self.anchors.lerp_(means[:2], max(0.01, 1 / self.num_steps))
         if self.adaptive:
             self.adaptive.update(means[2], self.config.batch)

@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from infer.command import UserError
+from catgan.command import UserError
+from trainer.data.build.shards import write_shards
+from trainer.data.build.verify import verify
+from trainer.data.drawn.synth import draw_many
 from trainer.data.images import to_square
 from trainer.data.manifest import Manifest
-from trainer.data.shards import write_shards
 from trainer.data.stream import eval_images
-from trainer.data.synth import draw_many
-from trainer.data.verify import verify
 
 Script = Callable[[str], ModuleType]
 

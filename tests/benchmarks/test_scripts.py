@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from infer.command import UserError
+from catgan.command import UserError
 from trainer.models import build_discriminator, build_generator, num_parameters
 from trainer.recipes import resolve
 

@@ -22,7 +22,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from cluster import local
-from trainer import checkpoint
+from trainer.checkpoints import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0

@@ -77,7 +77,7 @@ def test_the_context_is_the_program_and_nothing_else(context: Path) -> None:
     files = [path for path in context.rglob("*") if path.is_file()]
     tops = {path.relative_to(context).parts[0] for path in files} - {".dockerignore"}  # the engine reads it
     described = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
-    assert tops == {"infer", "trainer", "export", "cluster", "mlflow"} | described
+    assert tops == {"catgan", "infer", "trainer", "export", "cluster", "mlflow"} | described
     assert [path for path in files if path.read_bytes() == b"not for the image"] == []
     assert (context / "mlflow" / "team.sh").is_file()
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)

@@ -15,7 +15,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from trainer import checkpoint
+from trainer.checkpoints import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB_TIMEOUT_S = 400

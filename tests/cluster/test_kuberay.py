@@ -23,7 +23,7 @@ import yaml
 from ray._private import ray_constants
 from ray.dashboard import http_server_agent
 
-from trainer.options import parse, parse_workers, split_recipe
+from trainer.launch.options import parse, parse_workers, split_recipe
 from trainer.recipes import resolve
 
 ROOT = Path(__file__).resolve().parents[2]

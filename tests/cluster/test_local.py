@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from catgan.command import UserError
 from cluster import local
-from infer.command import UserError
 
 # Stands for `ray start --block`: has a child in its session and, like a job, a grandchild in another one.
 NODE = """

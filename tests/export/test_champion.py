@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from export.champion import decide, tags_of
-from export.judge import with_judgement
+from export.evaluate import with_judgement
 
 
 def version(value: float, error: float | None = None, **changes: str) -> dict[str, str]:

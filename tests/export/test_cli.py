@@ -9,9 +9,9 @@ from typing import Any
 import onnx
 import pytest
 
+from catgan.command import run_command
 from export.cli import NAME, main
-from infer.command import run_command
-from trainer.checkpoint import encode_generator
+from trainer.checkpoints.checkpoint import encode_generator
 from trainer.config import Config, ModelConfig
 from trainer.models import build_generator
 

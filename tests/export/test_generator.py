@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import export.generator
+from catgan.command import UserError
 from export.generator import MAX_ABS_DIFF, export_onnx, metadata, weights_sha256
 from export.graph import IR_VERSION, OPSET
-from infer.command import UserError
 from trainer.config import ModelConfig
 from trainer.models import build_generator
 

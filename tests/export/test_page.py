@@ -21,10 +21,10 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 import export.page
+from catgan.command import UserError
 from export.cli import main
 from export.generator import export_onnx
 from export.page import write_page
-from infer.command import UserError
 from infer.latents import latents, slerp
 from infer.session import Generator
 from tests.infer.conftest import build

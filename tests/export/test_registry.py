@@ -17,7 +17,7 @@ from export.generator import export_onnx, metadata
 from export.registry import register
 from trainer.config import ModelConfig
 from trainer.models import build_generator
-from trainer.server import connect, resolve_uri
+from trainer.tracking.server import connect, resolve_uri
 
 INFO: dict[str, Any] = {
     "recipe": "dcgan-8",

@@ -14,11 +14,11 @@ import onnx
 import pytest
 from mlflow.tracking import MlflowClient
 
+from catgan.command import UserError
 from export.cli import main
-from infer.command import UserError
 from infer.latents import latents
 from infer.session import Generator
-from trainer.server import connect
+from trainer.tracking.server import connect
 
 pytestmark = pytest.mark.slow
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from catgan.machine import cores
 from infer import benchmark
 from infer.cli import main
-from infer.session import CPU, cores
+from infer.session import CPU
 
 
 def test_tells_the_speed_of_each_batch(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from catgan.command import UserError
 from infer import bulk
 from infer import generate as module
-from infer.command import UserError
 from infer.generate import Order, generate
 from infer.latents import latents
 from infer.session import Generator
@@ -58,7 +58,7 @@ def die_after(monkeypatch: pytest.MonkeyPatch, pictures: int) -> None:
 @pytest.mark.usefixtures("small_parts")
 def test_shards_are_a_data_set_of_the_training_side(onnx_file: Path, tmp_path: Path) -> None:
     from trainer.data.cli import main as catdata
-    from trainer.metrics.sides import Pictures, open_side
+    from trainer.metrics.catfid.sides import Pictures, open_side
 
     result = make(onnx_file, tmp_path / "out", 25, first=3, shards=True, psi=0.5)
     assert result["n"] == 25

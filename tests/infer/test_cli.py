@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from catgan.command import UserError, run_command
 from infer.cli import NAME, main
-from infer.command import UserError, run_command
 
 ROOT = Path(__file__).parents[2]
 

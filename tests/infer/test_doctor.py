@@ -9,10 +9,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from catgan.command import UserError, run_command
 from infer import doctor as module
 from infer import session
 from infer.cli import NAME, main
-from infer.command import UserError, run_command
 
 without_gpu = pytest.mark.skipif(session._has_nvidia_gpu(), reason="there is a GPU")
 

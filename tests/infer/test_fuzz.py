@@ -138,7 +138,7 @@ def _draw(main: Callable[[list[str]], object], path: Path) -> tuple[str, str]:
 
     from PIL import Image
 
-    from infer.command import run_command
+    from catgan.command import run_command
 
     picture = path.with_suffix(".png")
     picture.unlink(missing_ok=True)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from catgan.command import UserError
 from infer import files as files_module
 from infer import generate as module
 from infer import walk
-from infer.command import UserError
 from infer.generate import Order, generate
 from infer.grid import cell
 from infer.latents import latents

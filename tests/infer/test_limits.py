@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from catgan.command import UserError
 from infer import limits
-from infer.command import UserError
 from infer.limits import check_operators, check_work
 from infer.onnxfile import read_model
 from infer.session import Generator, _open_outline

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from catgan.command import UserError
 from infer import onnxfile
-from infer.command import UserError
 from infer.onnxfile import read_model
 
 

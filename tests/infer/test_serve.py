@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from infer.command import UserError
+from catgan.command import UserError
 from infer.serve import HOST, serve
 
 ROOT = Path(__file__).parents[2]

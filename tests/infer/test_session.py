@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from catgan.command import UserError
 from infer import session
-from infer.command import UserError
 from infer.grid import to_uint8
 from infer.latents import latents
 from infer.session import CPU, Generator

@@ -27,7 +27,7 @@ def test_folder_is_no_package() -> None:
 
 def test_review_page_names_every_metric() -> None:
     page = (ROOT / "mlflow" / "README.md").read_text(encoding="utf-8")
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "trainer").glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "trainer").rglob("*.py"))
     logged = set(re.findall(r'"((?:loss|d|lr|augment|grow|speed)/[a-z_0-9]+)"', source))
     assert len(logged) >= 10
     assert sorted(name for name in logged if f"`{name}`" not in page) == []

@@ -20,8 +20,8 @@ from export.registry import register
 from trainer.config import ModelConfig
 from trainer.data.manifest import Manifest, Split
 from trainer.models import build_generator
-from trainer.server import connect
-from trainer.tracking import Tracker, end_run, open_run
+from trainer.tracking.server import connect
+from trainer.tracking.tracker import Tracker, end_run, open_run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "mlflow" / "serve.sh"
 MANIFEST = Manifest("/data/cats", 8, {"train": Split(())}, 0, (), {}, "test")

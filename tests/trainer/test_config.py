@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from infer.command import UserError
-from trainer.checks import problems
+from catgan.command import UserError
 from trainer.config import (
     AugmentConfig,
     Config,
@@ -20,6 +19,7 @@ from trainer.config import (
     TrackConfig,
     constant,
 )
+from trainer.launch.checks import problems
 from trainer.recipes import DEFAULT_CPU, DEFAULT_GPU, FAMILIES, SIZES, resolve
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trainer.ema import EMA
-from trainer.models.common import BatchNorm
+from trainer.models.batchnorm import BatchNorm
 
 
 def filled(value: float) -> nn.Module:

@@ -36,7 +36,7 @@ def follow(page: str, root: Path) -> int:
 
 @pytest.mark.slow
 def test_the_example_is_a_recipe_like_any_other(shards: Path, tmp_path: Path):
-    for package in ("infer", "trainer", "export", "tests"):
+    for package in ("catgan", "infer", "trainer", "export", "tests"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     assert follow((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), tmp_path) <= 20

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from catgan.command import UserError
 from export.generator import MAX_ABS_DIFF, export_onnx, metadata
-from infer.command import UserError
 from tests.trainer.damage import damage
 from tests.trainer.tiny import tiny
-from trainer import checkpoint
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints.storage import Storage
 from trainer.config import (
     AugmentConfig,
     Config,
@@ -24,14 +25,13 @@ from trainer.config import (
     TrackConfig,
     constant,
 )
-from trainer.context import LocalContext
 from trainer.data.manifest import Manifest
+from trainer.distributed.context import LocalContext
 from trainer.loop import Outcome, Run, plan, train
 from trainer.losses import LOSSES
 from trainer.recipes import FAMILIES
-from trainer.recorder import Recorder
 from trainer.step import GAN
-from trainer.storage import Storage
+from trainer.tracking.recorder import Recorder
 
 CONFIG = Config(
     recipe="tiny",

@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer.config import GrowConfig, ModelConfig
 from trainer.models import ARCHITECTURES, AtLevel, build_discriminator, build_generator, resize_to_level
-from trainer.models.common import BatchNorm, _NormaliseOverRanks, apart
+from trainer.models.batchnorm import BatchNorm, _NormaliseOverRanks, separate_statistics
 from trainer.models.progan import EqualConv, minibatch_stddev, pixel_norm
 
 TINY = ModelConfig(size=32, z_dim=8, g_width=16, d_width=16, max_width=32, blocks=1)
@@ -50,7 +50,7 @@ def test_batch_norm_sees_batches_in_one_pass_as_it_sees_them_in_turn():
     batches = [torch.randn(4, 3, 5, 5), 2 + 3 * torch.randn(2, 3, 5, 5)]
     wanted = torch.randn(6, 3, 5, 5)
     found = []
-    with apart(nn.Sequential(one_pass), [4, 2]):
+    with separate_statistics(nn.Sequential(one_pass), [4, 2]):
         x = torch.cat(batches).requires_grad_()
         found.append((one_pass(x), x))
     x = torch.cat(batches).requires_grad_()
@@ -81,7 +81,7 @@ def test_batch_norm_over_ranks_has_the_arithmetic_of_pytorchs(layout: torch.memo
         assert y.is_contiguous(memory_format=layout)
         return [y, *torch.autograd.grad((y * wanted).sum(), inputs)]
 
-    with mock.patch("trainer.models.common.all_sum", torch.clone):
+    with mock.patch("trainer.models.batchnorm.sum_over_ranks", torch.clone):
         ours = found(lambda x, w, b: _NormaliseOverRanks.apply(x, sizes, w, b, eps)[0])
     theirs = found(
         lambda x, w, b: torch.cat(

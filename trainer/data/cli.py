@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from infer.command import Parser, dispatch, number, run_command, say
-from trainer.data.build import build
-from trainer.data.location import join
+from catgan.command import Parser, dispatch, number, run_command, say
+from catgan.location import join
+from trainer.data.build.build import build
+from trainer.data.build.prepare import KEEP
+from trainer.data.build.progress import progress
+from trainer.data.build.shards import write_shards
+from trainer.data.build.verify import verify
+from trainer.data.drawn.synth import draw_many
 from trainer.data.manifest import Manifest
-from trainer.data.prepare import KEEP
-from trainer.data.progress import progress
-from trainer.data.shards import write_shards
-from trainer.data.synth import draw_many
-from trainer.data.verify import verify
 
 NAME = "catdata"
 

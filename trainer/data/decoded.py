@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.command import say
-from trainer import shm
+from catgan.command import say
+from catgan.files import is_at
 from trainer.data.manifest import Manifest
+from trainer.distributed import shared_memory as shm
 
 _UNKNOWN, _READY, _BROKEN = 0, 1, 2
 
@@ -36,7 +37,7 @@ class DecodedPictures:
         try:
             if owner:
                 fcntl.flock(file, fcntl.LOCK_SH)
-                while not _is_at(path, file):  # whoever left last has removed it before it could be locked
+                while not is_at(path, file):  # whoever left last has removed it before it could be locked
                     os.close(file)
                     file = shm.open_private(path)
                     fcntl.flock(file, fcntl.LOCK_SH)
@@ -91,13 +92,6 @@ def decoded_pictures(manifest: Manifest, budget: int) -> DecodedPictures | None:
             f"decoding in every epoch: no room for the decoded pictures ({needed >> 20:,} MiB in {shm.FOLDER}): {error}"
         )
         return None
-
-
-def _is_at(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file))
-    except FileNotFoundError:
-        return False
 
 
 def _reopen(path: Path, images: int, size: int) -> DecodedPictures:

@@ -7,20 +7,19 @@ picture is a slice of memory.
 from __future__ import annotations
 
 import collections
-import contextlib
 import hashlib
 import io
 import queue
 import tarfile
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from infer.command import say
-from trainer.data.location import is_url, join, read
+from catgan.command import say
+from catgan.files import atomic_write
+from catgan.location import is_url, join, read
 from trainer.data.manifest import Manifest, Shard
 from trainer.data.tars import StrictInfo
 
@@ -57,15 +56,11 @@ def _is_whole(data: bytes, shard: Shard) -> bool:
 
 
 def _keep(data: bytes, path: Path) -> None:
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
+        atomic_write(path, data)
     except OSError as error:  # a full disk is no reason to stop a training that can go on without
         say(f"cannot keep {path}: {error}; it will be read from its source again")
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def shards_ahead(manifest: Manifest, shards: Iterable[Shard | None]) -> Iterator[bytes | OSError]:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from infer.command import UserError
-from trainer.data.location import is_url, join, read
+from catgan.command import UserError
+from catgan.location import is_url, join, read
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.filters import shuffle
 
-from infer.command import UserError, say
+from catgan.command import UserError, say
 from trainer.data.decoded import DecodedPictures, decoded_pictures
 from trainer.data.fetch import pictures, shards_ahead
 from trainer.data.manifest import Manifest, Shard

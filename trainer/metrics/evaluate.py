@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infer.command import UserError, say
+from catgan.command import UserError, say
+from catgan.files import cache_dir
 from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images, share
-from trainer.metrics.cache import cache_dir
-from trainer.metrics.extractors import MIN_FID, Extractor
+from trainer.distributed.collectives import broadcast, rank, world_size
+from trainer.features.extractors import MIN_FID, Extractor
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
-from trainer.metrics.ranks import from_rank_zero, rank, world_size
 
 _BATCH = 64
 _CACHE_VERSION = 1
@@ -118,7 +118,7 @@ class Evaluator:
         path = cached_statistics(self.manifest, [self.split], self.extractor) if rank() == 0 else None
         if path and self.real is None:
             self.real = recall_statistics(path)
-        if from_rank_zero(self.real is not None):
+        if broadcast(self.real is not None):
             return
         if rank() == 0:
             say(f"reading {self.num_real:,} real pictures for {self.name} (once, then cached)")
@@ -176,7 +176,7 @@ class Evaluator:
             fake = moments.gaussian()
             value, num_real = frechet_distance(self.real, fake), self.real.n
             diversity = float(np.trace(fake.cov) / np.trace(self.real.cov))
-        return from_rank_zero(
+        return broadcast(
             {
                 "name": self.name,
                 "value": value,

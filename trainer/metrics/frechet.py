@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infer.command import UserError
-from trainer.metrics.cache import replacing
-from trainer.metrics.ranks import sum_over_ranks
+from catgan.command import UserError
+from catgan.files import atomic_path
+from trainer.distributed.collectives import sum_over_ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Gaussian:
         arrays = {"mu": self.mean, "sigma": self.cov}
         if self.n is not None:
             arrays["n"] = np.asarray(self.n)
-        with replacing(path) as temporary:
+        with atomic_path(path) as temporary:
             np.savez(temporary, allow_pickle=False, **arrays)
 
     @classmethod

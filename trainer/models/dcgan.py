@@ -12,7 +12,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.models.common import BatchNorm, Discriminator, Generator
+from trainer.models.batchnorm import BatchNorm
+from trainer.models.common import Discriminator, Generator
 
 
 def _widths(width: int, max_width: int, size: int) -> dict[int, int]:

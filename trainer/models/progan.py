@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.collective import sum_over_ranks
 from trainer.config import ModelConfig
+from trainer.distributed.collectives import differentiable_sum
 from trainer.models.common import Discriminator, Generator
 
 
@@ -46,7 +46,7 @@ def minibatch_stddev(x: Tensor, over_ranks: bool) -> Tensor:
     """
     x = x.float()
     sums = torch.cat([x.sum(0).flatten(), x.square().sum(0).flatten(), x.new_full((1,), len(x))])
-    sums = sum_over_ranks(sums) if over_ranks else sums
+    sums = differentiable_sum(sums) if over_ranks else sums
     mean, square = (sums[:-1] / sums[-1].detach()).chunk(2)
     return ((square - mean.square()).clamp(min=0) + 1e-8).sqrt().mean()
 

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from infer.command import UserError
+from catgan.command import UserError
 from trainer.config import Config
 from trainer.recipes import dcgan, progan, r3gan, ralsgan, wgan
 

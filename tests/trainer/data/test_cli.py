@@ -17,7 +17,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from infer.command import UserError
+from catgan.command import UserError
 from trainer.data.cli import entry, main
 
 

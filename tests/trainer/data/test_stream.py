@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from infer.command import UserError
+from catgan.command import UserError
 from tests.trainer.damage import damage
+from trainer.data.build.shards import write_shards
 from trainer.data.decoded import decoded_pictures
 from trainer.data.fetch import pictures
 from trainer.data.manifest import Manifest, Shard, Split
-from trainer.data.shards import write_shards
 from trainer.data.stream import Reader, Sample, eval_images, share, train_batches
 
 SIZE, NUM = 16, 53

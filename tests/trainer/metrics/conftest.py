@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from trainer.metrics.networks import INCEPTION
+from trainer.features.networks import INCEPTION
 
 REAL_WEIGHTS = os.environ.get("CATGAN_INCEPTION_WEIGHTS")
 

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from infer.command import UserError
+from catgan.command import UserError
+from trainer.data.build.shards import write_shards
 from trainer.data.manifest import Manifest
-from trainer.data.shards import write_shards
 from trainer.data.stream import eval_images
 from trainer.metrics.evaluate import Evaluator, metric_name
 from trainer.metrics.frechet import Moments, frechet_distance

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from infer.command import UserError
+from catgan.command import UserError
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
 
 

@@ -1,0 +1,78 @@
+"""Taking over weights: what fits, across sizes too, and a report of what did not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from catgan.command import UserError
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints.storage import Storage
+from trainer.checkpoints.transfer import init_from
+from trainer.config import Config, ModelConfig
+from trainer.step import GAN
+
+CPU = torch.device("cpu")
+SMALL = Config("small", ModelConfig(size=16, z_dim=8, g_width=16, d_width=16, d_norm="none"), batch=4)
+LARGE = replace(SMALL, model=replace(SMALL.model, size=32, g_width=8, d_width=8))
+
+
+def saved(config: Config, folder: Path) -> GAN:
+    torch.manual_seed(1)
+    gan = GAN(config, CPU)
+    for module in (gan.generator, gan.discriminator, gan.ema.module):
+        for p in module.parameters():
+            torch.nn.init.normal_(p)
+    extra = {"best": None, "last_metric": None, "run_id": "r", "dataset_digest": "d"}
+    state = {"nimg": 4000, "config": config.to_dict(), "rng": [checkpoint.rng_state(CPU)], **gan.state_dict()}
+    Storage(folder.parent).save(folder.name, checkpoint.encode(state | extra))
+    return gan
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_checkpoint_gives_both_networks(tmp_path: Path):
+    source = saved(SMALL, tmp_path / checkpoint.folder_name(4000))
+    gan = GAN(SMALL, CPU)
+    for path in (tmp_path, tmp_path / checkpoint.folder_name(4000)):
+        report = init_from(gan, path)
+        assert report.count("100% of the values") == 2
+        assert same(gan.generator, source.ema.module)
+        assert same(gan.ema.module, source.ema.module)
+        assert same(gan.discriminator, source.discriminator)
+
+
+def test_released_weights_give_the_generator(tmp_path: Path):
+    source = saved(SMALL, tmp_path / "x")
+    info = {"recipe": "small", "kimg": 4, "metric": None, "config": SMALL.to_dict()}
+    (tmp_path / "gen.safetensors").write_bytes(checkpoint.encode_generator(source.ema.module.state_dict(), info))
+    gan = GAN(SMALL, CPU)
+    before = {n: t.clone() for n, t in gan.discriminator.state_dict().items()}
+    report = init_from(gan, tmp_path / "gen.safetensors")
+    assert "discriminator: nothing in gen.safetensors, starts afresh" in report
+    assert same(gan.generator, source.ema.module)
+    assert all(torch.equal(t, before[n]) for n, t in gan.discriminator.state_dict().items())
+
+
+def test_layers_of_the_same_resolution_go_to_a_larger_model(tmp_path: Path):
+    source = saved(SMALL, tmp_path / "x")
+    gan = GAN(LARGE, CPU)
+    fresh = {n: t.clone() for n, t in gan.generator.state_dict().items()}
+    report = init_from(gan, tmp_path / "x")
+    own, other = gan.generator.state_dict(), source.ema.module.state_dict()
+    for name in ("layers.to4.weight", "layers.norm4.weight", "layers.to8.weight"):
+        assert torch.equal(own[name], other[name]), name
+        assert f" {name}" not in report.split("discriminator")[0]
+    for name in ("layers.to16.weight", "layers.rgb32.weight"):
+        assert torch.equal(own[name], fresh[name]), name
+        assert f" {name}" in report.split("discriminator")[0]
+
+
+def test_weights_that_do_not_fit_at_all_are_refused(tmp_path: Path):
+    saved(SMALL, tmp_path / "x")
+    other = replace(SMALL, model=replace(SMALL.model, arch="r3gan", z_dim=5))
+    with pytest.raises(UserError, match="same architecture"):
+        init_from(GAN(other, CPU), tmp_path / "x")

@@ -1,0 +1,157 @@
+"""Sources made to break a build: nothing stops it, nothing is written elsewhere, and every file has its line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import struct
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.data.build.build import build
+from trainer.data.build.prepare import KEEP
+from trainer.data.build.verify import verify
+
+
+def picture(seed: int, side: int = 24) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def packed(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that claims 50000 x 50000 pixels, 7.5 GB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+JPEG = packed(picture(1, 200), "JPEG", quality=95)
+GOOD = {
+    "good.png": packed(picture(0), "PNG"),
+    "animated.gif": packed(picture(2), "GIF", save_all=True, append_images=[picture(3), picture(4)]),
+    "katze ü 猫.png": packed(picture(5), "PNG"),
+    "two  spaces .png": packed(picture(6), "PNG"),
+    "line\nbreak.png": packed(picture(7), "PNG"),
+    "-rf.png": packed(picture(8), "PNG"),
+    "no_suffix": packed(picture(9), "PNG"),
+    "lies.jpg": packed(picture(10), "BMP"),
+}
+BAD = {
+    "cut.jpg": (JPEG[: len(JPEG) // 2], "not readable"),
+    "bomb.png": (bomb(), "too large"),
+    "text.jpg": (b"meow", "not a picture"),
+    "page.jpg": (b"<!DOCTYPE html><html><body>403</body></html>", "not a picture"),
+    "empty.jpg": (b"", "empty file"),
+    "zeros.png": (bytes(5000), "not a picture"),
+    'quote".jpg': (b"\xff\xd8\xff", "not"),
+    "=cmd.jpg": (b"=1+1", "not a picture"),
+}
+FILES = GOOD | {name: data for name, (data, _) in BAD.items()}
+CLIMBING = {
+    "../climbs.png": packed(picture(20), "PNG"),
+    "../../../climbs.png": packed(picture(21), "PNG"),
+    "/absolute.png": packed(picture(22), "PNG"),
+    "a/../../b.png": packed(picture(23), "PNG"),
+}
+
+
+def in_folder(path: Path) -> dict[str, bytes]:
+    path.mkdir()
+    for name, data in FILES.items():
+        (path / name).write_bytes(data)
+    return {}
+
+
+def in_zip(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (FILES | CLIMBING).items():
+            archive.writestr(name, data)
+    return CLIMBING
+
+
+def in_tar(path: Path) -> dict[str, bytes]:
+    links = {"soft.png": tarfile.SYMTYPE, "hard.png": tarfile.LNKTYPE, "device.png": tarfile.CHRTYPE}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in (FILES | CLIMBING).items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for name, kind in (links | {"pipe.png": tarfile.FIFOTYPE}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+    return CLIMBING
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("pack", [in_folder, in_zip, in_tar])
+def test_nothing_stops_a_build_or_leaves_the_folder(
+    tmp_path: Path, pack: Callable[[Path], dict[str, bytes]], processes: int
+) -> None:
+    place = tmp_path / "deep" / "deeper"
+    place.mkdir(parents=True)
+    extra = pack(place / "src")
+    before = set(tmp_path.rglob("*"))
+    _, report = build([place / "src"], place / "out", size=16, processes=processes)
+    verify(place / "out")
+    assert report.kept == len(GOOD) + len(extra)
+    with (place / "out" / "rejected.csv").open(newline="", encoding="utf-8") as file:
+        reasons = {row["file"].removeprefix("src/"): row["reason"] for row in csv.DictReader(file)}
+    expected = {name: kind for name, (_, kind) in BAD.items()}
+    if pack is in_tar:
+        expected |= {f"{name}.png": "not a file" for name in ("soft", "hard", "device", "pipe")}
+    assert set(reasons) == set(expected)
+    for name, kind in expected.items():
+        assert reasons[name].startswith(kind), name
+    assert report.read == report.kept + len(reasons)
+    made = set(tmp_path.rglob("*")) - before
+    assert all(path == place / "out" or path.parent == place / "out" for path in made)
+
+
+def test_animation_gives_its_first_frame_only(tmp_path: Path) -> None:
+    (tmp_path / "a.gif").write_bytes(GOOD["animated.gif"])
+    assert build([tmp_path / "a.gif"], tmp_path / "out", size=16, processes=0)[1].read == 1
+
+
+def test_folder_with_many_files(tmp_path: Path) -> None:
+    num = 3000
+    source = tmp_path / "src"
+    source.mkdir()
+    base = np.zeros((16, 16, 3), np.uint8)
+    for i in range(num):
+        base[0, 0] = (i >> 8, i & 255, 0)
+        (source / f"{i}.ppm").write_bytes(b"P6 16 16 255\n" + base.tobytes())
+    began = time.monotonic()
+    report = build([source], tmp_path / "out", size=16, processes=0, keep=KEEP)[1]
+    assert (report.kept, report.rejected.total()) == (num, 0)
+    assert time.monotonic() - began < 60
+
+
+def test_names_of_members_cannot_be_mistaken_for_columns(tmp_path: Path) -> None:
+    """Commas, quotes and line breaks in a name are quoted, so that a row is a row."""
+    name = 'a,"b"\nc.png'
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / name).write_bytes(b"x")
+    (tmp_path / "src" / "ok.png").write_bytes(GOOD["good.png"])
+    build([tmp_path / "src"], tmp_path / "out", size=16, processes=0)
+    with (tmp_path / "out" / "rejected.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["file", "reason", "score"], [f"src/{name}", "not a picture", ""]]

@@ -1,0 +1,316 @@
+"""Runs in a bucket: a server that speaks S3 and may refuse, machines that come and go."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import boto3
+import psutil
+import pytest
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+
+from catgan.command import UserError
+from export.cli import main as catexport
+from infer.cli import main as catinfer
+from tests.trainer.launch.test_failures import Watch, end_of
+from tests.trainer.launch.test_run import TINY
+from tests.trainer.test_loop import CONFIG, Notes, run, same, without_times
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints import storage as storages
+from trainer.checkpoints.storage import Storage, open_storage
+from trainer.cli import main as cattrain
+from trainer.config import Config
+from trainer.data.manifest import Manifest
+from trainer.distributed.context import LocalContext, Notice
+from trainer.launch import driver
+from trainer.launch import worker as launch
+from trainer.launch.worker import Job, Workers
+from trainer.loop import Outcome, Run, train
+from trainer.tracking.outbox import Outbox
+from trainer.tracking.recorder import Recorder
+
+ROOT = Path(__file__).resolve().parents[3]
+RUN = "s3://cats/runs/one"
+
+
+def until(reached: Callable[[], object], process: subprocess.Popen) -> None:
+    """``reached()`` is true; ``process`` is to go on until then."""
+    deadline = time.monotonic() + 180
+    while not reached():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def manifest(shards: Path) -> Manifest:
+    return Manifest.load(shards)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
+    """The bucket ``cats`` of a server that speaks S3. The fixture's value has it refuse all, or take all again."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    S3FileSystem.clear_instance_cache()  # an earlier test's has another address
+    environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "testing"}
+    environment |= {"AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in (environment | {"CATGAN_CACHE": str(tmp_path / "cache")}).items():
+        monkeypatch.setenv(name, value)
+
+    def tell(what: str, value: bytes) -> None:
+        address = f"http://{host}:{port}/moto-api/{what}"
+        with urlopen(Request(address, value, {"Content-Type": "text/plain"})) as answer:
+            assert answer.status == 200
+
+    def refuse(everything: bool) -> None:
+        tell("reset-auth", b"0" if everything else b"1000000")
+
+    tell("reset", b"")  # all servers of a process have the same buckets
+    boto3.client("s3").create_bucket(Bucket="cats")
+
+    try:
+        yield refuse
+    finally:
+        refuse(False)
+        server.stop()
+
+
+def train_in(
+    location: str, config: Config, manifest: Manifest, notes: Notes, context: LocalContext | None = None
+) -> Storage:
+    storage = open_storage(location)
+    storage.make()
+    storage.pull()
+    recorder = Recorder(manifest, storage, notes, "the-run")  # type: ignore[arg-type]
+    assert train(config, manifest, context or LocalContext(), Run(storage, "the-run"), recorder).status == "done"
+    storage.push()
+    return storage
+
+
+def test_a_run_in_a_bucket_goes_on_elsewhere_and_survives_refusal(
+    manifest: Manifest, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch
+):
+    run(CONFIG, manifest, tmp_path / "whole", Notes())
+    notes = Watch(at_64=lambda: bucket(True), at_96=lambda: bucket(False))
+    first = train_in(RUN, replace(CONFIG, kimg=0.128), manifest, notes)
+    ((kind, text),) = notes.notes
+    assert kind == "save"
+    assert "not kept in s3://cats/runs/one" in text
+    assert first.checkpoints() == [checkpoint.folder_name(128)]
+
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache of another machine"))
+    second = train_in("s3://cats/runs/one/", CONFIG, manifest, notes)
+    assert second.work != first.work
+    assert second.checkpoints() == [checkpoint.folder_name(n) for n in (128, 192)]
+    assert same(end_of(tmp_path / "whole"), without_times(second.load(second.checkpoints()[-1])))
+    third = open_storage(RUN)
+    for path in second.work.rglob("*"):
+        path.unlink() if path.is_file() else None
+    third.pull()
+    names = {path.relative_to(third.work).as_posix() for path in third.work.rglob("*") if path.is_file()}
+    assert names == {"reals.png", "samples/fakes_000000kimg.png", "best/gen.safetensors"}
+
+    second.save(checkpoint.folder_name(256), {"state.pt": b"cut", "checkpoint.json": b"off"})
+    assert third.newest()[0] == checkpoint.folder_name(192)
+
+
+def test_a_bucket_that_refuses_from_the_start_is_said_at_once(bucket: Callable[[bool], None]):
+    with pytest.raises(UserError, match="nothing can be written to a web server"):
+        open_storage("http://127.0.0.1/runs/one")
+    storage = open_storage("s3://cats/runs/two")
+    bucket(True)
+    with pytest.raises(UserError, match=r"cannot write s3://cats/runs/two .*give another --out"):
+        storage.make()
+    with pytest.raises(UserError, match="cannot look into s3://cats/runs/two"):
+        storage.checkpoints()
+
+
+@pytest.mark.parametrize("ending", ["stopped", "interrupted", "failed"])
+def test_the_driver_adds_to_what_rank_zero_has_recorded_on_another_machine(
+    shards: Path, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, ending: str
+):
+    def elsewhere(job: Job, workers: Workers) -> Outcome:
+        monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache of another machine"))
+        storage = open_storage(job.location)
+        storage.pull()
+        Outbox(storage.work).put({"kind": "scalars", "time": 1, "nimg": 32, "values": {"loss/generator": 1.0}})
+        storage.push()
+        monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache"))
+        if ending == "stopped":
+            return Outcome("stopped")
+        raise KeyboardInterrupt if ending == "interrupted" else UserError("lost")
+
+    monkeypatch.setattr(launch, "run_on_ray", elsewhere)
+    command = ["--data", str(shards), "--out", "s3://cats/runs", "--name", "one", "--workers", "1", "--track.offline"]
+    with pytest.raises({"stopped": SystemExit, "interrupted": KeyboardInterrupt, "failed": UserError}[ending]):
+        driver.main(command)
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "a third cache"))
+    storage = open_storage(RUN)
+    storage.pull()
+    kinds = [record["kind"] for record, _ in Outbox(storage.work).journal.read()]
+    assert kinds == ["open", "scalars", "artifact", "status"]
+
+
+def test_records_that_cannot_be_fetched_are_not_replaced(
+    shards: Path, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+):
+    def refused(job: Job) -> Outcome:
+        bucket(True)
+        return Outcome("stopped")
+
+    monkeypatch.setattr(launch, "run_in_process", refused)
+    command = ["--data", str(shards), "--out", "s3://cats/runs", "--name", "one", "--workers", "0", "--track.offline"]
+    with pytest.raises(UserError, match=rf"{RUN} cannot be read or written .*run the same command again"):
+        driver.main(command)
+    kinds = [record["kind"] for record, _ in Outbox(open_storage(RUN).work).journal.read()]
+    assert kinds == ["open"]
+
+
+def test_a_preemption_while_the_bucket_refuses_ends_nothing(manifest: Manifest, bucket: Callable[[bool], None]):
+    class Preempted(LocalContext):
+        def notice(self) -> Notice | None:
+            return "save" if next(ticks) == 3 else None
+
+    ticks = itertools.count(1)
+    notes = Watch(at_96=lambda: bucket(True), at_160=lambda: bucket(False))
+    storage = train_in(RUN, CONFIG, manifest, notes, Preempted())
+    assert {kind for kind, _ in notes.notes} == {"save"}
+    assert storage.checkpoints()[-1] == checkpoint.folder_name(192)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(
+    manifest: Manifest, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+):
+    storage = train_in(RUN, CONFIG, manifest, Notes())
+    names = storage.checkpoints()
+    monkeypatch.setattr(storage, "checkpoints", lambda: names)
+    bucket(True)
+    with pytest.raises(UserError, match=f"{names[-1]} cannot be read"):
+        storage.newest()
+
+
+def test_what_was_cut_off_is_swept(manifest: Manifest, bucket: Callable[[bool], None]):
+    storage = open_storage(RUN)
+    orphan = f"{checkpoint.folder_name(100)}/state.pt"
+
+    def cut_off() -> None:
+        storage.place.pipe_file(f"{storage.path}/{orphan}", b"begun")  # type: ignore[attr-defined]
+
+    train_in(RUN, CONFIG, manifest, Watch(at_96=cut_off))
+    assert orphan not in storage._names()  # type: ignore[attr-defined]
+    cut_off()
+    storage.make()
+    assert orphan not in storage._names()  # type: ignore[attr-defined]
+    assert storage.newest()[0] == checkpoint.folder_name(192)
+
+
+def test_what_is_hidden_may_vanish_while_the_rest_is_brought(
+    bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+):
+    storage, honest = open_storage(RUN), storages._stamp
+    storage.make()
+    for name in ("config.json", ".outbox.json"):
+        (storage.work / name).write_text("{}")
+
+    def stamp(path: Path) -> tuple[int, int]:
+        (storage.work / ".outbox.json").unlink(missing_ok=True)  # somebody has renamed it
+        return honest(path)
+
+    monkeypatch.setattr(storages, "_stamp", stamp)
+    storage.push()
+    assert "config.json" in storage._names()  # type: ignore[attr-defined]
+
+
+UPLOAD = """
+import sys, time
+from pathlib import Path
+from tests.trainer.launch.test_buckets import RUN, train_in
+from tests.trainer.test_loop import CONFIG, Notes
+from trainer.data.manifest import Manifest
+from trainer.checkpoints.storage import Bucket
+
+put = Bucket._put
+
+
+def stop_before_the_last_file(self, name, data):
+    if name == "checkpoint_000000000128/checkpoint.json":
+        Path(sys.argv[2]).touch()
+        time.sleep(600)
+    put(self, name, data)
+
+
+Bucket._put = stop_before_the_last_file
+train_in(RUN, CONFIG, Manifest.load(sys.argv[1]), Notes())
+"""
+
+
+def test_killed_while_a_checkpoint_is_uploaded(
+    manifest: Manifest, shards: Path, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+):
+    run(CONFIG, manifest, tmp_path / "whole", Notes())
+    uploading = tmp_path / "uploading"
+    training = subprocess.Popen([sys.executable, "-c", UPLOAD, str(shards), str(uploading)], cwd=ROOT)
+    try:
+        until(uploading.exists, training)
+    finally:
+        training.kill()
+    assert training.wait() == -signal.SIGKILL
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache of another machine"))
+    storage = open_storage(RUN)
+    assert storage.checkpoints() == [checkpoint.folder_name(64)]
+    assert f"{checkpoint.folder_name(128)}/state.pt" in storage._names()  # type: ignore[attr-defined]
+    train_in(RUN, CONFIG, manifest, Notes())
+    assert storage.checkpoints() == [checkpoint.folder_name(n) for n in (128, 192)]
+    assert same(end_of(tmp_path / "whole"), without_times(storage.load(storage.checkpoints()[-1])))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_worker_of_ray_is_killed_and_the_generator_lies_in_the_bucket(
+    shards: Path, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+):
+    command = ["--data", shards, "--out", "s3://cats/runs", "--name", "one", "--workers", "1", *TINY, "--kimg", "0.512"]
+    command += ["--track.uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    said, storage = tmp_path / "said", open_storage(RUN)
+    with said.open("w") as log:
+        training = subprocess.Popen(
+            [sys.executable, str(ROOT / "trainer" / "run.py"), *map(str, command)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    try:
+        until(storage.checkpoints, training)
+        processes = psutil.Process(training.pid).children(recursive=True)
+        (worker,) = (p for p in processes if "ray::RayTrainWorker" in " ".join(p.cmdline()))
+        worker.kill()
+        output, _ = training.communicate(timeout=300)
+    finally:
+        training.kill()
+    assert training.returncode == 0, said.read_text()
+    assert "warning: lost worker 0" in said.read_text()
+    result = json.loads(output.splitlines()[-1])
+    assert (result["run_dir"], result["kimg"], result["onnx"]) == (RUN, 0.512, f"{RUN}/best/gen.onnx")
+    assert {"best/gen.onnx", "best/card.md", "report.html", "metrics.jsonl"} <= set(storage._names())  # type: ignore[attr-defined]
+
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "another machine"))
+    catexport([RUN, "-o", str(tmp_path / "gen.onnx"), "--data", "none"])
+    ours, theirs = tmp_path / "ours.png", tmp_path / "theirs.png"
+    theirs_onnx = tmp_path / "theirs.onnx"
+    theirs_onnx.write_bytes(storage._get("best/gen.onnx"))  # type: ignore[attr-defined]
+    for onnx, picture in ((tmp_path / "gen.onnx", ours), (theirs_onnx, theirs)):
+        catinfer(["--onnx", str(onnx), "--n", "4", "--out", str(picture), "--device", "cpu"])
+    assert ours.read_bytes() == theirs.read_bytes()
+    storage.place.rm_file(f"{storage.path}/report.html")  # type: ignore[attr-defined]
+    assert cattrain(["report", RUN]) == {"report": f"{RUN}/report.html", "run_dir": RUN}
+    assert "report.html" in storage._names()  # type: ignore[attr-defined]

@@ -1,0 +1,272 @@
+"""What may happen to a training in one process, and what is lost then: nothing but time."""
+
+import errno
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from catgan.command import UserError
+from tests.trainer.test_loop import CONFIG, Notes, run, same, without_times
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints.storage import Storage
+from trainer.config import EvalConfig, LoaderConfig, StopConfig
+from trainer.data.manifest import Manifest
+from trainer.distributed.context import LocalContext
+from trainer.launch import worker as launch
+from trainer.loop import Allowance, Run, train
+from trainer.step import GAN
+from trainer.tracking.recorder import Position, Recorder
+
+
+class Watch(Notes):
+    """Does something once the point at ``nimg`` images is logged."""
+
+    def __init__(self, **actions: Callable[[], object]) -> None:
+        super().__init__()
+        self.actions = {int(name.removeprefix("at_")): action for name, action in actions.items()}
+
+    def log_scalars(self, values: dict[str, float], nimg: int) -> None:
+        super().log_scalars(values, nimg)
+        if action := self.actions.pop(nimg, None):
+            action()
+
+
+@pytest.fixture
+def manifest(shards: Path) -> Manifest:
+    return Manifest.load(shards)
+
+
+def end_of(folder: Path) -> dict:
+    return without_times(checkpoint.load(checkpoint.find_all(folder)[-1]))
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at: int, lr: float) -> list[int]:
+    """The step at ``at`` images makes a weight NaN, unless the learning rate is below ``lr``."""
+    honest, hits = GAN.step, []
+
+    def step(self: GAN, reals: torch.Tensor, nimg: int, more_reals: torch.Tensor | None = None) -> dict:
+        if nimg == at and self.g_optimiser.param_groups[0]["lr"] >= lr:
+            hits.append(nimg)
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(float("nan"))
+        return honest(self, reals, nimg, more_reals)
+
+    monkeypatch.setattr(GAN, "step", step)
+    return hits
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+def test_told_to_stop_it_saves_in_mid_segment_and_continues_bit_for_bit(
+    manifest: Manifest, tmp_path: Path, readers: int
+):
+    config = replace(CONFIG, loader=LoaderConfig(workers=readers, shuffle_buffer=30))
+    run(config, manifest, tmp_path / "whole", Notes())
+
+    context, storage = LocalContext(), Storage(tmp_path / "parts")
+    storage.make()
+    notes = Watch(at_96=context.stop)
+    recorder = Recorder(manifest, storage, notes, "the-run")  # type: ignore[arg-type]
+    assert train(config, manifest, context, Run(storage, "the-run"), recorder).status == "stopped"
+    assert storage.checkpoints()[-1] == checkpoint.folder_name(96), "a tick that is no snapshot"
+    assert run(config, manifest, tmp_path / "parts", notes).status == "done"
+    assert same(end_of(tmp_path / "whole"), end_of(tmp_path / "parts"))
+
+
+def test_sigterm_is_heeded_and_a_second_one_obeyed():
+    context = LocalContext()
+    with launch._on_sigterm(context.stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert context.notice() == "stop"
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert LocalContext().notice() is None
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_both_are_named(manifest: Manifest, tmp_path: Path, capsys):
+    run(CONFIG, manifest, tmp_path / "whole", Notes())
+    run(replace(CONFIG, kimg=0.128), manifest, tmp_path / "parts", notes := Notes())
+    older, newest = checkpoint.find_all(tmp_path / "parts")
+    data = bytearray((newest / "state.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / "state.pt").write_bytes(data)
+    (tmp_path / "parts" / checkpoint.folder_name(10**6)).mkdir()  # begun, never finished
+    capsys.readouterr()
+    run(CONFIG, manifest, tmp_path / "parts", notes)
+    said = capsys.readouterr().err
+    assert f"taking {older.name}, the checkpoint before, instead of {newest.name}" in said
+    assert same(end_of(tmp_path / "whole"), end_of(tmp_path / "parts"))
+
+    for folder in checkpoint.find_all(tmp_path / "parts"):
+        (folder / "state.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        run(replace(CONFIG, kimg=1), manifest, tmp_path / "parts", Notes())
+
+
+def test_a_full_disk_stops_nothing(manifest: Manifest, tmp_path: Path, capsys):
+    """The system itself refuses the picture and the checkpoint at 64 images: no file may be longer than a few bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # noqa: E731
+    notes = Watch(at_32=lambda: limit(1 << 6), at_96=lambda: limit(before[0]))
+    try:
+        outcome = run(CONFIG, manifest, tmp_path, notes)
+    finally:
+        limit(before[0])
+    assert outcome.status == "done"
+    for (kind, text), what in zip(notes.notes, ("samples/fakes_000000kimg.png", "checkpoint"), strict=True):
+        assert kind == "save"
+        assert text.startswith(f"{what} not kept in {tmp_path} (File too large)")
+    assert notes.grids == [0, 128, 192]
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(n) for n in (128, 192)]
+    assert not list(tmp_path.rglob(".*"))
+    _, info = checkpoint.load_generator(tmp_path)
+    values = [values["fd16_efflite0"] for _, values in notes.points if "fd16_efflite0" in values]
+    assert info["metric"]["value"] == min(values), "the best of the failed attempt is not forgotten"
+
+
+def test_old_checkpoints_that_cannot_be_removed_are_not_taken_for_unsaved_ones(
+    manifest: Manifest, tmp_path: Path, monkeypatch
+):
+    def refuse(self: Storage, name: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Storage, "remove", refuse)
+    assert run(CONFIG, manifest, tmp_path, notes := Notes()).status == "done"
+    assert notes.notes == [("save", f"older checkpoints stay in {tmp_path} (Permission denied) until the next is kept")]
+    assert len(checkpoint.find_all(tmp_path)) == 3
+
+
+def test_divergence_stops_within_a_tick_and_keeps_the_best(manifest: Manifest, tmp_path: Path, monkeypatch):
+    poison(monkeypatch, 72, 0.0)
+    outcome = run(CONFIG, manifest, tmp_path, Notes())
+    assert outcome.status == "diverged"
+    assert "not finite at 0.096 kimg" in outcome.message
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(64)]
+    generator, info = checkpoint.load_generator(tmp_path)
+    assert info["kimg"] == 0.064
+    assert all(torch.isfinite(t).all() for t in generator.state_dict().values())
+
+
+def test_a_weight_that_is_lost_in_the_last_step_is_not_saved(manifest: Manifest, tmp_path: Path, monkeypatch):
+    honest = GAN.step
+
+    def step(self, reals, nimg, more_reals=None):
+        stats = honest(self, reals, nimg, more_reals)
+        if nimg == 120:  # the losses of this step were still finite
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(float("nan"))
+        return stats
+
+    monkeypatch.setattr(GAN, "step", step)
+    outcome = run(CONFIG, manifest, tmp_path, Notes())
+    assert (outcome.status, outcome.message) == ("diverged", "weights not finite at 0.128 kimg")
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(64)]
+
+
+def test_a_weight_that_is_lost_before_a_notice_is_not_saved(manifest: Manifest, tmp_path: Path, monkeypatch):
+    honest, context, storage = GAN.step, LocalContext(), Storage(tmp_path)
+
+    def step(self, reals, nimg, more_reals=None):
+        stats = honest(self, reals, nimg, more_reals)
+        if nimg == 88:
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(float("nan"))
+            context.stop()
+        return stats
+
+    monkeypatch.setattr(GAN, "step", step)
+    storage.make()
+    recorder = Recorder(manifest, storage, Notes(), "the-run")  # type: ignore[arg-type]
+    outcome = train(CONFIG, manifest, context, Run(storage, "the-run"), recorder)
+    assert (outcome.status, outcome.message) == ("diverged", "weights not finite at 0.096 kimg")
+    assert storage.checkpoints() == [checkpoint.folder_name(64)]
+
+
+def test_rollback_halves_the_learning_rates_until_it_passes(manifest: Manifest, tmp_path: Path, monkeypatch):
+    lr = CONFIG.optim.g_lr(0)
+    hits = poison(monkeypatch, 72, lr / 3)
+    config = replace(CONFIG, stop=StopConfig(rollbacks=2))
+    outcome = run(config, manifest, tmp_path, notes := Notes())
+    assert outcome.status == "done"
+    assert hits == [72, 72]
+    assert [kind for kind, _ in notes.notes] == ["rollback"] * 2
+    assert checkpoint.load(checkpoint.find_all(tmp_path)[-1])["lr_scale"] == 0.25
+    rates = {nimg: values["lr/generator"] for nimg, values in notes.points if "lr/generator" in values}
+    assert rates == {n: lr if n <= 64 else lr / 4 for n in range(32, 193, 32)}, "and no point stands twice"
+
+    assert run(replace(config, kimg=0.256), manifest, tmp_path, notes).status == "done"
+    assert notes.points[-1][1].get("lr/generator", lr / 4) == lr / 4, "a continued training stays careful"
+
+
+def test_each_rollback_halves_the_rates_that_diverged(manifest: Manifest, tmp_path: Path, monkeypatch):
+    """Also where a checkpoint in between has halved ones already."""
+    lr = CONFIG.optim.g_lr(0)
+    honest = GAN.step
+
+    def step(self: GAN, reals: torch.Tensor, nimg: int, more_reals: torch.Tensor | None = None) -> dict:
+        if self.g_optimiser.param_groups[0]["lr"] >= {72: lr, 136: lr / 2}.get(nimg, torch.inf):
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(float("nan"))
+        return honest(self, reals, nimg, more_reals)
+
+    monkeypatch.setattr(GAN, "step", step)
+    config = replace(CONFIG, stop=StopConfig(rollbacks=2))
+    assert run(config, manifest, tmp_path, Notes()).status == "done"
+    scales = [checkpoint.load(folder)["lr_scale"] for folder in checkpoint.find_all(tmp_path)]
+    assert scales == [0.5, 0.25]
+
+
+def test_evaluations_keep_to_their_share_of_the_time(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    position = Position()
+    evaluated = []
+    for snapshot in range(100):
+        if snapshot % 7 == 0:  # the training is continued, perhaps elsewhere, a day later
+            now += 86_400.0
+            allowance = Allowance(0.1, position)
+        now += 10.0
+        if allowance.allows():
+            evaluated.append(snapshot)
+            now += 5.0
+            position.last_metric = {"seconds": 5.0}
+            share = allowance.spend(5.0)
+            assert share <= 0.1 or len(evaluated) == 1, "what the first one costs is not known before"
+        allowance.look()
+    assert evaluated[0] == 0
+    assert len(evaluated) == pytest.approx(0.1 * position.trained / 5.0, abs=1)
+    assert position.trained == pytest.approx(10.0 * 100 + 5.0 * len(evaluated))
+    always = Allowance(1.0, Position())
+    now += 1e9
+    always.spend(1e9)
+    assert always.allows()
+
+
+def test_snapshots_without_an_evaluation_are_checkpoints_all_the_same(manifest: Manifest, tmp_path: Path):
+    frugal = replace(CONFIG, eval=EvalConfig(extractor="efflite0", num=16, budget=1e-9))
+    run(frugal, manifest, tmp_path, notes := Notes())
+    measured = [nimg for nimg, values in notes.points if "fd16_efflite0" in values]
+    assert measured == [64, 192], "the first, and the last in any case"
+    assert notes.grids == [0, 64, 128, 192]
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(n) for n in (128, 192)]
+
+
+def test_the_best_by_another_measure_is_not_the_best(manifest: Manifest, tmp_path: Path):
+    """A distance of 0 stays the best as long as it is measured in the same way, and no longer."""
+    run(CONFIG, manifest, tmp_path, Notes())
+    state = checkpoint.load(checkpoint.find_all(tmp_path)[-1])
+    state["best"]["value"] = 0.0
+    Storage(tmp_path).save(checkpoint.folder_name(state["nimg"]), checkpoint.encode(state))
+    longer = replace(CONFIG, kimg=CONFIG.kimg + 0.064)
+    run(longer, manifest, tmp_path, Notes())
+    assert checkpoint.load(checkpoint.find_all(tmp_path)[-1])["best"]["value"] == 0.0
+    other = replace(longer, kimg=longer.kimg + 0.064, eval=EvalConfig(extractor="efflite0", num=24))
+    run(other, manifest, tmp_path, Notes())
+    best = checkpoint.load(checkpoint.find_all(tmp_path)[-1])["best"]
+    assert (best["name"], best["kimg"]) == ("fd24_efflite0", other.kimg)
+    assert best["value"] > 0

@@ -1,0 +1,249 @@
+"""``trainer/run.py`` as a user calls it."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from catgan.command import UserError
+from tests.trainer.damage import damage
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints.storage import Storage
+from trainer.data.manifest import Manifest
+from trainer.launch import driver
+from trainer.launch import worker as launch
+from trainer.loop import Outcome
+from trainer.tracking.server import with_password
+
+ROOT = Path(__file__).resolve().parents[3]
+TINY = [
+    *("--eval.extractor", "efflite0", "--eval.num", "32", "--batch", "8"),
+    *("--model.g-width", "8", "--model.d-width", "8", "--track.tick-kimg", "0.064", "--track.snapshot-kimg", "0.128"),
+]
+
+
+def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "trainer" / "run.py"), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def result(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def test_dry_run_touches_nothing(shards: Path, tmp_path: Path):
+    done = run("--data", shards, "--out", tmp_path / "out", "--dry-run", "--kimg", 1, "--workers", "2")
+    plan = result(done)
+    assert (
+        f"in {plan['steps']} steps of {plan['config']['batch']} pictures,\nwith 2 worker(s), from the beg"
+        in done.stderr
+    )
+    assert plan["config"]["kimg"] == 1
+    assert plan["images"] == Manifest.load(shards).splits["train"].images
+    assert plan["shards"] == len(Manifest.load(shards).splits["train"].shards)
+    assert plan["steps"] * plan["config"]["batch"] >= 1000
+    assert plan["batch_per_worker"] * 2 == plan["config"]["batch"]
+    assert min(plan["parameters"].values()) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_one_line_and_touch_nothing(shards: Path, tmp_path: Path):
+    message = refused(
+        run("dcgan-64", "--data", shards, "--out", tmp_path, "--workers", "99", "--batch", "8", "--kimg", "0")
+    )
+    for part in ("32x32", "--size 64", "--workers 99", "--kimg 0"):
+        assert part in message, part
+    assert "families" in refused(run("no-such-recipe"))
+    assert "catdata" in refused(run("--data", tmp_path / "nothing"))
+    assert "--resume" in refused(run("--data", shards, "--out", tmp_path, "--resume", tmp_path / "nothing"))
+    assert "--init-from" in refused(run("--data", shards, "--out", tmp_path, "--init-from", tmp_path / "nothing"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_in_process_and_what_follows_it(shards: Path, tmp_path: Path):
+    """Train, continue, refuse to overwrite, start another run from a checkpoint."""
+    base = ["--data", shards, "--out", tmp_path, "--workers", "0", *TINY]
+    first = result(run(*base, "--name", "a", "--kimg", "0.128"))
+    folder = tmp_path / "a"
+    assert first["run_dir"] == str(folder)
+    assert (first["kimg"], first["metric"]["name"]) == (0.128, "fd32_efflite0")
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "reals.png",
+        "progress.gif",
+        "report.html",
+        "samples/fakes_000000kimg.png",
+    ):
+        assert (folder / name).stat().st_size > 0, name
+    for name in ("gen.onnx", "gen.safetensors", "card.md", "samples.png"):
+        assert (folder / "best" / name).stat().st_size > 0, name
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == [".outbox.lock"]
+
+    again = run(*base, "--name", "a", "--kimg", "0.128")
+    assert "is finished" in again.stderr
+    assert result(again) == first
+
+    second = result(run(*base, "--name", "a", "--kimg", "0.256"))
+    assert second["mlflow_run_id"] == first["mlflow_run_id"]
+    assert second["kimg"] == 0.256
+    positions = [json.loads(line)["nimg"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert positions == [64, 128, 128, 192, 256, 256]  # a tick each, and the metric at snapshots
+
+    assert "already holds checkpoints" in refused(run(*base, "--name", "a", "--resume", "never"))
+    branch = result(run(*base, "--name", "b", "--kimg", "0.384", "--resume", folder))
+    assert branch["mlflow_run_id"] != first["mlflow_run_id"]
+    assert branch["kimg"] == 0.384
+    again = result(run(*base, "--name", "b", "--kimg", "0.512", "--resume", folder, "--dry-run"))
+    assert again["resume_from"] == str(tmp_path / "b" / "checkpoint_000000000384"), "its own, not those it came from"
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    logged = client.get_run(first["mlflow_run_id"])
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["model.g_width"] == "8"
+    assert {"loss/generator", "d/real", "lr/generator", "speed/data_wait", "fd32_efflite0"} <= set(logged.data.metrics)
+    assert logged.inputs.dataset_inputs[0].dataset.digest == Manifest.load(shards).digest[:36]
+    versions = client.search_model_versions("name='catgan'")
+    assert sorted(v.run_id for v in versions) == sorted([first["mlflow_run_id"]] * 2 + [branch["mlflow_run_id"]])
+
+
+EXPORT = """
+import sys, time
+import export.card
+from pathlib import Path
+from trainer.launch.driver import main
+
+
+def stop(onnx, info, difference):
+    Path(sys.argv[1]).touch()
+    time.sleep(600)
+
+
+export.card.write_card = stop
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_the_export_it_ends_well_later(shards: Path, tmp_path: Path):
+    command = ["--data", shards, "--out", tmp_path, "--workers", "0", *TINY, "--name", "a", "--kimg", "0.128"]
+    exporting = tmp_path / "exporting"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", EXPORT, str(exporting), *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    while not exporting.is_file():
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    best = tmp_path / "a" / "best"
+    assert (best / "gen.onnx").exists()
+    assert not (best / "card.md").exists()
+
+    finished = result(run(*command))
+    assert Path(finished["onnx"]).is_file()
+    assert (best / "card.md").is_file()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (version,) = client.search_model_versions("name='catgan'")
+    assert version.run_id == finished["mlflow_run_id"]
+    assert len(client.get_metric_history(version.run_id, "loss/generator")) == 2
+
+
+@contextmanager
+def another_ray() -> Iterator[None]:
+    """Ray runs on this machine already, as for a training beside this one."""
+    program = "import ray; ray.init(num_cpus=1, include_dashboard=False); print('up', flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as other:
+        assert other.stdout is not None
+        assert any(line == b"up\n" for line in other.stdout)
+        yield
+        assert other.poll() is None
+        other.communicate(b"\n")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_mistake_that_a_worker_finds_is_said_once_and_not_tried_again(shards: Path, tmp_path: Path):
+    data = shutil.copytree(shards, tmp_path / "shards")
+    for number in range(len(Manifest.load(data).splits["train"].shards)):
+        damage(Manifest.load(data), number)
+    options = ["--data", data, "--out", tmp_path, "--name", "a", "--workers", "1", "--track.offline", *TINY]
+    with another_ray():
+        done = run(*options, "--kimg", "1000", "--loader.max-broken", "0.001")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("unusable") == 1, done.stderr
+    assert "unusable" in done.stderr.splitlines()[-1]
+    assert "lost worker" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_password_is_not_sent_to_workers(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    def run_on_ray(job: launch.Job, workers: launch.Workers) -> Outcome:
+        assert "secret" not in json.dumps(asdict(job))
+        assert with_password(job.tracking_uri) == "http://me:secret@127.0.0.1:9"
+        assert with_password("http://127.0.0.1:10") == "http://127.0.0.1:10"
+        return Outcome("stopped")
+
+    monkeypatch.setattr(launch, "run_on_ray", run_on_ray)
+    monkeypatch.setattr(launch, "cluster_gpus", lambda: 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    options = ["--data", str(shards), "--out", str(tmp_path), "--name", "a", "--workers", "1", "--track.offline"]
+    with pytest.raises(SystemExit):
+        driver.main([*options, "--track.uri", "http://me:secret@127.0.0.1:9"])
+    said = capsys.readouterr().err
+    assert "the password in --track.uri is not sent to the cluster" in said
+    assert "secret" not in said
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"secret" not in path.read_bytes(), path
+
+
+def test_lost_workers_are_counted_since_the_last_new_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from ray.train import WorkerGroupError
+
+    storage, attempts = Storage(tmp_path), []
+
+    def fit(new: set[int], mistake: int = 0) -> None:
+        attempts.append(len(attempts) + 1)
+        if attempts[-1] in new:
+            storage.save(checkpoint.folder_name(attempts[-1]), {"state.pt": b"", "checkpoint.json": b""})
+        error = UserError("mind your step") if attempts[-1] == mistake else ConnectionError("gone")
+        raise WorkerGroupError("", {1: error})
+
+    with pytest.raises(UserError, match=r"lost 4 times without a new checkpoint, at last worker 1 \(gone\)"):
+        launch._insist(lambda: fit(set()), storage)
+    assert len(attempts) == 4
+    assert capsys.readouterr().err.count("warning: lost worker 1 (gone)") == 3
+    attempts.clear()
+    with pytest.raises(UserError, match="lost 4 times"):
+        launch._insist(lambda: fit({3, 6}), storage)
+    assert len(attempts) == 6 + 3
+    attempts.clear()
+    with pytest.raises(UserError, match="mind your step"):
+        launch._insist(lambda: fit(set(), mistake=2), storage)
+    assert len(attempts) == 2

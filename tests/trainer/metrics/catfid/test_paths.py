@@ -1,0 +1,85 @@
+"""Perceptual path length where generator and extractor are linear, so that the paths' speed is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infer.latents import latents
+from infer.session import Generator
+from trainer.metrics.catfid.measure import perceptual_path_length
+from trainer.metrics.catfid.paths import path_length
+
+
+def orthogonal_ends(seeds: Sequence[int]) -> np.ndarray:
+    """Unit vectors of two axes in turns: every path is a quarter of a circle."""
+    z = np.zeros((len(seeds), 8), np.float32)
+    z[range(len(seeds)), [seed % 2 for seed in seeds]] = 1.0
+    return z
+
+
+@pytest.mark.parametrize("gain", [1.0, 30.0])
+def test_a_quarter_of_a_circle_is_walked_at_constant_speed(gain: float):
+    length = path_length(torch.from_numpy, lambda images: gain * images.double(), orthogonal_ends, num=150, seed=4)
+    assert length == pytest.approx((gain * np.pi / 2) ** 2, rel=2e-3)
+
+
+def test_extreme_paths_are_left_out():
+    def ends(seeds: Sequence[int]) -> np.ndarray:
+        z = orthogonal_ends(seeds)
+        z[[i for i, seed in enumerate(seeds) if seed < 2]] *= 1e3  # the first path alone
+        return z
+
+    length = path_length(torch.from_numpy, lambda images: images.double(), ends, num=150, seed=0)
+    assert length == pytest.approx((np.pi / 2) ** 2, rel=2e-3)
+
+
+def test_every_path_has_ends_of_its_own_and_batches_play_no_part():
+    asked: list[int] = []
+
+    def ends(seeds: Sequence[int]) -> np.ndarray:
+        asked.extend(seeds)
+        return latents(seeds, 8)
+
+    seen: list[int] = []
+    first = path_length(torch.from_numpy, lambda x: x, ends, num=70, seed=10, seen=seen.append)
+    assert asked == list(range(10, 150))
+    assert sum(seen) == 70
+    assert first == path_length(torch.from_numpy, lambda x: x, lambda seeds: latents(seeds, 8), num=70, seed=10)
+    assert first != path_length(torch.from_numpy, lambda x: x, lambda seeds: latents(seeds, 8), num=70, seed=11)
+
+
+def test_pictures_of_a_generator_are_not_rounded(generator_file: Path):
+    """Rounded to levels nearly all steps are 0 and a few are huge; unrounded, smaller steps make no difference."""
+
+    class Pixels:
+        name, dim, weights_sha256, resize, device = "pixels", 768, "0" * 64, "none", torch.device("cpu")
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            assert images.dtype == torch.float32
+            assert 0 <= images.min() < 20 < 200 < images.max() <= 255
+            return images.flatten(1)
+
+        def logits(self, features: torch.Tensor) -> torch.Tensor:
+            raise NotImplementedError
+
+    generator = Generator(generator_file, "cpu")
+    length = perceptual_path_length(generator, Pixels(), 40, 0)
+    z = latents(range(80), 8).astype(np.float64)
+    import onnx
+    from onnx import numpy_helper
+
+    matrix = numpy_helper.to_array(onnx.load(generator_file).graph.initializer[0]).astype(np.float64)
+    t = np.random.Generator(np.random.PCG64(0)).random(40)
+    a, b = z[0::2], z[1::2]
+    angle = np.arccos((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+    at = (np.sin((1 - t) * angle)[:, None] * a + np.sin(t * angle)[:, None] * b) / np.sin(angle)[:, None]
+    speed = angle[:, None] * (np.cos(t * angle)[:, None] * b - np.cos((1 - t) * angle)[:, None] * a)
+    speed /= np.sin(angle)[:, None]
+    lengths = ((127.5 * (1 - np.tanh(at @ matrix) ** 2) * (speed @ matrix)) ** 2).sum(1)
+    low, high = np.percentile(lengths, [1, 99])
+    assert length == pytest.approx(lengths[(lengths >= low) & (lengths <= high)].mean(), rel=0.01)

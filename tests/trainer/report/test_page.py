@@ -1,0 +1,322 @@
+"""The report of a run: what it says, that nothing in it runs or leaks, and how it looks in a real Chromium."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from catgan.command import UserError
+from trainer.cli import main
+from trainer.data.manifest import Manifest, Shard, Split
+from trainer.launch.finish import leave_report
+from trainer.recipes import resolve
+from trainer.report.charts import Series, chart
+from trainer.report.page import write_report
+from trainer.tracking.outbox import Outbox
+from trainer.tracking.recorder import write_progress
+from trainer.tracking.tracker import Tracker, end_run, open_run
+
+EVIL = "<script>document.title='taken'</script>"
+MANIFEST = Manifest(
+    root="https://me:secret@host/cats?X-Signature=secret",
+    size=32,
+    splits={"train": Split((Shard("train-000000.tar", 90, "ab" * 32, 1),)), "val": Split(())},
+    seed=0,
+    source=("cats.zip",),
+    options={},
+    tool="test",
+)
+CURVES = ("loss/generator", "loss/discriminator", "d/real", "d/fake")
+DISTANCES = [400.0, 90.0, 40.0, 20.0, 12.5, 14.25]  # at 0, 4, ... 20 kimg
+
+needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the system package chromium")
+
+
+def train(folder: Path, kimg: float = 20.0) -> Path:
+    """What a training leaves that reached ``kimg`` of 24 and was not ended."""
+    config = replace(resolve("dcgan-cpu-32", None, gpu=False), kimg=24.0)
+    (folder / "samples").mkdir(parents=True)
+    surroundings = {"data": MANIFEST.root, "mlflow_run_id": "0123abcd", "tracking_uri": "http://me:secret@host:5000"}
+    (folder / "config.json").write_text(json.dumps(config.to_dict() | surroundings))
+    open_run(folder, "http://me:secret@host:5000", "catgan", config=config.to_dict(), manifest=MANIFEST, offline=True)
+    tracker = Tracker(folder, None)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / "reals.png")
+    for nimg in range(0, round(kimg * 1000) + 1, 500):
+        values = {name: math.sin(nimg / 3000 + i) + rng.normal(0, 0.1) for i, name in enumerate(CURVES)}
+        tracker.log_scalars(values | {"lr/generator": 4e-4, "speed/images_per_second": 250.0}, nimg)
+        if nimg % 4000 == 0:
+            path = folder / "samples" / f"fakes_{nimg // 1000:06d}kimg.png"
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+            tracker.log_grid("fakes", nimg, path)
+            signs = {"fd2k_efflite0": DISTANCES[nimg // 4000], "diversity": 0.5, "speed/evaluation_seconds": 3.0}
+            tracker.log_scalars(signs, nimg)
+    tracker.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read it only."""
+    return train(tmp_path_factory.mktemp("runs") / "mine")
+
+
+@pytest.fixture
+def run_dir(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "mine"))
+
+
+def page_of(folder: Path, **options: Any) -> str:
+    return write_report(folder, **options).read_text(encoding="utf-8")
+
+
+def words(page: str) -> str:
+    """What is read of a page."""
+    body = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", body).split())
+
+
+def test_the_command_writes_one_file_that_needs_no_other(run_dir: Path, tmp_path: Path) -> None:
+    before = sorted(run_dir.rglob("*"))
+    target = tmp_path / "a.html"
+    assert main(["report", str(run_dir), "-o", str(target)]) == {"report": str(target), "run_dir": str(run_dir)}
+    assert sorted(run_dir.rglob("*")) == before
+    page = target.read_text()
+    assert re.findall(r"(?:src|href)=\"(?!data:)", page) == []
+    assert page.count("data:image/webp;base64,") == 7  # six grids and the real pictures
+    assert main(["report", str(run_dir)])["report"] == str(run_dir / "report.html")
+
+
+def test_what_the_page_says(run_dir: Path) -> None:
+    tracker = Tracker(run_dir, None)
+    tracker.note("rollback", "loss not finite, back to 12 kimg", 13_000)
+    tracker.close()
+    page = page_of(run_dir)
+    said = words(page)
+    for part in (
+        "mine unfinished dcgan-cpu-32. It goes on, or was cut off.",
+        "fd2k_efflite0 12.50 best, at 16 kimg; lower is better",
+        "Images seen 20 kimg of 24",
+        "loss not finite, back to 12 kimg (rollback, 13 kimg)",
+        "--kimg 24 100",  # here, and in the recipe
+        "train images 90",
+        "Generated, after 16 kimg: fd2k_efflite0 12.50, the best",
+        "The same throughout: lr/generator 0.0004, speed/images_per_second 250, diversity 0.5",
+    ):
+        assert part in said, part
+    (best,) = re.findall(r'<tr class="best">.*?</tr>', page)
+    assert words(best) == "16 12.50 0.500 3.000 best"
+    assert page.count('class="best"') - 1 == 1  # in the table, and circled in the chart
+    assert "Changed" in said
+    assert "--batch" not in said
+
+
+def test_the_end_of_a_run_is_told(run_dir: Path) -> None:
+    leave_report(run_dir, "FINISHED")
+    page = (run_dir / "report.html").read_text()
+    assert "mine finished dcgan-cpu-32." in words(page)
+    last = [record for record, _ in Outbox(run_dir).journal.read()][-1]
+    assert (last["kind"], last["path"], last["folder"]) == ("artifact", "report.html", None)
+    end_run(run_dir, "", "KILLED", offline=True)
+    assert "mine stopped dcgan-cpu-32." in words(page_of(run_dir))
+
+
+def test_a_report_that_cannot_be_written_stops_nothing(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "report.html").mkdir()
+    leave_report(run_dir, "FINISHED")
+    assert "warning: no report:" in capsys.readouterr().err
+    assert [path.name for path in run_dir.iterdir() if path.name.startswith(".")] == []
+
+
+def test_runs_that_have_little(trained: Path, tmp_path: Path) -> None:
+    just_begun = tmp_path / "begun"
+    just_begun.mkdir()
+    shutil.copyfile(trained / "config.json", just_begun / "config.json")
+    said = words(page_of(just_begun))
+    assert "No values were recorded yet." in said
+    assert "None was made yet." in said
+
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    shutil.copyfile(trained / "metrics.jsonl", copied / "metrics.jsonl")
+    assert "fd2k_efflite0 12.50 best, at 16 kimg" in words(page_of(copied))
+
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "missing"):
+        with pytest.raises(UserError, match="no run, it holds none of"):
+            write_report(folder)
+
+
+def test_files_of_a_killed_run(run_dir: Path) -> None:
+    whole = page_of(run_dir)
+    for name in ("metrics.jsonl", "outbox.jsonl"):
+        with (run_dir / name).open("a") as file:
+            file.write('{"nimg": 20500, "kimg": 20.5, "loss/gen')
+    with (run_dir / "metrics.jsonl").open("r+") as file:
+        lines = file.readlines()
+        lines[3] = json.dumps(json.loads(lines[3]) | {"loss/generator": None}) + "\n"  # not a number
+        file.seek(0)
+        file.truncate()
+        file.writelines(lines)
+    grid = run_dir / "samples" / "fakes_000008kimg.png"
+    os.truncate(grid, grid.stat().st_size // 2)
+    torn = page_of(run_dir)
+    assert "fakes_000008kimg.png cannot be read" in words(torn)
+    assert torn.count("data:image/webp;base64,") == whole.count("data:image/webp;base64,") - 1
+    assert torn.count("<polyline") == whole.count("<polyline") + 1  # the curve has a gap
+    assert "fd2k_efflite0 12.50 best" in words(torn)
+
+    (run_dir / "config.json").write_text('{"kimg": ')
+    with pytest.raises(UserError, match="a damaged file"):
+        write_report(run_dir)
+
+
+def test_nothing_runs_or_leaks(run_dir: Path, tmp_path: Path) -> None:
+    """Names, settings and notes are text; passwords and signatures of addresses are left out."""
+    config = json.loads((run_dir / "config.json").read_text())
+    config["track"]["experiment"] = EVIL
+    config["recipe"] = EVIL
+    (run_dir / "config.json").write_text(json.dumps(config))
+    tracker = Tracker(run_dir, None)
+    tracker.note("save", f'{EVIL} at s3://key:secret@bucket/x?token=secret" onload="alert(1)', 0)
+    tracker.log_scalars({f'evil"{EVIL}': 1.0, f"fd2k_{'x' * 3}": 3.0}, 20_000)
+    tracker.log_scalars({f'evil"{EVIL}': 2.0}, 20_500)
+    tracker.close()
+    run_dir.rename(tmp_path / EVIL.replace("/", ":"))
+    page = page_of(tmp_path / EVIL.replace("/", ":"))
+    assert page.count("<script>") == page.count("</script>") == 1
+    assert 'onload="' not in page
+    assert "&lt;script&gt;" in page
+    assert "secret" not in page
+    assert "s3://bucket/x" in page
+
+
+def test_many_points_and_grids_stay_few(tmp_path: Path) -> None:
+    points = [(i / 10, 1.0 + i % 2) for i in range(5000)]
+    svg = chart([Series("a", points)], 500.0)
+    (line,) = re.findall(r'<polyline points="([^"]*)"', svg)
+    assert 200 < len(line.split()) <= 300
+
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    for kimg in range(130):
+        Image.new("RGB", (8, 8), (kimg, 0, 0)).save(tmp_path / "samples" / f"fakes_{kimg:06d}kimg.png")
+    shown = re.findall(r"Generated, after (\d+) kimg", page_of(tmp_path))
+    assert (len(shown), shown[0], shown[-1]) == (60, "0", "129")
+
+
+def test_films_of_the_grids(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    av = pytest.importorskip("av", reason="needs the extra catgan[video]")
+    assert [path.name for path in write_progress(run_dir)] == ["progress.gif", "progress.mp4"]
+    with Image.open(run_dir / "progress.gif") as gif:
+        assert gif.n_frames == 6
+    with av.open(str(run_dir / "progress.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+        seconds = float(film.duration / av.time_base)
+    assert abs(seconds - (5 * 0.4 + 2.5)) < 0.1
+    for frame, kimg in ((0, 0), (-1, 20)):  # noise, which no film keeps exactly
+        grid = np.asarray(Image.open(run_dir / "samples" / f"fakes_{kimg:06d}kimg.png"))
+        assert np.corrcoef(frames[frame].mean(2).ravel(), grid.mean(2).ravel())[0, 1] > 0.7
+
+    (run_dir / "progress.mp4").unlink()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert [path.name for path in write_progress(run_dir)] == ["progress.gif"]
+    assert not (run_dir / "progress.mp4").exists()
+
+
+def plotted(svg: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+),(-?[\d.]+)", svg)]
+
+
+def ticks(svg: str) -> dict[float, float]:
+    """Value by height of the vertical axis."""
+    found = re.findall(r'<text class="value" x="\d+" y="([\d.]+)">([^<]*)</text>', svg)
+    return {float(y) - 4: float(value) for y, value in found}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[0.0, 1.0, 0.5], [-3.0, 7.0], [5.0, 5.0], [0.0, 0.0], [2e-4, 5e-5], [1e6, 3e6], [400.0, 10.0, 20.0], [1e-4, 1e4]],
+)
+def test_points_lie_where_the_axis_says(values: list[float]) -> None:
+    """Between the two ticks around it, at the height that interpolation gives (of logarithms on such an axis)."""
+    svg = chart([Series("a", [(float(i), value) for i, value in enumerate(values)])], float(len(values) - 1))
+    heights, marks = np.array(list(ticks(svg))), np.array(list(ticks(svg).values()))
+    assert 2 <= len(marks) <= 12
+    scale = np.log if "data-log" in svg else np.asarray
+    for (_, y), value in zip(plotted(svg), values, strict=True):
+        assert marks.min() <= value <= marks.max()
+        expected = np.interp(scale(value), scale(marks), heights)
+        assert abs(y - expected) < 0.3
+    xs = [x for x, _ in plotted(svg)]
+    np.testing.assert_allclose(np.diff(xs), (xs[-1] - xs[0]) / (len(xs) - 1), atol=0.11)
+
+
+@pytest.fixture
+def browser_page(run_dir: Path) -> Iterator[Page]:
+    """The report of a run with an evil name; afterwards: no trouble, and nothing was asked for elsewhere."""
+    run_dir = run_dir.rename(run_dir.with_name(EVIL.replace("/", ":")))
+    report = write_report(run_dir, run_dir.with_name("report.html"))
+    troubles: list[str] = []
+    requests: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 320, "height": 640}, has_touch=True, is_mobile=True)
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(report.as_uri())
+        yield page
+        browser.close()
+    assert troubles == []
+    assert [url for url in requests if not url.startswith(("data:", report.as_uri()))] == []
+
+
+@needs_chromium
+def test_on_a_phone_in_a_real_browser(browser_page: Page) -> None:
+    page = browser_page
+    assert page.title() == f"{EVIL.replace('/', ':')} – report"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+    assert page.locator(".frames img:visible").count() == 1
+    assert page.locator(".frames img:visible").get_attribute("alt") == "Generated pictures at 20 kimg"
+    page.focus("#at")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator(".frames img:visible").get_attribute("alt") == "Generated pictures at 16 kimg"
+    assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth === 64)")
+
+    # The slider's place is marked in every chart, whose values are then read out.
+    metric = page.locator(".charts > div").first
+    assert metric.locator("output").inner_text() == "12.5"
+    curve = metric.locator("polyline").bounding_box()
+    assert curve is not None
+    assert min(curve["width"], curve["height"]) > 50
+    metric.locator("svg").scroll_into_view_if_needed()
+    box = metric.locator("svg").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 46 / 400, box["y"] + box["height"] / 2)  # the left end of the axis
+    assert metric.locator("output").inner_text() == "400"
+
+    page.click("#play")
+    assert page.locator("#play").inner_text() == "Stop"
+    page.locator("#play", has_text="Play").wait_for()
+    assert page.locator(".frames img:visible").get_attribute("alt") == "Generated pictures at 20 kimg"
+
+
+@needs_chromium
+def test_axe_finds_no_barrier(browser_page: Page) -> None:
+    found = Axe().run(browser_page)
+    assert found.violations_count == 0, found.generate_report()

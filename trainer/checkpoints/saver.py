@@ -1,0 +1,116 @@
+"""Keeping checkpoints and the best generator while training goes on; on rank 0 only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from torch import Tensor
+
+from catgan.command import UserError
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints.storage import Storage
+
+BEST = "best/gen.safetensors"
+
+_LAST_TRIES = 3
+_PAUSE = 5.0  # seconds between them
+
+
+class Saver:
+    """Saves in a thread of its own, one checkpoint at a time.
+
+    A disk that is full or a bucket that refuses stops nothing: the last good checkpoint stays, ``complain`` is told
+    (in the thread that calls ``save``, ``look`` or ``finish``), and the next save tries again. The two newest
+    checkpoints are kept.
+    """
+
+    def __init__(self, storage: Storage, complain: Callable[[str], None]) -> None:
+        self._storage, self._complain = storage, complain
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._job: Future[None] | None = None
+        self._best: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._unsaved: tuple[int, dict[str, Any]] | None = None
+        self._kept: str | None = None
+
+    def save(self, nimg: int, state: dict[str, Any]) -> None:
+        """Keep ``state`` as the checkpoint at ``nimg`` images. Returns once it is copied, or if the save before is
+        not done yet, when that is."""
+        self._collect()
+        self._unsaved = nimg, _copy(state)
+        self._job = self._thread.submit(self._run)
+
+    def keep_best(self, weights: dict[str, Tensor], info: dict[str, Any]) -> None:
+        """Write these weights as the run's best generator, along with the next checkpoint."""
+        self._collect()
+        self._best = _copy(weights), info
+
+    def look(self) -> None:
+        """Complain of a save that has failed in the meantime."""
+        if self._job is not None and self._job.done():
+            self._collect()
+
+    def finish(self) -> None:
+        """Wait until all is kept.
+
+        Raises:
+            UserError: it cannot be, in spite of some tries.
+        """
+        for left in range(_LAST_TRIES - 1, -1, -1):
+            self._collect()
+            if self._unsaved is None:
+                return
+            if left:
+                time.sleep(_PAUSE)
+                self._job = self._thread.submit(self._run)
+        raise UserError(f"the last checkpoint cannot be kept in {self._storage.location}; make room, then run it again")
+
+    def _run(self) -> None:
+        assert self._unsaved is not None
+        nimg, state = self._unsaved
+        if self._best is not None:
+            self._storage.write(BEST, checkpoint.encode_generator(*self._best))
+            self._best = None
+        # First what belongs to this position: a checkpoint says that all up to it is kept.
+        self._storage.push()
+        self._storage.save(checkpoint.folder_name(nimg), checkpoint.encode(state))
+        self._kept, self._unsaved = checkpoint.folder_name(nimg), None
+        self._prune(nimg)
+
+    def _prune(self, nimg: int) -> None:
+        """Beyond ``nimg`` lies what could not be read when this training was continued."""
+        names = self._storage.checkpoints()
+        keep = [name for name in names if checkpoint.position(name) <= nimg][-checkpoint.NUM_TO_KEEP :]
+        for name in set(names) - set(keep):
+            self._storage.remove(name)
+        self._storage.sweep()
+
+    def _collect(self) -> None:
+        """Wait for the save that is going on."""
+        if self._job is None:
+            return
+        job, self._job = self._job, None
+        try:
+            job.result()
+        except (OSError, UserError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            if self._unsaved is None:
+                self._complain(f"older checkpoints stay in {self._storage.location} ({reason}) until the next is kept")
+                return
+            self._complain(
+                f"checkpoint not kept in {self._storage.location} ({reason}); training goes on with "
+                f"{self._kept or 'what was there before'} as the last good one, and tries again at the next"
+            )
+
+
+def _copy(value: Any) -> Any:
+    """``value`` with its tensors copied to main memory, since training goes on changing them."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(item) for item in value]
+    return value

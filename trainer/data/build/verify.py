@@ -1,0 +1,81 @@
+"""Reading a whole data set and comparing it with its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+from catgan.command import UserError
+from catgan.location import is_url, join
+from trainer.data.build.progress import progress
+from trainer.data.fetch import shards_ahead
+from trainer.data.manifest import MANIFEST, Manifest, Shard
+from trainer.data.tars import StrictInfo
+
+
+def verify(location: str | Path) -> Manifest:
+    """Read a whole data set: hashes, numbers of pictures, and that each sample is a picture of its size with JSON.
+
+    Raises:
+        UserError: the first shard that is not what the manifest says, and in what.
+    """
+    manifest = Manifest.load(location)
+    shards = {shard.name: shard for split in manifest.splits.values() for shard in split.shards}
+    if not is_url(manifest.root):
+        there = {path.name for path in Path(manifest.root).glob("*.tar")}
+        if strangers := sorted(there - set(shards)):
+            raise UserError(f"{Path(manifest.root, strangers[0])} is not in {MANIFEST}: remove it, or build again")
+    keys: set[str] = set()
+    contents = shards_ahead(manifest, shards.values())
+    for shard, content in zip(progress(shards.values(), "verify", "shard", len(shards)), contents, strict=True):
+        path = join(manifest.root, shard.name)
+        try:
+            if isinstance(content, OSError):
+                raise content
+            found = _keys(content, shard, manifest.size)
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise UserError(f"{path} is damaged: {error}; copy it again, or build it again") from None
+        if twice := keys.intersection(found):
+            raise UserError(f"{path}: sample {min(twice)} is also in an earlier shard; build the data set again")
+        keys.update(found)
+    return manifest
+
+
+def _keys(content: bytes, shard: Shard, size: int) -> list[str]:
+    """The keys of a shard, after all checks. Raises ValueError, OSError or TarError with what is wrong."""
+    if hashlib.sha256(content).hexdigest() != shard.sha256:
+        raise ValueError("its sha256 is not the manifest's")
+    samples: dict[str, set[str]] = {}
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:", tarinfo=StrictInfo) as tar:
+        for member in tar:
+            key, _, suffix = member.name.partition(".")
+            file = tar.extractfile(member)
+            if file is None or suffix in samples.setdefault(key, set()):
+                raise ValueError(f"{member.name} is no file, or is there twice")
+            samples[key].add(suffix)
+            try:
+                _check_member(suffix, file, size)
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ValueError(f"{member.name}: {error}") from None
+    for key, suffixes in samples.items():
+        if suffixes not in ({"webp", "json"}, {"png", "json"}):
+            raise ValueError(f"sample {key} has {', '.join(sorted(suffixes))} instead of a picture and its json")
+    if len(samples) != shard.images:
+        raise ValueError(f"it holds {len(samples)} pictures, the manifest says {shard.images}")
+    return list(samples)
+
+
+def _check_member(suffix: str, content: IO[bytes], size: int) -> None:
+    if suffix == "json":
+        json.load(content)
+        return
+    with Image.open(content, formats=("PNG", "WEBP")) as image:
+        image.load()
+        if (image.mode, *image.size) != ("RGB", size, size):
+            raise ValueError(f"it is {image.mode} {image.width}x{image.height}, not RGB {size}x{size}")

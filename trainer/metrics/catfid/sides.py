@@ -1,0 +1,131 @@
+"""What can stand on either side of a comparison: a folder of pictures, a data set, gen.onnx, or statistics."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catgan.command import UserError
+from catgan.location import is_url
+from infer.latents import latents
+from infer.session import Generator
+from trainer.data.images import ImageError, decode
+from trainer.data.manifest import MANIFEST, Manifest
+from trainer.data.stream import eval_images
+from trainer.metrics.frechet import Gaussian
+
+BATCH = 64
+
+T = TypeVar("T")
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A number of pictures of one size. ``batches()`` reads or makes them: uint8 ``[<=64, 3, height, width]``."""
+
+    kind: Literal["folder", "shards", "onnx"]
+    count: int
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    batches: Callable[[], Iterator[Tensor]]
+    shards: tuple[Manifest, list[str]] | None = None
+    """Of kind "shards": the data set, and its splits that are read."""
+    generator: Generator | None = None
+    """Of kind "onnx"."""
+
+
+def open_side(location: str, *, split: str | None, num: int, seed: int) -> Pictures | Gaussian:
+    """One side of a comparison; nothing is read yet but headers.
+
+    Args:
+        location: a folder of pictures (folders inside too), a folder of shards, gen.onnx, or an .npz of statistics.
+        split: of shards; None takes all.
+        num, seed: gen.onnx makes the pictures of the seeds ``seed`` to ``seed + num - 1``.
+
+    Raises:
+        UserError: nothing there, or nothing usable.
+    """
+    if is_url(location):
+        return _shards(str(location), split)
+    path = Path(location).expanduser()
+    if not path.exists():
+        raise UserError(f"{location} does not exist: give a folder of pictures or shards, an .npz file or gen.onnx")
+    if path.is_dir():
+        return _shards(path, split) if (path / MANIFEST).is_file() else _folder(path)
+    if path.suffix == ".onnx":
+        return _generated(path, num, seed)
+    if path.suffix == ".npz":
+        return Gaussian.load(path)
+    raise UserError(f"{location} is none of: folder of pictures or shards, .npz statistics, .onnx generator")
+
+
+def _shards(location: str | Path, split: str | None) -> Pictures:
+    manifest = Manifest.load(location)
+    splits = list(manifest.splits) if split is None else [split]
+    count = sum(manifest.splits[name].images for name in splits)
+    if not count:
+        raise UserError(f"{location} has no pictures in its split {split}: choose another --split")
+
+    def batches() -> Iterator[Tensor]:
+        return itertools.chain.from_iterable(eval_images(manifest, name, batch_size=BATCH) for name in splits)
+
+    return Pictures("shards", count, (manifest.size, manifest.size), batches, shards=(manifest, splits))
+
+
+def _generated(path: Path, num: int, seed: int) -> Pictures:
+    generator = Generator(path, "auto")
+
+    def batches() -> Iterator[Tensor]:
+        for seeds in _chunks(range(seed, seed + num)):
+            yield torch.from_numpy(generator(latents(seeds, generator.z_dim))).permute(0, 3, 1, 2)
+
+    return Pictures("onnx", num, (generator.size, generator.size), batches, generator=generator)
+
+
+def _folder(path: Path) -> Pictures:
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )
+    if not files:
+        raise UserError(f"{path} holds no pictures ({' '.join(_SUFFIXES)}) and no {MANIFEST}")
+    size = _read(files[0]).shape[:2]
+
+    def batches() -> Iterator[Tensor]:
+        for chunk in _chunks(files):
+            pictures = [_read(file) for file in chunk]
+            for file, picture in zip(chunk, pictures, strict=True):
+                if picture.shape[:2] != size:
+                    raise UserError(
+                        f"{file} is {measures(picture.shape[:2])}, {files[0].name} is {measures(size)}: all pictures "
+                        "of a side must have one size (catdata build makes that)"
+                    )
+            yield torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+    return Pictures("folder", len(files), size, batches)
+
+
+def _read(file: Path) -> np.ndarray:
+    try:
+        return np.asarray(decode(file.read_bytes()))
+    except (ImageError, OSError) as error:
+        raise UserError(f"{file} cannot be read as a picture ({error}): remove it") from None
+
+
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[first : first + BATCH] for first in range(0, len(items), BATCH))
+
+
+def measures(size: tuple[int, int]) -> str:
+    """Height and width as people write it, width first: "64x48"."""
+    return f"{size[1]}x{size[0]}"
