@@ -1,7 +1,7 @@
-"""Where data lies, by one name each: a path of this machine, a bucket (``s3://``, ``gs://``, ``az://``), a web server.
+"""Locations of files: local paths, and URLs of buckets (``s3://``, ``gs://``, ``az://``) and web servers.
 
-Names come from users and from job files, so what would run a program (``pipe:``), chain file systems (``::``) or carry
-a secret is refused. Credentials come from the environment alone (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``...).
+Locations come from users and job files. URLs that run a program (``pipe:``), chain file systems (``::``) or contain a
+password are refused. Credentials are read from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``...).
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ T = TypeVar("T")
 
 PROTOCOLS = ("s3", "gs", "az", "http", "https")
 TRIES = 5
-_FIRST_PAUSE = 0.5  # seconds; each further one is twice as long
+_FIRST_PAUSE = 0.5  # seconds; doubles after each failure
 
 
 def is_url(location: str | Path) -> bool:
-    """Whether ``location`` names something elsewhere. ``C:\\x`` is a path."""
+    """Whether ``location`` is a URL. A Windows path such as ``C:\\x`` is not."""
     return re.match(r"[A-Za-z][\w+.-]+(://|::)|pipe:", str(location)) is not None
 
 
 def local_path(location: str | Path) -> Path:
-    """``location`` as a path of this machine. Raises UserError for a URL."""
+    """``location`` as a local path. Raises UserError for a URL."""
     if is_url(location):
-        raise UserError(f"{location} is a URL: only a path on this machine can be given here")
+        raise UserError(f"{location} is a URL: give a local path")
     return Path(location)
 
 
 def join(root: str | Path, name: str) -> str:
-    """``name`` in the folder ``root``."""
+    """The location of ``name`` in the folder ``root``."""
     return f"{str(root).rstrip('/')}/{name}" if is_url(root) else str(Path(root, name))
 
 
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a URL, and the URL's path in it.
+    """The file system of a URL, and the path of the URL in it.
 
     Raises:
-        UserError: the protocol is none of ``PROTOCOLS`` or lacks its package, or the URL has a password in it.
+        UserError: the protocol is not one of ``PROTOCOLS``, its package is not installed, or the URL contains a
+            password.
     """
     protocol = url.partition(":")[0]
     if protocol not in PROTOCOLS or "::" in url:
@@ -55,11 +56,11 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     try:
         netloc = urlsplit(url).netloc
     except ValueError as error:
-        raise UserError(f"{url} is no URL: {error}") from None
+        raise UserError(f"{url} is not a URL: {error}") from None
     if "@" in netloc:
         raise UserError(f"{protocol}://...@...: credentials are read from the environment, not from the URL")
     try:
-        # No listing is remembered: a bucket is asked again after something was written to it.
+        # Without a cache of listings, which would not show what was written since.
         return fsspec.core.url_to_fs(url, use_listings_cache=False, **_options(protocol))
     except ImportError as error:
         raise UserError(f"{url}: {error}") from None
@@ -70,65 +71,67 @@ def _options(protocol: str) -> dict[str, Any]:
         return {}
     from aiohttp import ClientTimeout
 
-    # By default a server that falls silent is waited for during five minutes, and at each attempt anew.
+    # The default waits five minutes for a server that does not answer, in each attempt.
     return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
 
 
-def attempt(action: Callable[[], T], what: str, tries: int = TRIES) -> T:
-    """The result of ``action``, tried again after growing pauses when the network or the server fails.
+def retry(action: Callable[[], T], what: str, tries: int = TRIES) -> T:
+    """The result of ``action``, which is repeated with exponential backoff while the network or the server fails.
 
     Args:
-        what: the name of the file or bucket, for what is said about the failures.
-        tries: the pauses between them add up to 8 seconds for 5, and to a minute for 8.
+        what: location of the file or bucket, for messages.
+        tries: calls of ``action`` before giving up. All pauses together take up to 8 seconds for 5 tries, and up to a
+            minute for 8.
 
     Raises:
-        OSError: of the last try, or of the first if another is of no use (no such file, no permission).
+        OSError: the last call failed, or one failed permanently (no such file, no permission, no credentials).
     """
     pause = _FIRST_PAUSE
-    for last in (*[False] * (tries - 1), True):
+    for tries_left in reversed(range(tries)):
         try:
             return action()
         except _failures() as error:
-            if last or isinstance(error, _lasting()):
+            if not tries_left or isinstance(error, _permanent_failures()):
                 if isinstance(error, OSError):
                     raise
                 raise OSError(_reason(error)) from error
             say(f"{what}: {_reason(error)}; trying again in {pause:.1f} s")
-        time.sleep(pause * random.uniform(0.5, 1.0))  # readers that failed together should not come back together
+        time.sleep(pause * random.uniform(0.5, 1.0))  # jitter, so that readers do not all retry at the same time
         pause *= 2
     raise AssertionError
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What reading and writing elsewhere raises; imported late, since data of this machine need not wait for it."""
+    """The exceptions of remote file systems. Imported on use: local data needs none of these packages."""
     from aiohttp import ClientError
     from botocore.exceptions import BotoCoreError
 
     return OSError, ClientError, BotoCoreError
 
 
-def _lasting() -> tuple[type[Exception], ...]:
+def _permanent_failures() -> tuple[type[Exception], ...]:
     from botocore.exceptions import NoCredentialsError
 
     return FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NoCredentialsError
 
 
 def read(location: str, length: int | None = None, tries: int = TRIES) -> bytes:
-    """The whole file at ``location``.
+    """The content of the file at ``location``.
 
     Args:
-        length: in bytes, if it is known: a file that is shorter or longer is read again, then an error.
+        length: in bytes, if known. Content of another length counts as a failure.
+        tries: attempts to read a URL, see ``retry``.
 
     Raises:
-        OSError: it cannot be read, also after some tries.
+        OSError: the file cannot be read.
     """
     if not is_url(location):
-        return _whole(Path(location).read_bytes(), length)
-    place, path = filesystem(location)
-    return attempt(lambda: _whole(place.cat_file(path), length), location, tries)
+        return _check_length(Path(location).read_bytes(), length)
+    remote, path = filesystem(location)
+    return retry(lambda: _check_length(remote.cat_file(path), length), location, tries)
 
 
-def _whole(data: bytes, length: int | None) -> bytes:
+def _check_length(data: bytes, length: int | None) -> bytes:
     if length is not None and len(data) != length:
         raise OSError(f"{len(data)} bytes instead of {length}")
     return data

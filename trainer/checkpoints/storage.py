@@ -17,7 +17,7 @@ from typing import Any
 
 from catgan.command import UserError, say
 from catgan.files import atomic_write, cache_dir
-from catgan.location import attempt, filesystem, is_url, join
+from catgan.location import filesystem, is_url, join, retry
 from trainer.checkpoints import checkpoint
 
 _HIDDEN = "."  # what begins with it is half-written, or concerns this machine only
@@ -62,7 +62,7 @@ class Storage:
         """The state in a checkpoint. Raises UserError for a broken one, see ``checkpoint.load``."""
         return checkpoint.load(self.work / name)
 
-    def newest(self) -> tuple[str, dict[str, Any]] | None:
+    def latest(self) -> tuple[str, dict[str, Any]] | None:
         """Name and state of the newest checkpoint that is not damaged; those that are, are passed over in words.
 
         Raises:
@@ -188,24 +188,24 @@ class Bucket(Storage):
         if not here.is_file() or self._known.get(name) == _stamp(here):
             return False
         path = f"{self.path}/{name}"
-        return attempt(lambda: self.place.modified(path), path).timestamp() < here.stat().st_mtime
+        return retry(lambda: self.place.modified(path), path).timestamp() < here.stat().st_mtime
 
     def _names(self) -> list[str]:
         """All objects of the run, from its folder on."""
-        found = attempt(lambda: self.place.find(self.path), self.location)
+        found = retry(lambda: self.place.find(self.path), self.location)
         return [path.removeprefix(self.path).lstrip("/") for path in found]
 
     def _get(self, name: str) -> bytes:
         path = f"{self.path}/{name}"
-        return attempt(lambda: self.place.cat_file(path), path)
+        return retry(lambda: self.place.cat_file(path), path)
 
     def _remove(self, name: str) -> None:
         path = f"{self.path}/{name}"
-        attempt(lambda: self.place.rm_file(path), path)
+        retry(lambda: self.place.rm_file(path), path)
 
     def _put(self, name: str, data: bytes) -> None:
         path = f"{self.path}/{name}"
-        attempt(lambda: self.place.pipe_file(path, data), path, tries=3)
+        retry(lambda: self.place.pipe_file(path, data), path, tries=3)
 
 
 def open_storage(location: str | Path) -> Storage:

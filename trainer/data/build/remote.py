@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from fsspec.spec import AbstractFileSystem
 
 from catgan.command import UserError
-from catgan.location import attempt, filesystem, is_url
+from catgan.location import filesystem, is_url, retry
 
 _BLOCK = 4 << 20  # bytes fetched at a time of an archive: a few hundred pictures, or a header and the next picture
 
@@ -47,7 +47,7 @@ def info(url: str) -> dict[str, Any]:
     """
     place, path = filesystem(url)
     try:
-        return dict(attempt(lambda: place.info(path), url))
+        return dict(retry(lambda: place.info(path), url))
     except FileNotFoundError as error:
         if isinstance(error.__cause__, OSError):  # so fsspec's http reports a server that does not answer
             raise UserError(f"cannot read {url}: {error.__cause__}") from None
@@ -60,7 +60,7 @@ def exists(url: str) -> bool:
     """Whether there is a file. Raises UserError if the server cannot be asked."""
     place, path = filesystem(url)
     try:
-        return bool(attempt(lambda: place.info(path), url)["type"] == "file")
+        return bool(retry(lambda: place.info(path), url)["type"] == "file")
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
@@ -81,7 +81,7 @@ def files(url: str) -> Iterator[tuple[str, int, str, Callable[[], bytes]]]:
 def _files(place: AbstractFileSystem, path: str, inside: str, url: str) -> Iterator[tuple[str, int, str, Any]]:
     try:
         # ls fails for a folder that has gone in the meantime, or that is empty.
-        found = attempt(lambda: place.ls(path, detail=True), url)
+        found = retry(lambda: place.ls(path, detail=True), url)
     except OSError as error:
         raise Halted(f"cannot list {url}: {error}") from None
     folders = []
@@ -119,7 +119,7 @@ def _fetch(place: AbstractFileSystem, path: str, length: int | None, url: str) -
         return data
 
     try:
-        return attempt(whole, url)
+        return retry(whole, url)
     except (FileNotFoundError, PermissionError):
         raise
     except OSError as error:
@@ -159,7 +159,7 @@ class _Blocks(io.RawIOBase):
 
     def _attempt(self, action: Callable[[], Any]) -> Any:
         try:
-            return attempt(action, self._url)
+            return retry(action, self._url)
         except OSError as error:
             raise Halted(f"cannot read {self._url}: {error}") from None
 
@@ -210,7 +210,7 @@ def _copied(place: AbstractFileSystem, path: str, url: str) -> IO[bytes]:
             shutil.copyfileobj(file, copy, _BLOCK)
 
     try:
-        attempt(whole, url)
+        retry(whole, url)
     except OSError as error:
         copy.close()
         raise Halted(f"cannot read {url}: {error}") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from catgan.command import UserError
-from catgan.location import attempt, filesystem
+from catgan.location import filesystem, retry
 from trainer.data.build.folder import LOCK
 from trainer.data.build.progress import progress
 from trainer.data.build.remote import Halted, stamp
@@ -62,7 +62,7 @@ def upload(folder: Path, url: str, store: Store) -> None:
             return dict(place.info(target))
 
         try:
-            sent = attempt(send, f"{url}/{path.name}")
+            sent = retry(send, f"{url}/{path.name}")
         except OSError as error:
             raise Halted(f"cannot write {url}/{path.name}: {error}") from None
         store.set_upload(path.name, stamp(sent))
@@ -72,7 +72,7 @@ def _found(url: str) -> dict[str, tuple[int, str]]:
     """Length and version of each object at ``url`` by its name from there on."""
     place, root = filesystem(url)
     try:
-        found = attempt(lambda: place.find(root, detail=True), url)
+        found = retry(lambda: place.find(root, detail=True), url)
     except FileNotFoundError as error:
         raise UserError(f"cannot write {url}: {error}") from None
     except OSError as error:

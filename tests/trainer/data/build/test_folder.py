@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from catgan.command import UserError
-from catgan.location import local_path
 from trainer.data.build.folder import new_folder
 
 
@@ -90,14 +89,3 @@ def test_permissions_are_those_of_any_new_folder(tmp_path: Path) -> None:
     fill(tmp_path / "set")
     (tmp_path / "plain").mkdir()
     assert (tmp_path / "set").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-@pytest.mark.parametrize("location", ["s3://bucket/cats", "https://example.org/cats.zip", "pipe:cat x"])
-def test_urls_are_refused(location: str) -> None:
-    with pytest.raises(UserError, match="is a URL"):
-        local_path(location)
-
-
-@pytest.mark.parametrize("location", ["cats", "/data/cats", "a:b", "C:cats", "./s3:/x"])
-def test_paths_are_not_taken_for_urls(location: str) -> None:
-    assert local_path(location) == Path(location)

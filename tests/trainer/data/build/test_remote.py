@@ -26,7 +26,7 @@ import torch
 from s3fs import S3FileSystem
 
 from catgan.command import UserError
-from catgan.location import attempt, filesystem, is_url, join, read
+from catgan.location import filesystem
 from trainer.data.build.shards import write_shards
 from trainer.data.build.verify import verify
 from trainer.data.fetch import shard_bytes
@@ -287,17 +287,6 @@ def test_names_that_run_chain_or_tell_are_refused(url: str, complaint: str, tmp_
     assert not (tmp_path / "there").exists()
 
 
-def test_attempts_end_and_raise_what_happened_last(capfd: pytest.CaptureFixture[str]) -> None:
-    calls = itertools.count()
-
-    def fail() -> None:
-        raise TimeoutError(f"call {next(calls)}")
-
-    with pytest.raises(TimeoutError, match="call 4"):
-        attempt(fail, "x")
-    assert len(capfd.readouterr().err.splitlines()) == 4
-
-
 @pytest.mark.slow
 def test_training_and_measuring_from_a_bucket(bucket: str, tmp_path: Path) -> None:
     def command(*argv: str) -> dict[str, Any]:
@@ -317,15 +306,3 @@ def test_training_and_measuring_from_a_bucket(bucket: str, tmp_path: Path) -> No
         "-m", "trainer.metrics.catfid.cli", bucket, bucket, "--metrics", "kid", "--extractor", "efflite0"
     )
     assert measured["n_real"] == NUM
-
-
-def test_names(tmp_path: Path) -> None:
-    assert is_url("s3://a/b")
-    assert not is_url("C:\\cats")
-    assert not is_url(tmp_path)
-    assert join("s3://a/b/", "c") == "s3://a/b/c"
-    assert join("/a/b", "c") == "/a/b/c"
-    (tmp_path / "x").write_bytes(b"12")
-    assert read(str(tmp_path / "x"), 2) == b"12"
-    with pytest.raises(OSError, match="2 bytes instead of 3"):
-        read(str(tmp_path / "x"), 3)

@@ -1,0 +1,97 @@
+"""Paths and URLs: which is which, what is refused, and retries."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from catgan.command import UserError
+from catgan.location import TRIES, filesystem, is_url, join, local_path, read, retry
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catgan.location._FIRST_PAUSE", 0.001)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/cats", "https://example.org/cats.zip", "simplecache::s3://a", "pipe:cat x"]
+)
+def test_urls_are_not_local_paths(url: str) -> None:
+    assert is_url(url)
+    with pytest.raises(UserError, match="is a URL"):
+        local_path(url)
+
+
+@pytest.mark.parametrize("path", ["cats", "/data/cats", "a:b", "C:cats", "C:\\cats", "./s3:/x"])
+def test_paths_are_not_urls(path: str) -> None:
+    assert not is_url(path)
+    assert not is_url(Path(path))
+    assert local_path(path) == Path(path)
+
+
+def test_join_of_paths_and_of_urls() -> None:
+    assert join("s3://a/b/", "c") == "s3://a/b/c"
+    assert join("/a/b", "c") == "/a/b/c"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("pipe:touch x", "begins with s3://"),
+        ("file:///etc/passwd", "begins with s3://"),
+        ("simplecache::s3://cats/x", "begins with s3://"),
+        ("http://[half", "is not a URL"),
+        ("s3://key:secret@cats/x", "credentials are read from the environment"),
+    ],
+)
+def test_urls_that_run_chain_or_contain_secrets_are_refused(url: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        filesystem(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_read_checks_the_length(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"12")
+    assert read(str(tmp_path / "x")) == read(str(tmp_path / "x"), 2) == b"12"
+    with pytest.raises(OSError, match="2 bytes instead of 3"):
+        read(str(tmp_path / "x"), 3)
+
+
+def test_retry_returns_the_first_success(capfd: pytest.CaptureFixture[str]) -> None:
+    calls = itertools.count(1)
+
+    def fail_twice() -> int:
+        if (call := next(calls)) < 3:
+            raise TimeoutError(f"call {call}")
+        return call
+
+    assert retry(fail_twice, "s3://bucket/x") == 3
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.partition(";")[0] for line in lines] == ["s3://bucket/x: call 1", "s3://bucket/x: call 2"]
+
+
+def test_retry_gives_up_with_the_last_error(capfd: pytest.CaptureFixture[str]) -> None:
+    calls = itertools.count(1)
+
+    def fail() -> None:
+        raise TimeoutError(f"call {next(calls)}")
+
+    with pytest.raises(TimeoutError, match=f"call {TRIES}"):
+        retry(fail, "x")
+    assert len(capfd.readouterr().err.splitlines()) == TRIES - 1
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, IsADirectoryError])
+def test_permanent_errors_are_not_retried(error: type[OSError]) -> None:
+    calls = itertools.count(1)
+
+    def fail() -> None:
+        next(calls)
+        raise error
+
+    with pytest.raises(error):
+        retry(fail, "x")
+    assert next(calls) == 2
