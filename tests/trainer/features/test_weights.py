@@ -1,4 +1,4 @@
-"""Finding Inception's weights in the promised order, and refusing files that are none."""
+"""Weights files: the order in which Inception's are searched for, and the files that are refused."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CONTENT = b"weights" * 100_000
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where torch hub keeps the file; nothing is there yet."""
+    """Path of the file in torch hub's cache, where nothing exists yet."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints" / their_inception.FID_WEIGHTS_URL.rpartition("/")[2]
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Serves CONTENT as the weights on this machine."""
+    """Serves CONTENT as the weights; the URL."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -52,7 +52,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         httpd.shutdown()
 
 
-def test_a_named_file_comes_first(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_named_file_is_used_before_the_cached_one(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     hub.parent.mkdir(parents=True)
     hub.touch()
     assert find_inception() == hub
@@ -64,9 +64,7 @@ def test_a_named_file_comes_first(hub: Path, tmp_path: Path, monkeypatch: pytest
     assert find_inception(by_option) == by_option
 
 
-def test_a_named_file_that_is_missing_is_no_reason_to_take_another(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_missing_named_file_is_an_error(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     hub.parent.mkdir(parents=True)
     hub.touch()
     monkeypatch.setenv("CATGAN_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
@@ -74,26 +72,26 @@ def test_a_named_file_that_is_missing_is_no_reason_to_take_another(
         find_inception()
 
 
-def test_offline_asks_no_server(hub: Path, server: str, monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_downloaded_offline(hub: Path, server: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CATGAN_OFFLINE", "1")
     with pytest.raises(Unavailable, match="CATGAN_OFFLINE"):
         find_inception()
 
 
-def test_a_download_is_kept(hub: Path, server: str):
+def test_a_download_is_cached(hub: Path, server: str):
     assert find_inception() == hub
     assert hub.read_bytes() == CONTENT
     assert list(hub.parent.iterdir()) == [hub]
 
 
-def test_a_damaged_download_leaves_nothing(hub: Path, server: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_damaged_download_is_not_cached(hub: Path, server: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(weights, "INCEPTION_SHA256", "0" * 64)
     with pytest.raises(Unavailable, match="damaged"):
         find_inception()
     assert list(hub.parent.iterdir()) == []
 
 
-def test_no_server_is_a_reason(hub: Path, server: str, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_server_is_the_reason(hub: Path, server: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(their_inception, "FID_WEIGHTS_URL", "http://127.0.0.1:1/weights.pth")
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
         find_inception()
@@ -104,7 +102,7 @@ class Small(nn.Sequential):
         super().__init__(nn.Linear(3, 2), nn.BatchNorm1d(2))
 
 
-def test_weights_arrive(tmp_path: Path):
+def test_weights_are_loaded(tmp_path: Path):
     source, target = Small(), Small()
     state = {key: value for key, value in source.state_dict().items() if "num_batches" not in key}
     torch.save(state, tmp_path / "w.pth")
@@ -120,18 +118,18 @@ class Exploit:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a file of weights"),
-        (b"plain text\n" * 100, "not a file of weights"),
-        (b"PK\x03\x04" + bytes(100), "not a file of weights"),
-        (Exploit(), "not a file of weights"),
-        ([1, 2], "something else"),
-        ({"epoch": 3}, "something else"),
-        ({}, "lacks 0.weight"),
-        (Small().state_dict() | {"extra": torch.zeros(1)}, "unknown extra"),
+        (b"", "not a weights file"),
+        (b"plain text\n" * 100, "not a weights file"),
+        (b"PK\x03\x04" + bytes(100), "not a weights file"),
+        (Exploit(), "not a weights file"),
+        ([1, 2], "does not hold the weights of a network"),
+        ({"epoch": 3}, "does not hold the weights of a network"),
+        ({}, "0.weight is missing"),
+        (Small().state_dict() | {"extra": torch.zeros(1)}, "extra is unknown"),
         (Small().state_dict() | {"0.weight": torch.zeros(5)}, "other shapes"),
     ],
 )
-def test_other_files_are_refused(content: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_files_are_rejected(content: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "w.pth"
     if isinstance(content, bytes):
@@ -143,9 +141,9 @@ def test_other_files_are_refused(content: object, message: str, tmp_path: Path, 
     assert not Path("exploited").exists()
 
 
-def test_truncated_weights_are_refused(tmp_path: Path):
+def test_truncated_weights_are_rejected(tmp_path: Path):
     path = tmp_path / "w.pth"
     torch.save(Small().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(UserError, match="not a file of weights"):
+    with pytest.raises(UserError, match="not a weights file"):
         load_weights(Small(), path)

@@ -1,56 +1,25 @@
-"""What tests of metrics share: a cache of their own, no network, and small files that stand in for large ones."""
+"""Fixtures for tests of metrics: folders of random images, and a small generator as an ONNX file."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from trainer.features.networks import INCEPTION
-
-REAL_WEIGHTS = os.environ.get("CATGAN_INCEPTION_WEIGHTS")
-
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CATGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("hub")))
-        patch.setenv("CATGAN_OFFLINE", "1")
-        patch.delenv("CATGAN_INCEPTION_WEIGHTS", raising=False)
-        yield
-
-
-@pytest.fixture(scope="session")
-def inception_weights(request: pytest.FixtureRequest) -> Path:
-    """pytorch-fid's weights if CATGAN_INCEPTION_WEIGHTS says where they are, else random ones."""
-    return Path(REAL_WEIGHTS) if REAL_WEIGHTS else request.getfixturevalue("random_inception_weights")
-
-
-@pytest.fixture(scope="session")
-def random_inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights for InceptionV3, scaled so that activations neither vanish nor explode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = INCEPTION.build()
-        for parameter in network.parameters():
-            if parameter.ndim == 4:
-                torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(network.state_dict(), path)
-    return path
+def _isolated(isolated_cache: None) -> None:
+    """All tests of metrics use a cache of their own and no network."""
 
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Folders of random pictures, darker or lighter by ``shift``."""
+    """Makes folders of random PNG files, brighter by ``shift``."""
 
     def make(name: str, num: int, size: int = 16, shift: int = 0, seed: int = 0) -> Path:
         rng = np.random.default_rng(seed)
@@ -65,7 +34,7 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def generator_file(tmp_path: Path) -> Path:
-    """A generator of random 16x16 pictures: z [n, 8] -> a matrix product -> tanh."""
+    """A generator of 16x16 images as an ONNX file: z [n, 8] -> matrix product -> tanh."""
     matrix = np.random.default_rng(0).standard_normal((8, 3 * 16 * 16)).astype(np.float32)
     graph = helper.make_graph(
         [
