@@ -51,9 +51,9 @@ lint: setup  ## Style, format, types and imports between rooms
 quick: setup  ## The tests that take seconds
 	$(BIN)/pytest -m 'not slow and not ray'
 
-bench: setup  ## The measurements of benchmarks/, an hour on a machine that does nothing else
-	@set -e; for name in step loader ray_overhead torchrun weak_scaling checkpoint first_step all_reduce page_faults scaling_model build near_duplicates fid inference race; do echo "== $$name" >&2; $(BIN)/python benchmarks/$$name.py; done
+bench: setup  ## Run the benchmarks: about an hour on an otherwise idle machine
+	@set -e; for name in step loader distributed checkpoint first_step build near_duplicates fid inference race; do echo "== $$name" >&2; $(BIN)/python benchmarks/$$name.py; done
 
 clean:  ## Remove .venv and caches; out/ stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

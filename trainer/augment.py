@@ -1,6 +1,6 @@
 """Differentiable augmentation of what the discriminator sees (DiffAugment, Zhao et al. 2020).
 
-Each transform is applied to a picture with probability ``p``, so a ramp of ``p`` from 0 fades augmentation in
+Each transform is applied to each image with probability ``p``, so a ramp of ``p`` from 0 fades augmentation in
 (R3GAN ramps its augmentation the same way). Reals and fakes go through the same pipeline; gradients flow through.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def random_flip(images: Tensor) -> Tensor:
-    """Mirror each picture of ``[n, c, h, w]`` left to right with probability one half."""
+    """Mirror each image of ``[n, c, h, w]`` left to right with probability one half."""
     flip = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(flip, images.flip(3), images)
 
@@ -25,7 +25,7 @@ def _factor(images: Tensor, low: float, high: float) -> Tensor:
 
 
 def colour(images: Tensor) -> Tensor:
-    """Brightness +-0.5, saturation x0..2 and contrast x0.5..1.5, in the units of ``[-1, 1]`` pictures."""
+    """Brightness +-0.5, saturation x0..2 and contrast x0.5..1.5, for images in [-1, 1]."""
     images = images + _factor(images, -0.5, 0.5)
     grey = images.mean(dim=1, keepdim=True)
     images = (images - grey) * _factor(images, 0.0, 2.0) + grey
@@ -34,7 +34,7 @@ def colour(images: Tensor) -> Tensor:
 
 
 def translation(images: Tensor, ratio: float = 0.125) -> Tensor:
-    """Shift by up to ``ratio`` of the side in whole pixels; what moves in is black (zero)."""
+    """Shift by up to ``ratio`` of the side in whole pixels; the border is filled with zeros."""
     n, _, height, width = images.shape
     pad_y, pad_x = round(height * ratio), round(width * ratio)
     shift_y = torch.randint(2 * pad_y + 1, (n, 1), device=images.device)
@@ -67,9 +67,9 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def augment(images: Tensor, policy: tuple[str, ...], p: float | Tensor) -> Tensor:
-    """Apply each transform of ``policy`` to each picture of ``[n, c, h, w]`` with probability ``p`` in 0..1.
+    """Apply each transform of ``policy`` to each image of ``[n, c, h, w]`` with probability ``p`` in 0..1.
 
-    ``p`` may be a scalar on the device, which is never waited for.
+    ``p`` may be a scalar on the device; nothing here waits for it.
     """
     if not isinstance(p, Tensor) and p <= 0.0:
         return images
@@ -80,10 +80,10 @@ def augment(images: Tensor, policy: tuple[str, ...], p: float | Tensor) -> Tenso
 
 
 class AdaptiveProbability:
-    """ADA (Karras et al. 2020, section 3): augment more while the discriminator is too sure of the reals.
+    """ADA (Karras et al. 2020, section 3): augment more while the discriminator overfits.
 
-    The probability moves by a fixed amount every ``INTERVAL`` batches, up if the mean sign of the critic on reals is
-    above ``target``, else down. It lives on the device, so steering never waits for it.
+    Every ``INTERVAL`` batches the probability moves by a fixed amount, up if the mean sign of the logits of reals is
+    above ``target``, else down. It is a tensor on the device, so that no step waits for it.
     """
 
     INTERVAL = 4
@@ -96,7 +96,7 @@ class AdaptiveProbability:
         self.target, self.kimg = target, kimg
 
     def update(self, sign: Tensor, batch: int) -> None:
-        """Take note of a batch of ``batch`` pictures, ``sign`` being the mean sign of the critic on all of them."""
+        """Add a batch of ``batch`` images; ``sign`` is the mean sign of the logits of all its reals."""
         self.signs += sign
         self.batches += 1
         if self.batches == self.INTERVAL:

@@ -1,4 +1,4 @@
-"""Exponential moving average of the generator's weights: the generator that is judged, kept and exported."""
+"""Exponential moving average (EMA) of the generator's weights: the generator that is evaluated, kept and exported."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class EMA(Generic[M]):
-    """Average of ``module``'s parameters with a half-life counted in images.
+    """EMA of ``module``'s parameters with a half-life counted in images.
 
     The half-life ramps up with training, ``min(half_life, ramp * nimg)`` (Karras et al. 2020, StyleGAN2-ADA, appendix
-    C), so that early averages are not dragged down by the initial weights. Every rank keeps the same average, since
-    every rank holds the same weights.
+    C), so that the initial weights are forgotten early. Every rank keeps the same EMA, since every rank holds the same
+    weights.
     """
 
     def __init__(self, module: M, half_life: float, ramp: float) -> None:
@@ -30,18 +30,17 @@ class EMA(Generic[M]):
 
     @torch.no_grad()
     def update(self, module: M, batch: int, nimg: int) -> None:
-        """Fold in the weights after an iteration of ``batch`` images that ended at ``nimg`` images."""
+        """Update after an iteration of ``batch`` images that ended at ``nimg`` images."""
         half_life = min(self.half_life, self.ramp * nimg)
         weight = 1.0 - 0.5 ** (batch / half_life) if half_life > 0 else 1.0
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)
 
     @torch.no_grad()
-    def settle(self, batches: Iterable[Tensor], **growth: float) -> None:
-        """Measure batch norm's statistics of the averaged weights on latents ``[n, z_dim]``; call it before the
-        average makes pictures.
+    def recompute_statistics(self, batches: Iterable[Tensor], **growth: float) -> None:
+        """Recompute the batch-norm statistics of the EMA weights on latents ``[n, z_dim]``.
 
-        An average of the statistics is not those of the average: measured ones are what BigGAN calls standing
-        statistics (Brock et al. 2019, appendix B). Needs no other rank. A no-op without batch norm.
+        An EMA of the statistics would not fit the EMA of the weights; recomputed ones are BigGAN's standing statistics
+        (Brock et al. 2019, appendix B). Not a collective. A no-op without batch norm.
         """
         norms = [m for m in self.module.modules() if isinstance(m, nn.BatchNorm2d)]
         if not norms:

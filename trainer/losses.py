@@ -1,7 +1,8 @@
-"""Adversarial losses and the penalties that go with them: pure functions of critic values, one value per sample, so
-that a mean over any split of the batch (micro-batches, ranks) adds up to the mean over the whole batch.
+"""Adversarial losses and penalties: pure functions of logits with one value per sample, so that the sums over the parts
+of a batch (micro-batches, ranks) add up to the sum over the whole batch.
 
-A *critic value* is the discriminator's raw output, float ``[n]``: high means "real".
+A *logit* is the discriminator's output before any sigmoid, float ``[n]``, high for real; for Wasserstein losses it is
+the critic output.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from torch.nn.functional import relu, softplus
 
 @dataclass(frozen=True)
 class Loss:
-    """A pair of losses. ``discriminator(real, fake)`` and ``generator(real, fake)`` map critic values ``[n]`` to
-    losses ``[n]``."""
+    """A pair of losses. ``discriminator(real, fake)`` and ``generator(real, fake)`` map logits ``[n]`` to losses
+    ``[n]``."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
     relativistic: bool = False
     """Whether the generator's loss depends on ``real``; otherwise it is an empty tensor."""
     has_level: bool = True
-    """Whether a critic value means something by itself, with zero between real and fake, as ADA and LeCam take it. A
-    Wasserstein critic and a relativistic one may float."""
+    """Whether the sign of a logit alone tells real from fake, as ADA and LeCam need. Wasserstein and relativistic
+    losses leave a constant undetermined."""
     average: bool = False
     """Relativistic average: ``real`` and ``fake`` come with the mean of the other side subtracted, taken over the
     global batch (Jolicoeur-Martineau 2019, section 4.2)."""
@@ -68,18 +69,18 @@ LOSSES = {
 
 
 def lecam(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: Tensor) -> Tensor:
-    """LeCam regularisation (Tseng et al. 2021, eq. 3): reals are not to rise above the running mean of the fakes'
-    critic values by any distance, nor fakes to fall below that of the reals.
+    """LeCam regularisation (Tseng et al. 2021, eq. 3): penalises logits of reals above the running mean of
+    the fakes' logits, and logits of fakes below the running mean of the reals' logits.
 
     Args:
-        real, fake: critic values ``[n]``.
-        anchor_real, anchor_fake: running means of the critic values, scalars.
+        real, fake: logits ``[n]``.
+        anchor_real, anchor_fake: running means of the logits, scalars.
     """
     return relu(real - anchor_fake).square() + relu(anchor_real - fake).square()
 
 
-def zero_centred_penalty(images: Sequence[Tensor], critic: Tensor) -> Tensor:
-    """``sum_k |d critic_k / d images_k|^2`` for each of the given image batches, summed over the batches: ``[n]``.
+def zero_centred_penalty(images: Sequence[Tensor], logits: Tensor) -> Tensor:
+    """``sum_k |d logit_k / d images_k|^2`` for each of the given image batches, summed over the batches: ``[n]``.
 
     With the reals alone it is R1, with the fakes alone R2 (Mescheder et al. 2018, eq. 9 and 10). The gradient is
     taken with respect to the images only and keeps its graph, so that one ``backward()`` of the whole loss reaches
@@ -87,18 +88,18 @@ def zero_centred_penalty(images: Sequence[Tensor], critic: Tensor) -> Tensor:
 
     Args:
         images: batches ``[n, c, h, w]`` that require grad; all of the same ``n``.
-        critic: critic values of all of them, any shape; each value depends on one image only (or nearly so: through
-            minibatch standard deviation each has a little of the others).
+        logits: those of all images, any shape. Each should depend on one image only; minibatch standard deviation adds
+            a small dependence on the others.
     """
-    gradients = torch.autograd.grad(critic.sum(), list(images), create_graph=True)
+    gradients = torch.autograd.grad(logits.sum(), list(images), create_graph=True)
     return torch.stack([g.float().square().sum(dim=(1, 2, 3)) for g in gradients]).sum(dim=0)
 
 
-def one_centred_penalty(images: Tensor, critic: Tensor) -> Tensor:
-    """``(|d critic / d images| - 1)^2`` of each image ``[n, c, h, w]``: ``[n]`` (Gulrajani et al. 2017, eq. 3, at
+def one_centred_penalty(images: Tensor, logits: Tensor) -> Tensor:
+    """``(|d logit / d images| - 1)^2`` of each image ``[n, c, h, w]``: ``[n]`` (Gulrajani et al. 2017, eq. 3, at
     points between reals and fakes)."""
-    (gradient,) = torch.autograd.grad(critic.sum(), images, create_graph=True)
-    # The norm has no gradient at zero, where a dead critic would turn everything into NaN.
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    # The norm has no gradient at zero, and a discriminator whose output is constant would give NaN.
     norm = (gradient.float().square().sum(dim=(1, 2, 3)) + 1e-12).sqrt()
     return (norm - 1).square()
 

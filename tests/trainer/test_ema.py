@@ -54,7 +54,7 @@ def test_statistics_are_measured_under_the_averaged_weights():
     ema.update(module(4.0), batch=10, nimg=1000)
     random = torch.Generator().manual_seed(0)
     batches = [torch.randn(64, 1, 8, 8, generator=random) for _ in range(4)]
-    ema.settle(batches)
+    ema.recompute_statistics(batches)
     norm = ema.module[1]
     assert norm.running_var.item() == pytest.approx(4.0, rel=0.05)
     expected = torch.stack([2 * b.mean() for b in batches]).mean().item()

@@ -128,9 +128,9 @@ def test_dropout_is_for_training_only():
     torch.manual_seed(0)
     discriminator = build_discriminator(replace(TINY, d_norm="none", d_dropout=0.5))
     images = torch.randn(2, 3, 32, 32)
-    assert not torch.equal(discriminator.critic(images), discriminator.critic(images))
+    assert not torch.equal(discriminator.logits(images), discriminator.logits(images))
     discriminator.eval()
-    assert torch.equal(discriminator.critic(images), discriminator.critic(images))
+    assert torch.equal(discriminator.logits(images), discriminator.logits(images))
 
 
 PROGAN = replace(TINY, arch="progan")
@@ -153,7 +153,7 @@ def test_a_growing_discriminator_starts_a_fade_with_its_old_judgement():
     small = torch.randn(4, 3, 8, 8)
     large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(
-        discriminator.critic(large, level=3 + 1e-6), discriminator.critic(small, level=3.0), rtol=1e-3, atol=1e-4
+        discriminator.logits(large, level=3 + 1e-6), discriminator.logits(small, level=3.0), rtol=1e-3, atol=1e-4
     )
 
 

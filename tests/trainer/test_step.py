@@ -2,6 +2,7 @@
 
 import functools
 import socket
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -80,6 +81,17 @@ def midpoint(reals: torch.Tensor, fakes: torch.Tensor) -> torch.Tensor:
     return reals.lerp(fakes, 0.5).detach().requires_grad_()
 
 
+def fakes_of(gan: GAN, latents: Sequence[torch.Tensor], detach: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Fakes for the parts of a batch from given latents, in turn."""
+    remaining = iter(latents)
+
+    def make(_: torch.Tensor) -> torch.Tensor:
+        fakes = gan._generate(next(remaining))
+        return fakes.detach() if detach else fakes
+
+    return make
+
+
 def two_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor]:
     """Gradients and weights after two iterations on fixed reals and latents, this rank's share of them."""
     torch.manual_seed(0)
@@ -103,11 +115,10 @@ def two_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor]:
             reals = torch.randn(BATCH, 3, SIZE, SIZE, generator=random)[start:stop]
             reals = resize_to_level(reals, **gan.growth) if gan.growth else reals
             z = torch.randn(BATCH, 8, generator=random)[start:stop]
-            parts = gan._parts(reals)
-            latents = z.tensor_split(c.accumulate)
-            gan.discriminator_phase((r, gan._generate(n).detach()) for r, n in zip(parts, latents, strict=True))
+            parts, latents = reals.tensor_split(c.accumulate), z.tensor_split(c.accumulate)
+            gan.discriminator_phase(parts, fakes_of(gan, latents, detach=True))
             grads = {f"d.{n}": p.grad for n, p in gan.discriminator.named_parameters()}
-            gan.generator_phase((r, gan._generate(n)) for r, n in zip(parts, latents, strict=True))
+            gan.generator_phase(parts, fakes_of(gan, latents))
             grads |= {f"g.{n}": p.grad for n, p in gan.generator.named_parameters()}
             kept |= {f"grad{step}.{n}": g.clone() for n, g in grads.items() if g is not None}
     kept |= {f"g.{n}": t for n, t in gan.generator.state_dict().items()}
@@ -127,10 +138,10 @@ def whole_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor
         gan.step(reals, 40 + 10 * step, reals.flip(3) if gan.fresh_reals else None)
         gan.ema.update(gan.generator, BATCH, 50 + 10 * step)
         if rank == 0:
-            gan.settle_average()
-            gan.draw(torch.randn(2, 8))
-            gan.judge(reals)
-            gan.judge_fakes(torch.randn(2, 8))
+            gan.recompute_ema_statistics()
+            gan.sample(torch.randn(2, 8))
+            gan.logits(reals)
+            gan.fake_logits(torch.randn(2, 8))
     networks = {"g": gan.generator, "d": gan.discriminator}
     return {
         **{f"{n}.{key}": t for n, module in networks.items() for key, t in module.state_dict().items()},
@@ -204,13 +215,13 @@ def test_each_phase_trains_its_own_network():
     gan = GAN(config("rpgan", gamma=1.0), torch.device("cpu"))
     reals, fakes = torch.randn(BATCH, 3, SIZE, SIZE), gan._generate(torch.randn(BATCH, 8))
     g, d = weights(gan.generator), weights(gan.discriminator)
-    gan.discriminator_phase([(reals, fakes.detach())])
+    gan.discriminator_phase([reals], lambda _: fakes.detach())
     assert changed(gan.discriminator, d)
     assert not changed(gan.generator, g)
     assert all(p.grad is None for p in gan.generator.parameters())
     d = weights(gan.discriminator)
     grads = [p.grad.clone() for p in gan.discriminator.parameters()]
-    gan.generator_phase([(reals, fakes)])
+    gan.generator_phase([reals], lambda _: fakes)
     assert changed(gan.generator, g)
     assert not changed(gan.discriminator, d)
     assert all(torch.equal(p.grad, q) for p, q in zip(gan.discriminator.parameters(), grads, strict=True))
@@ -226,7 +237,7 @@ def test_lazy_penalties_come_every_so_many_steps_and_that_much_stronger():
         torch.manual_seed(0)
         gan = GAN(config("rpgan", gamma=gamma, every=every), torch.device("cpu"))
         gan.num_steps = 1
-        gan.discriminator_phase([(reals.float() / 127.5 - 1, torch.zeros(BATCH, 3, SIZE, SIZE))])
+        gan.discriminator_phase([reals.float() / 127.5 - 1], torch.zeros_like)
         return torch.cat([p.grad.flatten() for p in gan.discriminator.parameters()])
 
     torch.testing.assert_close(gradient(1.0, 3), gradient(3.0, 1))
@@ -282,10 +293,10 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(arch: str):
         gan.num_steps = 1
         gan.schedule(10**9)
         with mock.patch("trainer.models.progan.minibatch_stddev", lambda x, over_ranks: x.new_zeros(())):
-            parts = list(zip(reals.tensor_split(accumulate), z.tensor_split(accumulate), strict=True))
-            gan.discriminator_phase((r, gan._generate(n).detach()) for r, n in parts)
+            parts, latents = reals.tensor_split(accumulate), z.tensor_split(accumulate)
+            gan.discriminator_phase(parts, fakes_of(gan, latents, detach=True))
             kept = [p.grad.clone() for p in gan.discriminator.parameters() if p.grad is not None]
-            gan.generator_phase((r, gan._generate(n)) for r, n in parts)
+            gan.generator_phase(parts, fakes_of(gan, latents))
         return kept + [p.grad.clone() for p in gan.generator.parameters() if p.grad is not None]
 
     for whole, parts in zip(gradients(1), gradients(3), strict=True):
@@ -364,7 +375,7 @@ def test_networks_that_grow_train_the_layers_of_their_level_only():
     moved = {n for n, p in gan.generator.named_parameters() if p.grad is not None}
     assert {"to_rgb.4.weight", "to_rgb.8.weight", "up.8.conv1.weight"} <= moved
     assert not any(".16." in name for name in moved)
-    assert gan.draw(torch.randn(2, 8)).shape == (2, 3, SIZE, SIZE)
+    assert gan.sample(torch.randn(2, 8)).shape == (2, 3, SIZE, SIZE)
 
 
 def test_what_is_judged_of_fakes_is_what_training_shows_of_them():
@@ -374,12 +385,12 @@ def test_what_is_judged_of_fakes_is_what_training_shows_of_them():
     fakes = gan.generator(z, **gan.growth)
     gan.discriminator.eval()
     (expected,) = gan.discriminator(fakes, **gan.growth)
-    torch.testing.assert_close(gan.judge_fakes(z), expected.detach())
+    torch.testing.assert_close(gan.fake_logits(z), expected.detach())
 
 
 def test_judging_changes_nothing():
     gan = GAN(config(norm="batch"), torch.device("cpu"))
     before = {n: t.clone() for n, t in gan.discriminator.state_dict().items()}
-    assert gan.judge(torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8)).shape == (3,)
+    assert gan.logits(torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8)).shape == (3,)
     assert all(torch.equal(t, before[n]) for n, t in gan.discriminator.state_dict().items())
     assert gan.discriminator.training

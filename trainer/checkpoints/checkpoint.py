@@ -118,20 +118,6 @@ def load(folder: Path) -> dict[str, Any]:
     return decode(files, str(folder))
 
 
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """The random state of this process that training draws from."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
 def encode_generator(tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any]) -> bytes:
     """Weights as a safetensors file; ``info`` (JSON) goes into its header.
 

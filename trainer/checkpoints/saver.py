@@ -23,7 +23,7 @@ class Saver:
     """Saves in a thread of its own, one checkpoint at a time.
 
     A disk that is full or a bucket that refuses stops nothing: the last good checkpoint stays, ``complain`` is told
-    (in the thread that calls ``save``, ``look`` or ``finish``), and the next save tries again. The two newest
+    (in the thread that calls ``save``, ``poll`` or ``finish``), and the next save tries again. The two newest
     checkpoints are kept.
     """
 
@@ -47,7 +47,7 @@ class Saver:
         self._collect()
         self._best = _copy(weights), info
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Complain of a save that has failed in the meantime."""
         if self._job is not None and self._job.done():
             self._collect()

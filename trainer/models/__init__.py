@@ -1,8 +1,7 @@
 """Generators and discriminators.
 
-A generator maps ``z [n, z_dim]`` to pictures ``[n, 3, size, size]``, nominally in [-1, 1], and carries ``z_dim`` and
-``size``. A discriminator maps one or more batches of pictures to one critic value per picture: see
-``Discriminator``. Neither knows about devices, ranks or losses.
+A generator maps ``z [n, z_dim]`` to images ``[n, 3, size, size]``, nominally in [-1, 1]; a discriminator maps one or
+more batches of images to one logit per image. Neither knows about devices or losses.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ __all__ = [
     "Generator",
     "build_discriminator",
     "build_generator",
-    "grown_kimg",
+    "full_resolution_kimg",
     "num_parameters",
     "resize_to_level",
 ]
@@ -42,9 +41,9 @@ def build_discriminator(config: ModelConfig) -> Discriminator:
     return ARCHITECTURES[config.arch][1](config)
 
 
-def grown_kimg(config: Config) -> float:
-    """Thousands of images until the networks make pictures of the full size; 0 for those that do not grow."""
-    return config.grow.grown_kimg(config.model.size) if ARCHITECTURES[config.model.arch][0].grows else 0.0
+def full_resolution_kimg(config: Config) -> float:
+    """Thousands of images until progressive networks reach the full resolution; 0 for others."""
+    return config.grow.full_resolution_kimg(config.model.size) if ARCHITECTURES[config.model.arch][0].grows else 0.0
 
 
 def num_parameters(module: nn.Module) -> int:

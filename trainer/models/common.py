@@ -10,10 +10,10 @@ from trainer.models.batchnorm import separate_statistics
 
 
 class Generator(nn.Module):
-    """``z [n, z_dim]`` -> pictures ``[n, 3, size, size]``, nominally in [-1, 1].
+    """``z [n, z_dim]`` -> images ``[n, 3, size, size]``, nominally in [-1, 1].
 
-    A network that ``grows`` takes a keyword more, ``level``: the binary logarithm of the pictures' side, fractional
-    while a resolution fades in (``GrowConfig.level``). Without it it is fully grown. So does its discriminator.
+    A progressive network (``grows``) and its discriminator take the keyword ``level``: the binary logarithm of the side
+    of the images, fractional while a resolution fades in (``GrowConfig.level``). The default is full resolution.
     """
 
     grows = False
@@ -25,31 +25,31 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Critic values of pictures.
+    """Images -> logits (the critic output for Wasserstein losses).
 
-    ``forward`` takes all that a loss needs in one call: one forward per backward is what DistributedDataParallel
-    expects (pytorch#175024), and one big batch of reals and fakes is faster than two small ones. ``BatchNorm`` keeps
-    their statistics apart. Where anything else mixes the pictures of a batch (``mixes_samples``), reals and fakes go
-    through one after the other inside the same call.
+    ``forward`` takes all batches of a loss in one call: DistributedDataParallel expects one forward per backward
+    (pytorch#175024), and one large batch of reals and fakes is faster than two small ones. ``BatchNorm`` computes their
+    statistics separately. Where another layer mixes the samples of a batch (``mixes_samples``), reals and fakes go
+    through the network one after the other inside the same call.
     """
 
     mixes_samples = False
 
-    def critic(self, images: Tensor) -> Tensor:
-        """Pictures ``[n, 3, size, size]`` -> critic values ``[n]``."""
+    def logits(self, images: Tensor) -> Tensor:
+        """Images ``[n, 3, size, size]`` -> logits ``[n]``."""
         raise NotImplementedError
 
     def forward(self, *batches: Tensor, **growth: float) -> tuple[Tensor, ...]:
-        """Critic values of each batch, float32 ``[n]`` each; ``growth`` is the level of networks that grow.
+        """Logits of each batch, float32 ``[n]`` each; ``growth`` is the level of progressive networks.
 
-        Reals and fakes share a pass, further batches have one each: what a penalty differentiates twice should hold
-        no other pictures.
+        The first two batches, reals and fakes, share a pass. Further ones have a pass each, so that a penalty's double
+        backward covers no other images.
         """
         passes = [[batch] for batch in batches] if self.mixes_samples else [batches[:2], *([b] for b in batches[2:])]
-        critics: list[Tensor] = []
+        logits: list[Tensor] = []
         for together in passes:
             sizes = [len(batch) for batch in together]
             with separate_statistics(self, sizes):
-                values = self.critic(torch.cat(list(together)), **growth).float()
-            critics += values.split(sizes)
-        return tuple(critics)
+                values = self.logits(torch.cat(list(together)), **growth).float()
+            logits += values.split(sizes)
+        return tuple(logits)

@@ -17,7 +17,7 @@ from trainer.models.common import Discriminator, Generator
 
 
 def _widths(width: int, max_width: int, size: int) -> dict[int, int]:
-    """Channels by side of the map, from 4 to half the picture's."""
+    """Channels by side of the map, from 4 to half the image's."""
     sides = [4 << i for i in range(size.bit_length() - 3)]
     return {side: min(width * (size // 2 // side), max_width) for side in sides}
 
@@ -36,7 +36,7 @@ def _initialise(module: nn.Module) -> None:
 class DCGANGenerator(Generator):
     """z -> 4x4 -> ... -> size, each step a transposed convolution, batch norm and ReLU; tanh at the end.
 
-    Layers are named after the side of the map they make, so that weights of another size can be taken over.
+    Layers are named after the side of the map they make, so that weights of another size can be transferred.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -57,8 +57,8 @@ class DCGANGenerator(Generator):
 
 
 def _head(config: ModelConfig, width: int) -> nn.Module:
-    """``[n, z_dim, 1, 1]`` -> ``[n, width, 4, 4]``. Both kinds have the same weights, and the dense one's biases are
-    what batch norm does not cancel: those that differ between pixels."""
+    """``[n, z_dim, 1, 1]`` -> ``[n, width, 4, 4]``. Both kinds have the same weights; the dense one has
+    a bias for each pixel, of which batch norm cancels only the mean."""
     if config.g_head == "conv":
         return nn.ConvTranspose2d(config.z_dim, width, 4, 1, 0, bias=False)
     return nn.Sequential(nn.Flatten(), nn.Linear(config.z_dim, width * 16), nn.Unflatten(1, (width, 4, 4)))
@@ -69,7 +69,7 @@ def _norm_and_relu(side: int, channels: int) -> dict[str, nn.Module]:
 
 
 class DCGANDiscriminator(Discriminator):
-    """size -> ... -> 4x4 -> critic value, each step a strided convolution and leaky ReLU."""
+    """size -> ... -> 4x4 -> logit, each step a strided convolution and leaky ReLU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -89,5 +89,5 @@ class DCGANDiscriminator(Discriminator):
         self.layers = nn.Sequential(OrderedDict(layers))
         self.apply(_initialise)
 
-    def critic(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         return self.layers(images).flatten()

@@ -1,8 +1,8 @@
-"""Progressive growing (Karras et al. 2018): networks that start at 4x4 pictures and double their side while they train.
+"""Progressive growing (Karras et al. 2018): networks that start at 4x4 and double their resolution during training.
 
-The level says how far they have grown, see ``GrowConfig.level``. Between two resolutions the new one is blended with
-the old one, enlarged: section 2 and figure 2 of the paper. Nothing in here is normalised by a batch; the one thing
-that looks at several samples is the discriminator's minibatch standard deviation.
+The level is the current resolution, see ``GrowConfig.level``. While a new resolution fades in, its output is blended
+with the upsampled output of the one before: section 2 and figure 2 of the paper. There is no batch norm; only the
+discriminator's minibatch standard deviation mixes samples.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from trainer.models.common import Discriminator, Generator
 
 
 class EqualConv(nn.Conv2d):
-    """A convolution whose weights are N(0, 1) and scaled by He's constant in each pass, so that Adam moves all layers
-    at one speed (equalised learning rate, section 4.1)."""
+    """A convolution whose weights are N(0, 1) and scaled by He's constant in each pass, so that Adam updates all layers
+    at the same speed (equalised learning rate, section 4.1)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, padding: int, gain: float = 2**0.5) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=padding)
@@ -41,8 +41,8 @@ def pixel_norm(x: Tensor) -> Tensor:
 def minibatch_stddev(x: Tensor, over_ranks: bool) -> Tensor:
     """The standard deviation over the batch, averaged over features and pixels: a scalar (section 3).
 
-    Over the whole minibatch as in the paper, not in groups; in training summed over ranks, a collective, so that ranks
-    with shares of any size see what one process would see.
+    Over the whole minibatch as in the paper, not in groups; in training over all ranks, a collective, so that the value
+    does not depend on the number of ranks.
     """
     x = x.float()
     sums = torch.cat([x.sum(0).flatten(), x.square().sum(0).flatten(), x.new_full((1,), len(x))])
@@ -52,14 +52,14 @@ def minibatch_stddev(x: Tensor, over_ranks: bool) -> Tensor:
 
 
 def resize_to_level(images: Tensor, level: float) -> Tensor:
-    """Pictures as the networks see them at ``level``: shrunk, and blurred as much as the new resolution has not faded
-    in yet. ``[n, 3, size, size]`` -> ``[n, 3, side, side]`` with ``side = 2^ceil(level)``."""
+    """Reals at ``level``: downsampled, and blended with the next lower resolution while the new one fades in.
+    ``[n, 3, size, size]`` -> ``[n, 3, side, side]`` with ``side = 2^ceil(level)``."""
     images = F.avg_pool2d(images, images.shape[-1] >> math.ceil(level))
     alpha = level % 1
-    return _enlarge(F.avg_pool2d(images, 2)).lerp(images, alpha) if alpha else images
+    return _upsample(F.avg_pool2d(images, 2)).lerp(images, alpha) if alpha else images
 
 
-def _enlarge(x: Tensor) -> Tensor:
+def _upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
@@ -73,7 +73,7 @@ def _width(base: int, config: ModelConfig, level: int) -> int:
 
 
 class _Up(nn.Module):
-    """From one resolution to the next: enlarge, two convolutions."""
+    """From one resolution to the next: upsample, two convolutions."""
 
     def __init__(self, above: int, below: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Up(nn.Module):
         self.conv2 = EqualConv(below, below, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pixel_norm(_act(self.conv1(_enlarge(x))))
+        x = pixel_norm(_act(self.conv1(_upsample(x))))
         return pixel_norm(_act(self.conv2(x)))
 
 
@@ -109,7 +109,7 @@ class ProGANGenerator(Generator):
             below, x = x, self.up[str(1 << n)](x)
         images = self.to_rgb[str(1 << top)](x)
         if alpha:
-            images = _enlarge(self.to_rgb[str(1 << (top - 1))](below)).lerp(images, alpha)
+            images = _upsample(self.to_rgb[str(1 << (top - 1))](below)).lerp(images, alpha)
         return images
 
 
@@ -126,7 +126,7 @@ class _Down(nn.Module):
 
 
 class ProGANDiscriminator(Discriminator):
-    """The generator's mirror image; the minibatch standard deviation is a feature map more at 4x4."""
+    """The generator's mirror image; the minibatch standard deviation is an additional feature map at 4x4."""
 
     grows = True
     mixes_samples = True
@@ -141,7 +141,7 @@ class ProGANDiscriminator(Discriminator):
         self.dense = EqualConv(widths[2], widths[2], 4, 0)
         self.out = EqualConv(widths[2], 1, 1, 0, gain=1.0)
 
-    def critic(self, images: Tensor, level: float | None = None) -> Tensor:
+    def logits(self, images: Tensor, level: float | None = None) -> Tensor:
         """``images`` as ``resize_to_level`` and the generator make them, at the level's resolution."""
         level = self.full if level is None else level
         top, alpha = math.ceil(level), level % 1
@@ -157,7 +157,7 @@ class ProGANDiscriminator(Discriminator):
 
 
 class AtLevel(Generator):
-    """A generator that has not grown up yet, as one whose pictures are of the full size: enlarged pixel by pixel."""
+    """A progressive generator at ``level`` whose images are upsampled (nearest) to the full resolution."""
 
     def __init__(self, generator: Generator, level: float) -> None:
         nn.Module.__init__(self)

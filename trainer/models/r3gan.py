@@ -1,7 +1,7 @@
 """R3GAN's residual networks (Huang et al. 2024, section 4): grouped convolutions, no normalisation anywhere.
 
-A stage is a resampling step and a few inverted-bottleneck blocks. There is nothing in them that mixes samples and no
-buffer that training changes, which is what makes penalties and DistributedDataParallel unexciting.
+A stage is a resampling step and a few inverted-bottleneck blocks. Nothing mixes samples and no buffer changes in
+training, so gradient penalties and DistributedDataParallel need no special handling.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Block(nn.Module):
 
 
 class _Resample(nn.Module):
-    """A change of channels where there is one, and the separable [1, 2, 1] low-pass filter, which sums to one."""
+    """A 1x1 convolution where the number of channels changes, and the separable [1, 2, 1] low-pass filter (sum 1)."""
 
     taps: Tensor
 
@@ -84,7 +84,7 @@ class _Downsample(_Resample):
 
 
 def _widths(width: int, max_width: int, size: int) -> dict[int, int]:
-    """Channels by side of the map, from 4 to the picture's."""
+    """Channels by side of the map, from 4 to the image's."""
     sides = [4 << i for i in range(size.bit_length() - 2)]
     return {side: min(width * (size // side), max_width) for side in sides}
 
@@ -117,7 +117,7 @@ class R3GANGenerator(Generator):
 
 
 class R3GANDiscriminator(Discriminator):
-    """The generator's mirror image; a depthwise 4x4 convolution and a linear layer give the critic value."""
+    """The generator's mirror image; a depthwise 4x4 convolution and a linear layer give the logit."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -134,5 +134,5 @@ class R3GANDiscriminator(Discriminator):
         self.linear = nn.Linear(widths[4], 1, bias=False)
         nn.init.normal_(self.linear.weight, 0.0, 1 / math.sqrt(widths[4]))
 
-    def critic(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         return self.linear(self.head(self.layers(images)).flatten(1)).flatten()

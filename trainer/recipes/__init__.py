@@ -1,7 +1,7 @@
-"""Recipes: complete configurations with a name, written as data, a file for each system.
+"""Recipes: complete configurations with a name, written as data, one module per system.
 
-A recipe's name is a family and a size, ``r3gan-64``; the family alone takes the size of the data. Every value can be
-changed on the command line.
+A recipe's name is a family and a size, ``r3gan-64``; the family alone takes the size of the data. Every value is an
+option of the command line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trainer.config import Config
 from trainer.recipes import dcgan, progan, r3gan, ralsgan, wgan
 
 SIZES = (32, 64, 128)
-ON_CPU = 2048  # pictures judged where a CPU makes them
+_EVAL_ON_CPU = 2048  # images per evaluation
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Family:
 FAMILIES = {
     "dcgan": Family("DCGAN as published (Radford et al. 2016)", dcgan.published),
     "dcgan-keras": Family("DCGAN with smoothed labels, instance noise, dropout, a dense head, batch 200", dcgan.keras),
-    "dcgan-cpu": Family("DCGAN in small batches, judged by its average: for a few CPU cores", dcgan.cpu),
+    "dcgan-cpu": Family("DCGAN in small batches, evaluated by its EMA: for a few CPU cores", dcgan.cpu),
     "wgan": Family("Wasserstein GAN with weight clipping (Arjovsky et al. 2017)", wgan.clipped),
     "wgan-gp": Family("Wasserstein GAN with gradient penalty (Gulrajani et al. 2017)", wgan.penalised),
     "ralsgan": Family("relativistic average least squares (Jolicoeur-Martineau 2019)", ralsgan.make),
@@ -43,12 +43,12 @@ DEFAULT_GPU = "r3gan"
 
 
 def _on(gpu: bool, config: Config) -> Config:
-    """A recipe where it will run: a CPU judges fewer pictures, and has no core to spare for readers."""
+    """A recipe adapted to its hardware: on a CPU, fewer images per evaluation and no reader processes."""
     if gpu:
         return config
     return replace(
         config,
-        eval=replace(config.eval, num=min(config.eval.num, ON_CPU)),
+        eval=replace(config.eval, num=min(config.eval.num, _EVAL_ON_CPU)),
         loader=replace(config.loader, workers=0),
     )
 

@@ -1,4 +1,4 @@
-"""DCGAN: as published, as small repositories run it, and fitted to a few CPU cores."""
+"""DCGAN: as published, as popular Keras repositories train it, and for a few CPU cores."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def published(size: int) -> Config:
 
 
 def keras(size: int) -> Config:
-    """What popular Keras DCGANs on cats do to keep the discriminator in check: labels of 0.9, decaying Gaussian noise
-    on what it sees, dropout, a dense layer from z, one noise vector for both phases, batch 200, Adam(1e-4, 0.5)."""
+    """What popular Keras DCGANs on cats do to weaken the discriminator: labels of 0.9, decaying Gaussian noise on its
+    input, dropout, a dense layer from z, the same latents in both phases, batch 200, Adam(1e-4, 0.5)."""
     base = published(size)
     return replace(
         base,
@@ -55,9 +55,9 @@ def keras(size: int) -> Config:
 
 
 def cpu(size: int) -> Config:
-    """DCGAN for two cores: narrow networks and small batches make many steps, and the average hides their noise."""
+    """DCGAN for two cores: narrow networks and small batches allow many steps, and the EMA averages out their noise."""
     base = published(size)
-    # Deeper networks need a lower rate: at 64x64 and 4e-4 the weights move faster than an average can follow.
+    # Deeper networks need a lower rate: at 64x64 and 4e-4 the weights change faster than the EMA can follow.
     width, rate = {32: (48, 4e-4), 64: (24, 2e-4)}.get(size, (16, 2e-4))
     return replace(
         base,

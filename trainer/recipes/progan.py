@@ -1,4 +1,4 @@
-"""Progressive growing: from 4x4 pictures to the full size while training."""
+"""Progressive growing: from 4x4 to the full resolution."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.recipes import dcgan
 
 
 def published(size: int) -> Config:
-    """Karras et al. 2018, appendix A: WGAN-GP with drift, one critic step a generator step, Adam(1e-3, 0, 0.99), 600
+    """Karras et al. 2018, appendix A: WGAN-GP with drift, one critic step per generator step, Adam(1e-3, 0, 0.99), 600
     thousand images at each resolution and as many to fade in the next, up to 512 channels.
 
     Widths follow the paper's 16 channels at 1024x1024: 512 from 32x32 down, 256 at 64x64, 128 at 128x128.
@@ -28,7 +28,7 @@ def published(size: int) -> Config:
 
 
 def cpu(size: int) -> Config:
-    """Small networks and a short schedule; the non-saturating loss with lazy R1 and R2 instead of WGAN-GP, which wants
+    """Small networks and a short schedule; the non-saturating loss with lazy R1 and R2 instead of WGAN-GP, which needs
     many critic steps."""
     return replace(
         dcgan.cpu(size),

@@ -21,7 +21,7 @@ _POLICY: tuple[Transform, ...] = ("colour", "translation", "cutout")
 
 
 def make(size: int) -> Config:
-    """Huang et al. 2024: RpGAN + R1 + R2, residual networks without normalisation, everything on cosine ramps.
+    """Huang et al. 2024: RpGAN + R1 + R2, residual networks without normalisation, cosine schedules.
 
     The paper's 64x64 faces take a gamma of 2 -> 0.2 and its 256x256 faces 150 -> 15; eight times per doubling, which is
     close to both, gives the other sizes (0.25 at 32, 16 at 128).

@@ -9,6 +9,6 @@ from trainer.recipes import dcgan
 
 
 def make(size: int) -> Config:
-    """Jolicoeur-Martineau 2019: DCGAN with another loss, which reached FID 11.97 on 64x64 cats. Fresh latents and
-    reals for the generator's phase."""
+    """Jolicoeur-Martineau 2019: DCGAN with another loss, which reached FID 11.97 on 64x64 cats. New latents and
+    reals in the generator phase."""
     return replace(dcgan.published(size), recipe=f"ralsgan-{size}", loss=LossConfig("ralsgan", share_batch=False))

@@ -1,4 +1,4 @@
-"""Wasserstein GANs: with clipped weights, and with a gradient penalty."""
+"""Wasserstein GANs: with weight clipping, and with a gradient penalty."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.recipes import dcgan
 
 
 def clipped(size: int) -> Config:
-    """Arjovsky et al. 2017, algorithm 1: weights within 0.01, five critic steps a generator step, RMSprop(5e-5),
+    """Arjovsky et al. 2017, algorithm 1: weights within 0.01, five critic steps per generator step, RMSprop(5e-5),
     batch 64, DCGAN networks with batch norm."""
     base = dcgan.published(size)
     return replace(
@@ -21,7 +21,7 @@ def clipped(size: int) -> Config:
 
 
 def penalised(size: int) -> Config:
-    """Gulrajani et al. 2017, algorithm 1: lambda 10, five critic steps a generator step, Adam(1e-4, 0, 0.9), batch 64,
+    """Gulrajani et al. 2017, algorithm 1: lambda 10, five critic steps per generator step, Adam(1e-4, 0, 0.9), batch 64,
     no batch norm in the critic; with the drift term of Karras et al. 2018."""
     base = dcgan.published(size)
     return replace(

@@ -11,7 +11,7 @@ from trainer.config import Config
 from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
 from trainer.losses import LOSSES
-from trainer.models import grown_kimg
+from trainer.models import full_resolution_kimg
 from trainer.step import GAN
 
 _NUM = 512
@@ -42,9 +42,9 @@ class CriticGap:
         """Means of critic values by kind of picture; needs no other rank."""
         if not self.batches:
             return {}
-        train, val = (torch.cat([gan.judge(b) for b in batches]).mean().item() for batches in self.batches.values())
+        train, val = (torch.cat([gan.logits(b) for b in batches]).mean().item() for batches in self.batches.values())
         z = torch.from_numpy(latents(range(_NUM // self.batch * self.batch), gan.generator.z_dim)).to(gan.device)
-        fake = torch.cat([gan.judge_fakes(part) for part in z.split(self.batch)]).mean().item()
+        fake = torch.cat([gan.fake_logits(part) for part in z.split(self.batch)]).mean().item()
         found = {"d/train": train, "d/val": val}
         # Where reals are not above fakes the discriminator knows nothing yet, and the ratio would be noise.
         return found | ({"d/overfitting": (train - val) / (train - fake)} if train > fake else {})
@@ -56,7 +56,7 @@ def warnings(signs: dict[str, float], config: Config, nimg: int) -> list[str]:
     Nothing while networks know nothing yet, or are not grown up: that is no news.
     """
     found: list[str] = []
-    if nimg / 1000 < max(_GRACE * config.kimg, _GRACE_KIMG, grown_kimg(config)):
+    if nimg / 1000 < max(_GRACE * config.kimg, _GRACE_KIMG, full_resolution_kimg(config)):
         return found
     if signs["diversity"] < config.stop.min_diversity:
         found.append(

@@ -1,4 +1,4 @@
-"""What rank 0 leaves behind for people: progress lines, metrics, sample grids, the best generator, checkpoints."""
+"""Logging of a training by rank 0: progress lines, metrics, sample grids, the best generator, checkpoints."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import io
 import itertools
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,71 +18,86 @@ from torch import Tensor
 from catgan.command import say
 from catgan.files import atomic_path
 from infer.grid import grid
-from infer.latents import latents
 from infer.walk import FRAME_MS, write_walk
 from trainer.checkpoints.saver import Saver
+from trainer.checkpoints.state import Position, save_state
 from trainer.checkpoints.storage import Storage
 from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
+from trainer.sample import generate
 from trainer.step import GAN
 from trainer.tracking.alarms import CriticGap, warnings
 from trainer.tracking.tracker import Tracker
 
-_SHOWN_MS, _LAST_SHOWN_MS = 400, 2500
+_FRAME_MS, _LAST_FRAME_MS = 400, 2500  # of progress.gif
 
 
-@dataclass
-class Position:
-    """Where a training stands; part of every checkpoint."""
+class NullRecorder:
+    """Records nothing: the recorder of ranks other than 0."""
 
-    nimg: int = 0
-    best: dict[str, Any] | None = None
-    """The lowest metric so far: the evaluation's result and ``kimg``."""
-    last_metric: dict[str, Any] | None = None
-    evaluated: float = 0.0
-    """Seconds that evaluations took so far."""
-    trained: float = 0.0
-    """Seconds that training took so far, evaluations included; what was repeated after a loss counts once."""
+    def start(self, gan: GAN, nimg: int) -> None:
+        """Training is about to start or continue at ``nimg`` images."""
+
+    def say(self, text: str) -> None:
+        """Print a message once, not on every rank."""
+
+    def warn(self, kind: str, text: str) -> None:
+        """Log a warning to stderr and MLflow, where ``kind`` groups warnings."""
+
+    def tick(self, values: dict[str, float], nimg: int) -> None:
+        """Log means since the last tick."""
+
+    def samples(self, gan: GAN, nimg: int) -> None:
+        """Log a grid of samples of the EMA generator."""
+
+    def evaluation(self, gan: GAN, position: Position, is_best: bool, share: float) -> None:
+        """Log ``position.last_metric``, just measured, and keep the EMA generator if it is the best so far.
+
+        Args:
+            share: part of the time since the start that evaluations took.
+        """
+
+    def save(self, gan: GAN, position: Position, rng: list[dict[str, Any]]) -> None:
+        """Start to save a checkpoint; ``rng`` is the random state of each rank."""
+
+    def finish(self) -> None:
+        """Wait until everything is saved. Raises UserError if that is impossible."""
 
 
-def generate(gan: GAN, seeds: Sequence[int], average: bool = True) -> Tensor:
-    """Pictures of ``seeds`` by the average generator or the live one, rounded like a saved file: uint8
-    ``[n, 3, size, size]``; see ``GAN.draw``."""
-    z = torch.from_numpy(latents(seeds, gan.generator.z_dim)).to(gan.device)
-    return ((gan.draw(z, average).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-class Recorder:
-    """Rank 0's records of one training in its storage and in MLflow."""
+class Recorder(NullRecorder):
+    """Rank 0's recorder: writes to the run's storage and to MLflow."""
 
     def __init__(self, manifest: Manifest, storage: Storage, tracker: Tracker, run_id: str | None) -> None:
         self.manifest, self.storage, self.tracker, self.run_id = manifest, storage, tracker, run_id
-        self.saver = Saver(storage, lambda problem: self.note("save", problem))
+        self.saver = Saver(storage, lambda problem: self.warn("save", problem))
+        self.gap = CriticGap(manifest)
+        self.nimg = 0
+        self.started_at, self.started = 0, time.perf_counter()
 
     def start(self, gan: GAN, nimg: int) -> None:
-        """Before the first step: forget what lies beyond ``nimg``, picture the reals and the initial fakes."""
         self.total = gan.config.kimg * 1000
-        self.began, self.began_at, self.nimg = time.perf_counter(), nimg, nimg
-        self.gap = CriticGap(self.manifest)
+        self.nimg = self.started_at = nimg
+        self.started = time.perf_counter()
         self.tracker.rewind(nimg)
         if nimg == 0:
             reals = torch.cat(list(itertools.islice(eval_images(self.manifest, "train", batch_size=64), 4)))
             if path := self._keep("reals.png", _grid(reals[: gan.config.track.grid])):
                 self.tracker.log_artifact(path, "samples")
-            gan.settle_average()
-            self._log_samples(gan, nimg)
+            gan.recompute_ema_statistics()
+            self.samples(gan, nimg)
 
-    def note(self, kind: str, text: str) -> None:
-        """Tell people here and in MLflow of something out of the ordinary."""
+    def say(self, text: str) -> None:
+        say(text)
+
+    def warn(self, kind: str, text: str) -> None:
         say(f"warning: {text}")
         self.tracker.note(kind, text, self.nimg)
 
     def tick(self, values: dict[str, float], nimg: int) -> None:
-        """Log means since the last tick and print a line of progress."""
         self.nimg = nimg
-        self.saver.look()
+        self.saver.poll()
         self.tracker.log_scalars(values, nimg)
-        rate = (nimg - self.began_at) / (time.perf_counter() - self.began)
+        rate = (nimg - self.started_at) / (time.perf_counter() - self.started)
         left = max(self.total - nimg, 0) / rate
         say(
             f"kimg {nimg / 1000:8.2f}/{self.total / 1000:g}"
@@ -94,70 +107,57 @@ class Recorder:
             f"  left {_duration(left)}"
         )
 
-    def snapshot(self, gan: GAN, position: Position, values: dict[str, float]) -> None:
-        """Log a sample grid and, if ``values`` are there, the evaluation that has just been made; keep its generator
-        if it is the best."""
-        self._log_samples(gan, position.nimg)
-        if not values:
-            return
+    def samples(self, gan: GAN, nimg: int) -> None:
+        # The same seeds each time, so that the grids of a run show its progress.
+        image = _grid(generate(gan, range(gan.config.track.grid)))
+        if path := self._keep(f"samples/fakes_{nimg // 1000:06d}kimg.png", image):
+            self.tracker.log_grid("fakes", nimg, path)
+
+    def evaluation(self, gan: GAN, position: Position, is_best: bool, share: float) -> None:
         result, best = position.last_metric, position.best
         assert result is not None
         assert best is not None
         name, value = result["name"], result["value"]
         signs = {"diversity": result["diversity"], **self.gap(gan)}
-        self.tracker.log_scalars(values | {"speed/evaluation_seconds": result["seconds"]} | signs, position.nimg)
-        if best is result:
-            self.saver.keep_best(gan.ema.module.state_dict(), self._info(gan, best))
-        say(f"{name} {value:.2f}" + (" (best so far)" if best is result else f" (best {best['value']:.2f})"))
+        speed = {"speed/evaluation_seconds": result["seconds"], "speed/evaluation_share": share}
+        self.tracker.log_scalars({name: value, **speed, **signs}, position.nimg)
+        if is_best:
+            self.saver.keep_best(gan.ema.module.state_dict(), self._origin(gan, best))
+        say(f"{name} {value:.2f}" + (" (best so far)" if is_best else f" (best {best['value']:.2f})"))
         for warning in warnings(signs, gan.config, position.nimg):
-            self.note("quality", warning)
+            self.warn("quality", warning)
 
     def save(self, gan: GAN, position: Position, rng: list[dict[str, Any]]) -> None:
-        """Begin to save a checkpoint; ``rng`` is the random state of each rank."""
-        state = {
-            "nimg": position.nimg,
-            "config": gan.config.to_dict(),
-            "augment_p": float(gan.p),
-            **gan.state_dict(),
-            "rng": rng,
-            "best": position.best,
-            "last_metric": position.last_metric,
-            "seconds": {"evaluated": position.evaluated, "trained": position.trained},
-            "run_id": self.run_id,
-            "dataset_digest": self.manifest.digest,
-        }
-        self.saver.save(position.nimg, state)
+        self.saver.save(position.nimg, save_state(gan, position, rng, self.run_id, self.manifest.digest))
 
-    def _info(self, gan: GAN, best: dict[str, Any]) -> dict[str, Any]:
+    def finish(self) -> None:
+        self.saver.finish()
+
+    def _origin(self, gan: GAN, metric: dict[str, Any]) -> dict[str, Any]:
+        """What the header of released weights says about them."""
         return {
             "recipe": gan.config.recipe,
-            "kimg": best["kimg"],
-            "metric": best,
+            "kimg": metric["kimg"],
+            "metric": metric,
             "run_id": self.run_id,
             "dataset_digest": self.manifest.digest,
             "config": gan.config.to_dict(),
         }
 
-    def _log_samples(self, gan: GAN, nimg: int) -> None:
-        """One grid of the same seeds each time, so that a series of grids shows the training."""
-        picture = _grid(generate(gan, range(gan.config.track.grid)))
-        if path := self._keep(f"samples/fakes_{nimg // 1000:06d}kimg.png", picture):
-            self.tracker.log_grid("fakes", nimg, path)
-
-    def _keep(self, name: str, picture: Image.Image) -> Path | None:
-        """Write a picture into the run's folder; None, and a note, if the disk does not take it."""
+    def _keep(self, name: str, image: Image.Image) -> Path | None:
+        """Write an image into the run's folder; None, with a warning, if the disk refuses it."""
         data = io.BytesIO()
-        picture.save(data, "PNG")
+        image.save(data, "PNG")
         try:
             self.storage.write(name, data.getvalue())
         except OSError as error:
-            self.note("save", f"{name} not kept in {self.storage.work} ({error.strerror})")
+            self.warn("save", f"{name} not kept in {self.storage.work} ({error.strerror})")
             return None
         return self.storage.work / name
 
 
-def _grid(pictures: Tensor) -> Image.Image:
-    return grid(np.ascontiguousarray(pictures.cpu().permute(0, 2, 3, 1).numpy()))
+def _grid(images: Tensor) -> Image.Image:
+    return grid(np.ascontiguousarray(images.cpu().permute(0, 2, 3, 1).numpy()))
 
 
 def _duration(seconds: float) -> str:
@@ -167,8 +167,8 @@ def _duration(seconds: float) -> str:
 
 
 def write_progress(run_dir: Path, longest: int = 640) -> list[Path]:
-    """Films of the sample grids of a run, in order, the last one shown longer: ``progress.gif``, and where PyAV is
-    installed ``progress.mp4``. Returns those that were written: none without a grid."""
+    """Animations of a run's sample grids in order, the last frame shown longer: ``progress.gif``, and where PyAV is
+    installed ``progress.mp4``. Returns the files written: none without a grid."""
     frames = []
     for path in sorted((run_dir / "samples").glob("fakes_*kimg.png")):
         with Image.open(path) as image:
@@ -177,7 +177,7 @@ def write_progress(run_dir: Path, longest: int = 640) -> list[Path]:
         frames.append(frame)
     if not frames:
         return []
-    durations = [_SHOWN_MS] * (len(frames) - 1) + [_LAST_SHOWN_MS]
+    durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]
     film = run_dir / "progress.gif"
     with atomic_path(film) as temporary:
         frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from catgan.command import UserError
 from trainer.checkpoints import checkpoint
+from trainer.checkpoints.state import _set_rng_state, rng_state
 from trainer.checkpoints.storage import Storage
 from trainer.config import Config, ModelConfig
 from trainer.models import build_generator
@@ -35,7 +36,7 @@ def save(gan: GAN, folder: Path) -> None:
         "run_id": "r",
         "dataset_digest": "d",
     }
-    state = {"nimg": 8, "config": gan.config.to_dict(), "rng": [checkpoint.rng_state(gan.device)], **gan.state_dict()}
+    state = {"nimg": 8, "config": gan.config.to_dict(), "rng": [rng_state(gan.device)], **gan.state_dict()}
     Storage(folder.parent).save(folder.name, checkpoint.encode(state | extra))
 
 
@@ -57,9 +58,9 @@ def test_round_trip_restores_everything(tmp_path: Path):
 
 
 def test_random_state_round_trip():
-    state = checkpoint.rng_state(torch.device("cpu"))
+    state = rng_state(torch.device("cpu"))
     first = torch.rand(3)
-    checkpoint.set_rng_state(state, torch.device("cpu"))
+    _set_rng_state(state, torch.device("cpu"))
     assert torch.equal(torch.rand(3), first)
 
 
@@ -131,14 +132,14 @@ def test_only_damage_makes_the_checkpoint_before_the_newest(tmp_path: Path):
     save(trained(0), older)
     forge(newer, b"", format_version=99)
     with pytest.raises(UserError, match="version 99"):
-        Storage(tmp_path).newest()
+        Storage(tmp_path).latest()
     forge(newer, b"not what was written", sha256="")
-    assert Storage(tmp_path).newest()[0] == older.name
+    assert Storage(tmp_path).latest()[0] == older.name
     (newer / "state.pt").unlink()
-    assert Storage(tmp_path).newest()[0] == older.name
+    assert Storage(tmp_path).latest()[0] == older.name
     (newer / "state.pt").mkdir()  # stands for a disk that does not answer
     with pytest.raises(UserError, match=f"{newer.name} cannot be read"):
-        Storage(tmp_path).newest()
+        Storage(tmp_path).latest()
 
 
 def test_generators_come_from_weights_runs_and_checkpoints(tmp_path: Path):

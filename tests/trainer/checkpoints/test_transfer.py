@@ -8,6 +8,7 @@ import torch
 
 from catgan.command import UserError
 from trainer.checkpoints import checkpoint
+from trainer.checkpoints.state import rng_state
 from trainer.checkpoints.storage import Storage
 from trainer.checkpoints.transfer import init_from
 from trainer.config import Config, ModelConfig
@@ -25,7 +26,7 @@ def saved(config: Config, folder: Path) -> GAN:
         for p in module.parameters():
             torch.nn.init.normal_(p)
     extra = {"best": None, "last_metric": None, "run_id": "r", "dataset_digest": "d"}
-    state = {"nimg": 4000, "config": config.to_dict(), "rng": [checkpoint.rng_state(CPU)], **gan.state_dict()}
+    state = {"nimg": 4000, "config": config.to_dict(), "rng": [rng_state(CPU)], **gan.state_dict()}
     Storage(folder.parent).save(folder.name, checkpoint.encode(state | extra))
     return gan
 

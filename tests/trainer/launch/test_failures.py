@@ -4,7 +4,6 @@ import errno
 import os
 import resource
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,9 @@ from trainer.config import EvalConfig, LoaderConfig, StopConfig
 from trainer.data.manifest import Manifest
 from trainer.distributed.context import LocalContext
 from trainer.launch import worker as launch
-from trainer.loop import Allowance, Run, train
+from trainer.loop import Run, train
 from trainer.step import GAN
-from trainer.tracking.recorder import Position, Recorder
+from trainer.tracking.recorder import Recorder
 
 
 class Watch(Notes):
@@ -83,9 +82,9 @@ def test_sigterm_is_heeded_and_a_second_one_obeyed():
     context = LocalContext()
     with launch._on_sigterm(context.stop):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert context.notice() == "stop"
+        assert context.request() == "stop"
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert LocalContext().notice() is None
+    assert LocalContext().request() is None
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_both_are_named(manifest: Manifest, tmp_path: Path, capsys):
@@ -221,39 +220,17 @@ def test_each_rollback_halves_the_rates_that_diverged(manifest: Manifest, tmp_pa
     assert scales == [0.5, 0.25]
 
 
-def test_evaluations_keep_to_their_share_of_the_time(monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-    position = Position()
-    evaluated = []
-    for snapshot in range(100):
-        if snapshot % 7 == 0:  # the training is continued, perhaps elsewhere, a day later
-            now += 86_400.0
-            allowance = Allowance(0.1, position)
-        now += 10.0
-        if allowance.allows():
-            evaluated.append(snapshot)
-            now += 5.0
-            position.last_metric = {"seconds": 5.0}
-            share = allowance.spend(5.0)
-            assert share <= 0.1 or len(evaluated) == 1, "what the first one costs is not known before"
-        allowance.look()
-    assert evaluated[0] == 0
-    assert len(evaluated) == pytest.approx(0.1 * position.trained / 5.0, abs=1)
-    assert position.trained == pytest.approx(10.0 * 100 + 5.0 * len(evaluated))
-    always = Allowance(1.0, Position())
-    now += 1e9
-    always.spend(1e9)
-    assert always.allows()
-
-
-def test_snapshots_without_an_evaluation_are_checkpoints_all_the_same(manifest: Manifest, tmp_path: Path):
-    frugal = replace(CONFIG, eval=EvalConfig(extractor="efflite0", num=16, budget=1e-9))
-    run(frugal, manifest, tmp_path, notes := Notes())
-    measured = [nimg for nimg, values in notes.points if "fd16_efflite0" in values]
-    assert measured == [64, 192], "the first, and the last in any case"
-    assert notes.grids == [0, 64, 128, 192]
-    assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(n) for n in (128, 192)]
+def test_evaluation_interval_skips_evaluations_but_no_checkpoints(manifest: Manifest, tmp_path: Path):
+    config = replace(CONFIG, kimg=0.32, eval=EvalConfig(extractor="efflite0", num=16, every=2))
+    run(replace(config, kimg=0.192), manifest, tmp_path / "parts", parts := Notes())
+    run(config, manifest, tmp_path / "parts", parts)
+    run(config, manifest, tmp_path / "whole", whole := Notes())
+    for notes, expected in ((whole, [128, 256, 320]), (parts, [128, 192, 256, 320])):
+        evaluated = [(nimg, values) for nimg, values in notes.points if "fd16_efflite0" in values]
+        assert [nimg for nimg, _ in evaluated] == expected, "every second snapshot, and the last of each training"
+        assert all(0 < values["speed/evaluation_share"] < 1 for _, values in evaluated)
+        assert notes.grids == [0, 64, 128, 192, 256, 320]
+    assert [p.name for p in checkpoint.find_all(tmp_path / "whole")] == [checkpoint.folder_name(n) for n in (256, 320)]
 
 
 def test_the_best_by_another_measure_is_not_the_best(manifest: Manifest, tmp_path: Path):

@@ -20,7 +20,7 @@ class Memory:
         for batches, value in ((seen, 1.0), (unseen, trust)):
             self.values |= {image.sum().item(): value for batch in batches for image in batch}
 
-    def judge(self, images: torch.Tensor) -> torch.Tensor:
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
         return torch.tensor([self.values[image.sum().item()] for image in images])
 
 
@@ -28,8 +28,8 @@ class Memory:
 def test_the_gap_is_the_share_of_trust_that_unseen_pictures_lack(shards: Path, monkeypatch, trust: float):
     gap = CriticGap(Manifest.load(shards))
     gan = GAN(tiny("dcgan"), torch.device("cpu"))
-    monkeypatch.setattr(gan, "judge_fakes", lambda z: torch.zeros(len(z)))
-    monkeypatch.setattr(gan, "judge", Memory(gap.batches["train"], gap.batches["val"], trust).judge)
+    monkeypatch.setattr(gan, "fake_logits", lambda z: torch.zeros(len(z)))
+    monkeypatch.setattr(gan, "logits", Memory(gap.batches["train"], gap.batches["val"], trust).logits)
     found = gap(gan)
     assert found["d/train"] == pytest.approx(1.0)
     assert found["d/val"] == pytest.approx(trust)
@@ -39,8 +39,8 @@ def test_the_gap_is_the_share_of_trust_that_unseen_pictures_lack(shards: Path, m
 def test_a_discriminator_that_knows_nothing_is_not_asked_what_it_remembers(shards: Path, monkeypatch):
     gap = CriticGap(Manifest.load(shards))
     gan = GAN(tiny("dcgan"), torch.device("cpu"))
-    monkeypatch.setattr(gan, "judge", lambda images: -torch.ones(len(images)))
-    monkeypatch.setattr(gan, "judge_fakes", lambda z: torch.zeros(len(z)))
+    monkeypatch.setattr(gan, "logits", lambda images: -torch.ones(len(images)))
+    monkeypatch.setattr(gan, "fake_logits", lambda z: torch.zeros(len(z)))
     assert gap(gan) == {"d/train": -1.0, "d/val": -1.0}
 
 

@@ -1,0 +1,107 @@
+"""Generator, discriminator and the generator's EMA: what a GAN consists of, and sampling from it."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import Config
+from trainer.ema import EMA
+from trainer.models import AtLevel, Discriminator, Generator, build_discriminator, build_generator, resize_to_level
+
+_EMA_LATENTS, _EMA_BATCH = 1024, 64  # for the batch-norm statistics of the EMA generator
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware (AVX512-BF16 or AMX on CPUs), so that autocast pays off."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class Networks:
+    """The two networks and the EMA, on ``device``, at the resolution that ``set_level`` chose last.
+
+    ``generator`` and ``discriminator`` are the bare modules, without DistributedDataParallel: state dicts come from
+    them.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.generator: Generator = _place(build_generator(config.model), device)
+        self.discriminator: Discriminator = _place(build_discriminator(config.model), device)
+        self.ema = EMA(self.generator, config.ema.half_life_kimg * 1000, config.ema.ramp)
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and native_bf16(device))
+        self.set_level(0)
+
+    def set_level(self, nimg: int) -> None:
+        """Set the resolution of progressive networks at ``nimg`` images; ``growth`` is their further argument."""
+        c = self.config
+        self.growth = {"level": c.grow.level(nimg, c.model.size)} if self.generator.grows else {}
+
+    def recompute_ema_statistics(self) -> None:
+        """Recompute the EMA generator's batch-norm statistics, on 1,024 latents that are always the same. Call it
+        before sampling from, evaluating or saving the EMA."""
+        random = torch.Generator().manual_seed(0)
+        z_dim = self.config.model.z_dim
+        batches = (
+            torch.randn(_EMA_BATCH, z_dim, generator=random).to(self.device) for _ in range(_EMA_LATENTS // _EMA_BATCH)
+        )
+        self.ema.recompute_statistics(batches, **self.growth)
+
+    @torch.no_grad()
+    def sample(self, z: Tensor, raw: bool = False) -> Tensor:
+        """Images float ``[n, 3, size, size]``, nominally in [-1, 1], of latents ``[n, z_dim]``, by the EMA generator
+        (``recompute_ema_statistics`` first) or the raw one, with batch norm's running statistics."""
+        generator = self.generator if raw else self.ema.module
+        generator.eval()
+        images = (AtLevel(generator, **self.growth) if self.growth else generator)(z)
+        self.generator.train()
+        return images
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits ``[n]`` of images ``[n, 3, size, size]``, uint8 or in [-1, 1], without augmentation and with batch
+        norm's running statistics; the discriminator does not change."""
+        images = to_float(images.to(self.device))
+        return self._eval_logits(resize_to_level(images, **self.growth) if self.growth else images)
+
+    @torch.no_grad()
+    def fake_logits(self, z: Tensor) -> Tensor:
+        """Logits ``[n]`` of the raw generator's images of latents ``[n, z_dim]``, both with running statistics."""
+        self.generator.eval()
+        fakes = self.autocast(self.generator, z).float()
+        self.generator.train()
+        return self._eval_logits(fakes)
+
+    def _eval_logits(self, images: Tensor) -> Tensor:
+        self.discriminator.eval()
+        (logits,) = self.autocast(self.discriminator, images)
+        self.discriminator.train()
+        return logits
+
+    def autocast(self, module: nn.Module, *inputs: Tensor) -> Any:
+        """``module`` on ``inputs`` at the current level, in bf16 where that pays off. Returns what the module does."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return module(*inputs, **self.growth)
+
+    def is_finite(self) -> bool:
+        """Whether all weights of both networks are; waits for the device."""
+        weights = (*self.generator.parameters(), *self.discriminator.parameters())
+        return bool(torch.stack(torch._foreach_norm(list(weights))).isfinite().all().item())
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images as float in [-1, 1]; float ones as they are."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+
+
+def _place(module: M, device: torch.device) -> M:
+    """On the device, in the memory layout that convolutions are fastest in."""
+    module.to(device)
+    module.to(memory_format=torch.channels_last)
+    return module

@@ -1,0 +1,18 @@
+"""Images of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from infer.latents import latents
+from trainer.networks import Networks
+
+
+def generate(networks: Networks, seeds: Sequence[int], raw: bool = False) -> Tensor:
+    """Images of ``seeds`` by the EMA generator or the raw one, rounded like a saved file: uint8 ``[n, 3, size, size]``;
+    see ``Networks.sample``."""
+    z = torch.from_numpy(latents(seeds, networks.generator.z_dim)).to(networks.device)
+    return ((networks.sample(z, raw).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
