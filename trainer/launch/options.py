@@ -1,24 +1,23 @@
-"""The command line of ``trainer/run.py``: a recipe's name, then options that change its values."""
+"""The command line of ``trainer/run.py``: the name of a recipe, then options that change its values."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
-import itertools
 import re
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 
 import tyro
 
 from catgan.command import UserError
-from trainer.config import Config
+from trainer.config import Config, Schedule
 
 
 @dataclass(frozen=True)
 class Options(Config):
-    """A configuration and what surrounds it."""
+    """A configuration, and where and how to train with it."""
 
     recipe: tyro.conf.Suppress[str] = ""
     data: str | None = None
@@ -26,17 +25,17 @@ class Options(Config):
     out: str | None = None
     """Folder for runs; default: out/runs, in a Ray job ~/catgan/runs."""
     name: str | None = None
-    """Name of the run; an existing one is continued. Default: recipe, time and a random tail."""
+    """Name of the run; a run of this name is continued. Default: recipe, time and random digits."""
     workers: str | None = None
-    """0: in this process, without Ray. N: so many workers of Ray Train. MIN:MAX: elastic. Default: GPUs, else 1."""
+    """0: train in this process, without Ray. N: N Ray Train workers. MIN:MAX: elastic. Default: one per GPU, else 1."""
     resume: str = "auto"
-    """auto: continue the run of this name if it has checkpoints. never: refuse to. PATH: begin a new run at that
-    checkpoint."""
+    """auto: continue the run of this name if it has checkpoints. never: exit with an error if it has. PATH: start a new
+    run from the checkpoint at PATH."""
     init_from: str | None = None
-    """Begin a new run with the weights of this run, checkpoint or .safetensors file: layers that fit, also across
-    sizes."""
+    """Initialise a new run with the weights of this run, checkpoint or .safetensors file. Layers that do not fit keep
+    their random weights, so the sizes may differ."""
     dry_run: bool = False
-    """Print the resolved configuration and what would happen, and touch nothing."""
+    """Print the resolved configuration and the plan of the training, write nothing."""
 
     def config(self) -> Config:
         """The configuration alone."""
@@ -44,15 +43,15 @@ class Options(Config):
 
 
 def split_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
-    """A leading word without dashes is the recipe."""
+    """The recipe's name, which is the first word unless that begins with a dash, and the remaining words."""
     if argv and not argv[0].startswith("-"):
         return argv[0], argv[1:]
     return None, argv
 
 
 def value_of(argv: list[str], option: str) -> str | None:
-    """The value given for ``option``; needed of ``--data`` before the rest can be parsed, since the size of the
-    pictures may choose the recipe."""
+    """The value given for ``option``. Reads ``--data`` before the rest is parsed: the size of the images selects the
+    recipe, and the recipe has the default values of all options."""
     for i, word in enumerate(argv):
         if word == option and i + 1 < len(argv):
             return argv[i + 1]
@@ -62,46 +61,32 @@ def value_of(argv: list[str], option: str) -> str | None:
 
 
 def parse(argv: list[str], recipe: Config, description: str) -> Options:
-    """``argv`` over ``recipe``'s values.
+    """Parse ``argv`` with the values of ``recipe`` as defaults. ``--help`` prints the help and exits.
 
     Raises:
-        UserError: one line with every unknown option and every unusable value.
+        UserError: an unknown option or an unusable value.
     """
-    if "-h" in argv or "--help" in argv:
-        _cli(argv, recipe, description)
-    try:
-        return _quiet(argv, recipe)
-    except UserError as first:
-        # tyro stops at the first mistake; each option by itself shows the others.
-        found, names = [], _option_names(recipe)
-        for group in _groups(argv):
-            name = group[0].partition("=")[0].replace("_", "-")
-            if name.startswith("--") and name not in names:
-                found.append(f"there is no option {name}{_meant(name, names)}")
-                continue
-            try:
-                _quiet(group, recipe)
-            except UserError as error:
-                found.append(str(error))
-        raise UserError("; ".join(dict.fromkeys(found or [str(first)])) + "; --help lists the options") from None
-
-
-def _option_names(recipe: Config) -> list[str]:
-    """All options, as the help spells them: a switch that the recipe has on is called --no-..."""
+    cli = partial(
+        tyro.cli,
+        Options,
+        prog="run.py [RECIPE]",
+        description=description,
+        args=_expand_constants(argv, recipe),
+        default=Options(**{f.name: getattr(recipe, f.name) for f in fields(Config)}),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    if any(word in ("-h", "--help") or word.startswith("--tyro-") for word in argv):  # prints and exits
+        return cli()
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        _cli(["--help"], recipe, "")
-    return sorted(set(re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", printed.getvalue())))
-
-
-def _meant(name: str, names: list[str]) -> str:
-    """Words that name the options that ``name`` may be a slip for: spelled like it, or with its last part."""
-    if name == "--recipe":
-        return " (the recipe is the first word, without dashes)"
-    last = {option.rpartition(".")[2].lstrip("-"): option for option in names}
-    near = difflib.get_close_matches(name, names, 2, 0.75)
-    near += [last[part] for part in difflib.get_close_matches(name.rpartition(".")[2].lstrip("-"), last, 1, 0.85)]
-    return f" (did you mean {' or '.join(dict.fromkeys(near))}?)" if near else ""
+    try:
+        # Without a terminal, tyro draws its boxes as plain text: sections between rules of dashes.
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            return cli()
+    except SystemExit:
+        title, message, *hints = re.split(r"\n *-{3,} *\n", printed.getvalue())
+        similar = re.findall(r"^ {6}(--\S+)", "\n".join(hints), re.MULTILINE) if "Unrecognized" in title else []
+        meant = f"; did you mean {' or '.join(similar)}?" if similar else ""
+        raise UserError(f"{' '.join(message.split()).rstrip('.')}{meant}; --help lists the options") from None
 
 
 def parse_workers(text: str) -> int | tuple[int, int]:
@@ -119,43 +104,42 @@ def parse_workers(text: str) -> int | tuple[int, int]:
     raise UserError(f"--workers {text}: give N, 0 or more, or MIN:MAX with 1 <= MIN <= MAX")
 
 
-def _cli(argv: list[str], recipe: Config, description: str) -> Options:
-    values: dict[str, Any] = {f.name: getattr(recipe, f.name) for f in fields(Config)}
-    return tyro.cli(
-        Options,
-        prog="run.py [RECIPE]",
-        description=description,
-        args=argv,
-        default=Options(**values),
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+def schedules(config: Config) -> dict[str, Schedule]:
+    """Every schedule of a configuration, by the name of its option, such as ``--optim.g-lr``."""
+
+    def walk(values: object, prefix: str) -> Iterator[tuple[str, Schedule]]:
+        for f in fields(values):  # type: ignore[arg-type]
+            name, value = f"{prefix}{f.name.replace('_', '-')}", getattr(values, f.name)
+            if isinstance(value, Schedule):
+                yield name, value
+            elif is_dataclass(value):
+                yield from walk(value, f"{name}.")
+
+    return dict(walk(config, "--"))
 
 
-def _quiet(argv: list[str], recipe: Config) -> Options:
-    """Parse; a mistake becomes a ``UserError`` with the first sentence of tyro's box."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return _cli(argv, recipe, "")
-    except SystemExit:
-        raise UserError(_first_paragraph(printed.getvalue())) from None
+def _expand_constants(argv: list[str], recipe: Config) -> list[str]:
+    """Replace ``--optim.g-lr 1e-4``, or any other schedule given as one number, by its ``.start``, ``.end`` and
+    ``.kimg``.
 
-
-def _first_paragraph(box: str) -> str:
-    """The sentence in one of tyro's boxes: what stands between its title and the next rule."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│| ") for line in text.splitlines()[1:]]
-    is_rule = [not any(c.isalnum() for c in line) for line in lines]
-    body = itertools.dropwhile(lambda pair: pair[1], zip(lines, is_rule, strict=True))
-    return " ".join(line for line, _ in itertools.takewhile(lambda pair: not pair[1], body))
-
-
-def _groups(argv: list[str]) -> list[list[str]]:
-    """``argv`` cut before each option."""
-    groups: list[list[str]] = []
-    for word in argv:
-        if word.startswith("--") or not groups:
-            groups.append([word])
-        else:
-            groups[-1].append(word)
-    return groups
+    Raises:
+        UserError: the value of a schedule is not a number.
+    """
+    names = schedules(recipe)
+    expanded: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name not in names:
+            expanded.append(word)
+            continue
+        value = value if equals else next(words, "")
+        try:
+            float(value)
+        except ValueError:
+            raise UserError(
+                f"{name} {value!r}: give a number, or {name}.start, {name}.end and {name}.kimg for a ramp"
+            ) from None
+        expanded += [f"{name}.start={value}", f"{name}.end={value}", f"{name}.kimg=0"]
+    return expanded
