@@ -171,7 +171,7 @@ def test_a_new_run_begins_with_given_weights(manifest: Manifest, tmp_path: Path,
     assert parameters
     assert all(torch.allclose(a["ema"][n], b["generator"][n], rtol=0, atol=1e-12) for n in parameters)
     assert b["nimg"] == 64
-    assert "taken over" in capsys.readouterr().err
+    assert "of the values) loaded" in capsys.readouterr().err
 
 
 def test_what_a_run_leaves_behind(manifest: Manifest, tmp_path: Path):

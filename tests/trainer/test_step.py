@@ -156,7 +156,7 @@ def _rank(rank: int, world_size: int, port: int, folder: str) -> None:
         "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size, timeout=timedelta(seconds=300)
     )
     # Two ranks add up in shared memory, four as those of several machines do.
-    with mock.patch("trainer.distributed.shared_sums._meet", return_value=None) if world_size == 4 else nullcontext():
+    with mock.patch("trainer.distributed.shared_sums._open", return_value=None) if world_size == 4 else nullcontext():
         for name, c in CASES.items():
             torch.save(two_steps(c, rank, world_size), Path(folder) / f"{name}.{rank}.pt")
     if world_size == 2:

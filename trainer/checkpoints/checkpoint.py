@@ -1,10 +1,9 @@
-"""What is kept of a training: checkpoints to continue from, and the generator's weights to use.
+"""Checkpoint files, and released generator weights.
 
-A checkpoint is a folder ``checkpoint_<nimg>``. Its ``state.pt`` holds both networks, the average, both optimisers,
-the position in images, the augmentation's strength, each rank's random state, the best metric, the configuration and
-the MLflow run: tensors and plain values only, read with ``weights_only=True``. ``checkpoint.json`` has the length and
-SHA-256 of ``state.pt`` and is written last, so that what was cut off or damaged is known for what it is.
-Released weights are safetensors whose header carries the configuration and where they come from.
+A checkpoint is a folder ``checkpoint_<nimg>``. Its ``state.pt`` holds the state of ``checkpoints.state``: tensors and
+plain values only, read with ``weights_only=True``. ``checkpoint.json`` has the length and SHA-256 of ``state.pt`` and
+is written last, so that incomplete and damaged checkpoints are detected. Released weights are safetensors whose header
+carries the configuration and the origin.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _FOLDER = re.compile(PREFIX + r"\d{9,}")
 
 
 class Damaged(UserError):
-    """A checkpoint whose files are not what was written."""
+    """A checkpoint whose files are incomplete or corrupted."""
 
 
 def folder_name(nimg: int) -> str:
@@ -57,18 +56,18 @@ def find_all(run_dir: Path) -> list[Path]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether ``folder`` holds a checkpoint that was written to its end."""
+    """Whether ``folder`` holds a completely written checkpoint."""
     return (folder / _LAST).is_file()
 
 
 def is_last_file(name: str) -> bool:
-    """Whether ``name``, from the run's folder on, is the file that completes a checkpoint."""
+    """Whether ``name``, relative to the run's folder, is the last file of a checkpoint."""
     folder, _, file = name.partition("/")
     return file == _LAST and _FOLDER.fullmatch(folder) is not None
 
 
 def encode(state: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of a checkpoint with this state, in the order in which they are to be written."""
+    """The files of a checkpoint with this state, in the order to write them."""
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
     data = buffer.getvalue()
@@ -77,7 +76,7 @@ def encode(state: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def decode(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
-    """The state in the files of the checkpoint ``where``, on the CPU.
+    """The state in the files of the checkpoint at ``where``, on the CPU.
 
     Raises:
         Damaged: it is broken.
@@ -105,7 +104,7 @@ def load(folder: Path) -> dict[str, Any]:
 
     Raises:
         Damaged: it is broken.
-        UserError: no checkpoint there, one of another format version, or one that cannot be read at present.
+        UserError: no checkpoint there, another format version, or the disk does not answer.
     """
     if not is_checkpoint(folder):
         raise UserError(f"{folder} is not a checkpoint (no {_LAST} in it)")
@@ -154,7 +153,7 @@ def holds_weights(path: Path) -> bool:
 
 
 def _released(path: Path) -> list[Path]:
-    """Released weights at ``path``: itself, or what a run or its ``best`` folder keeps."""
+    """Released weights at ``path``: the file itself, or those of a run or its ``best`` folder."""
     if path.suffix == ".safetensors":
         return [path] if path.is_file() else []
     return [p for p in (path / "gen.safetensors", path / "best" / "gen.safetensors") if p.is_file()]
@@ -192,7 +191,7 @@ def _from_checkpoint(folder: Path) -> tuple[Generator, dict[str, Any]]:
 
 
 def _generator(info: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Generator:
-    """One that grows draws as it did at its position, which may be before it was fully grown."""
+    """The generator with its weights; a progressive one at the resolution it had reached."""
     config = Config.from_dict(info["config"])
     generator = build_generator(config.model)
     generator.load_state_dict(tensors)

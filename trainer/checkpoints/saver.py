@@ -15,20 +15,19 @@ from trainer.checkpoints.storage import Storage
 
 BEST = "best/gen.safetensors"
 
-_LAST_TRIES = 3
+_FINAL_TRIES = 3
 _PAUSE = 5.0  # seconds between them
 
 
 class Saver:
-    """Saves in a thread of its own, one checkpoint at a time.
+    """Saves checkpoints in a thread, one at a time, and keeps the two latest.
 
-    A disk that is full or a bucket that refuses stops nothing: the last good checkpoint stays, ``complain`` is told
-    (in the thread that calls ``save``, ``poll`` or ``finish``), and the next save tries again. The two newest
-    checkpoints are kept.
+    A full disk or a bucket that refuses does not stop the training: the last good checkpoint stays, ``warn`` is called
+    (in the thread that calls ``save``, ``poll`` or ``finish``), and the next save tries again.
     """
 
-    def __init__(self, storage: Storage, complain: Callable[[str], None]) -> None:
-        self._storage, self._complain = storage, complain
+    def __init__(self, storage: Storage, warn: Callable[[str], None]) -> None:
+        self._storage, self._warn = storage, warn
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._job: Future[None] | None = None
         self._best: tuple[dict[str, Tensor], dict[str, Any]] | None = None
@@ -36,36 +35,38 @@ class Saver:
         self._kept: str | None = None
 
     def save(self, nimg: int, state: dict[str, Any]) -> None:
-        """Keep ``state`` as the checkpoint at ``nimg`` images. Returns once it is copied, or if the save before is
-        not done yet, when that is."""
+        """Save ``state`` as the checkpoint at ``nimg`` images. Returns when it is copied to main memory; waits for the
+        save before."""
         self._collect()
         self._unsaved = nimg, _copy(state)
         self._job = self._thread.submit(self._run)
 
     def keep_best(self, weights: dict[str, Tensor], info: dict[str, Any]) -> None:
-        """Write these weights as the run's best generator, along with the next checkpoint."""
+        """Write these weights as the run's best generator with the next checkpoint."""
         self._collect()
         self._best = _copy(weights), info
 
     def poll(self) -> None:
-        """Complain of a save that has failed in the meantime."""
+        """Warn of a save that has failed meanwhile."""
         if self._job is not None and self._job.done():
             self._collect()
 
     def finish(self) -> None:
-        """Wait until all is kept.
+        """Wait until everything is saved.
 
         Raises:
-            UserError: it cannot be, in spite of some tries.
+            UserError: it failed several times.
         """
-        for left in range(_LAST_TRIES - 1, -1, -1):
+        for left in range(_FINAL_TRIES - 1, -1, -1):
             self._collect()
             if self._unsaved is None:
                 return
             if left:
                 time.sleep(_PAUSE)
                 self._job = self._thread.submit(self._run)
-        raise UserError(f"the last checkpoint cannot be kept in {self._storage.location}; make room, then run it again")
+        raise UserError(
+            f"the last checkpoint cannot be saved in {self._storage.location}; make room, then run it again"
+        )
 
     def _run(self) -> None:
         assert self._unsaved is not None
@@ -73,22 +74,22 @@ class Saver:
         if self._best is not None:
             self._storage.write(BEST, checkpoint.encode_generator(*self._best))
             self._best = None
-        # First what belongs to this position: a checkpoint says that all up to it is kept.
+        # The run's other files first: a checkpoint implies that everything up to its position is saved.
         self._storage.push()
         self._storage.save(checkpoint.folder_name(nimg), checkpoint.encode(state))
         self._kept, self._unsaved = checkpoint.folder_name(nimg), None
         self._prune(nimg)
 
     def _prune(self, nimg: int) -> None:
-        """Beyond ``nimg`` lies what could not be read when this training was continued."""
+        """Delete all but the latest checkpoints, and those beyond ``nimg``, which were unreadable at resume."""
         names = self._storage.checkpoints()
         keep = [name for name in names if checkpoint.position(name) <= nimg][-checkpoint.NUM_TO_KEEP :]
         for name in set(names) - set(keep):
             self._storage.remove(name)
-        self._storage.sweep()
+        self._storage.remove_incomplete()
 
     def _collect(self) -> None:
-        """Wait for the save that is going on."""
+        """Wait for the save in progress."""
         if self._job is None:
             return
         job, self._job = self._job, None
@@ -97,16 +98,16 @@ class Saver:
         except (OSError, UserError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             if self._unsaved is None:
-                self._complain(f"older checkpoints stay in {self._storage.location} ({reason}) until the next is kept")
+                self._warn(f"older checkpoints stay in {self._storage.location} ({reason}) until the next is saved")
                 return
-            self._complain(
-                f"checkpoint not kept in {self._storage.location} ({reason}); training goes on with "
+            self._warn(
+                f"checkpoint not saved in {self._storage.location} ({reason}); training continues with "
                 f"{self._kept or 'what was there before'} as the last good one, and tries again at the next"
             )
 
 
 def _copy(value: Any) -> Any:
-    """``value`` with its tensors copied to main memory, since training goes on changing them."""
+    """``value`` with its tensors copied to main memory, since training continues to change them."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,8 +1,7 @@
-"""Where a run lies: in a folder of this machine or of a disk that the nodes share, or in a bucket.
+"""Where a run is stored: a local or shared folder, or a bucket.
 
-What makes pictures, databases and ONNX files wants paths, so a run in a bucket has a copy of its files on the machine
-that works on them; ``pull`` and ``push`` keep the two in step. Checkpoints go straight to the bucket, since the next
-machine that needs one may be another.
+Images, SQLite and ONNX files need paths, so a run in a bucket has a local copy of its files, which ``pull`` and
+``push`` synchronise. Checkpoints go directly to the bucket, since another machine may need them next.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from catgan.files import atomic_write, cache_dir
 from catgan.location import filesystem, is_url, join, retry
 from trainer.checkpoints import checkpoint
 
-_HIDDEN = "."  # what begins with it is half-written, or concerns this machine only
+_HIDDEN = "."  # prefix of partial files and of those that concern this machine only
 
 
 class Storage:
     """A run's folder on this machine.
 
-    Attributes: ``location``, by which users know it; ``work``, the folder with the run's files.
+    Attributes: ``location``, the path or URL that users see; ``work``, the local folder with the run's files.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -35,7 +34,7 @@ class Storage:
 
     @property
     def name(self) -> str:
-        """The run's."""
+        """The run's name."""
         return self.location.rpartition("/")[2]
 
     def join(self, name: str) -> str:
@@ -43,19 +42,19 @@ class Storage:
         return join(self.location, name)
 
     def make(self) -> None:
-        """Make the folder if need be.
+        """Create the folder if it does not exist.
 
         Raises:
-            UserError: it cannot be made or written.
+            UserError: it cannot be created or written.
         """
         try:
             self.work.mkdir(parents=True, exist_ok=True)
-            self.sweep()
+            self.remove_incomplete()
         except OSError as error:
-            raise UserError(f"cannot make {self.work} ({error.strerror}); give another --out") from error
+            raise UserError(f"cannot create {self.work} ({error.strerror}); give another --out") from error
 
     def checkpoints(self) -> list[str]:
-        """Names of the checkpoints that were written to their end, oldest first. Raises UserError."""
+        """Names of the complete checkpoints, oldest first. Raises UserError."""
         return [folder.name for folder in checkpoint.find_all(self.work)]
 
     def load(self, name: str) -> dict[str, Any]:
@@ -63,11 +62,11 @@ class Storage:
         return checkpoint.load(self.work / name)
 
     def latest(self) -> tuple[str, dict[str, Any]] | None:
-        """Name and state of the newest checkpoint that is not damaged; those that are, are passed over in words.
+        """Name and state of the latest checkpoint that is not damaged; damaged ones are skipped with a warning.
 
         Raises:
-            UserError: all are damaged, or one cannot be read for another reason. An older one would do for now, but
-                what follows it would replace the newer one.
+            UserError: all are damaged, or one cannot be read for another reason: continuing from an older one would
+                overwrite it.
         """
         names = self.checkpoints()
         for older, name in zip([*names[-2::-1], None], names[::-1], strict=False):
@@ -80,7 +79,7 @@ class Storage:
         return None
 
     def save(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Keep a checkpoint, all of it or nothing. Raises OSError."""
+        """Save a checkpoint atomically. Raises OSError."""
         beside = self.work / f"{_HIDDEN}{name}-{uuid.uuid4().hex}"
         try:
             beside.mkdir(parents=True)
@@ -92,43 +91,42 @@ class Storage:
             shutil.rmtree(beside, ignore_errors=True)
 
     def remove(self, name: str) -> None:
-        """Forget a checkpoint. Raises OSError."""
+        """Delete a checkpoint. Raises OSError."""
         going = (self.work / name).rename(self.work / f"{_HIDDEN}{name}-{uuid.uuid4().hex}")
         shutil.rmtree(going)
 
-    def sweep(self) -> None:
-        """Remove what cut-off saves and removals have left, while nothing is being saved. Raises OSError."""
+    def remove_incomplete(self) -> None:
+        """Delete the remains of interrupted saves and removals; only while nothing is being saved. Raises OSError."""
         for cut_off in self.work.glob(f"{_HIDDEN}{checkpoint.PREFIX}*"):
             shutil.rmtree(cut_off)
 
     def write(self, name: str, data: bytes) -> None:
-        """Replace a file of the run, in ``work``. Raises OSError."""
+        """Replace a file in ``work`` atomically. Raises OSError."""
         path = self.work / name
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, data)
 
     def pull(self) -> None:
-        """Bring the run's files here, checkpoints excepted. Raises OSError."""
+        """Download the run's files, without checkpoints, to ``work``. Raises OSError."""
 
     def push(self) -> None:
-        """Bring the run's files from here to where they are kept. Raises OSError."""
+        """Upload the run's files from ``work``. Raises OSError."""
 
 
 class Bucket(Storage):
-    """A run's folder in a bucket: ``path`` on the file system ``place``; ``work`` is its copy in this machine's
-    cache."""
+    """A run's folder in a bucket: ``path`` on the file system ``place``; ``work`` is its local copy in the cache."""
 
     def __init__(self, location: str) -> None:
         self.location = location.rstrip("/")
         self.place, self.path = filesystem(self.location)
         self.work = cache_dir() / "runs" / hashlib.sha256(self.location.encode()).hexdigest()[:16] / self.name
-        self._known: dict[str, tuple[int, int]] = {}  # size and time of change of files as they were brought last
+        self._known: dict[str, tuple[int, int]] = {}  # size and mtime of files at the last transfer
 
     def make(self) -> None:
         try:
             self.work.mkdir(parents=True, exist_ok=True)
             self._put(f"{_HIDDEN}writable", b"")
-            self.sweep()
+            self.remove_incomplete()
         except OSError as error:
             raise UserError(f"cannot write {self.location} ({error}); give another --out") from error
 
@@ -136,7 +134,7 @@ class Bucket(Storage):
         try:
             return sorted(name.partition("/")[0] for name in self._names() if checkpoint.is_last_file(name))
         except OSError as error:
-            raise UserError(f"cannot look into {self.location} ({error})") from error
+            raise UserError(f"cannot list {self.location} ({error})") from error
 
     def load(self, name: str) -> dict[str, Any]:
         where = join(self.location, name)
@@ -149,14 +147,14 @@ class Bucket(Storage):
         return checkpoint.decode(files, where)
 
     def save(self, name: str, files: Mapping[str, bytes]) -> None:
-        for file, data in files.items():  # in this order: with the last one the checkpoint exists
+        for file, data in files.items():  # in this order: the last one completes the checkpoint
             self._put(f"{name}/{file}", data)
 
     def remove(self, name: str) -> None:
         for file in reversed(checkpoint.FILES):
             self._remove(f"{name}/{file}")
 
-    def sweep(self) -> None:
+    def remove_incomplete(self) -> None:
         names = self._names()
         whole = {name.partition("/")[0] for name in names if checkpoint.is_last_file(name)}
         for name in names:
@@ -165,7 +163,7 @@ class Bucket(Storage):
                 self._remove(name)
 
     def pull(self) -> None:
-        """What has changed here since it was brought to the bucket stays: a killed process left it."""
+        """Local files that changed after their last transfer stay: a killed process did not upload them."""
         for name in self._names():
             here = self.work / name
             if name.startswith((_HIDDEN, checkpoint.PREFIX)) or self._is_changed(name, here):
@@ -174,7 +172,7 @@ class Bucket(Storage):
             self._known[name] = _stamp(here)
 
     def push(self) -> None:
-        # What is hidden may be gone the next moment, with whoever else works in this folder.
+        # Hidden files are temporary files of other processes.
         for path in sorted(p for p in self.work.rglob("*") if not p.name.startswith(_HIDDEN) and p.is_file()):
             name = path.relative_to(self.work).as_posix()
             stamp = _stamp(path)
@@ -184,14 +182,14 @@ class Bucket(Storage):
             self._known[name] = stamp
 
     def _is_changed(self, name: str, here: Path) -> bool:
-        """Whether the file ``here`` is another than was brought last, and newer than the bucket's ``name``."""
+        """Whether the file ``here`` changed after its last transfer and is newer than the bucket's ``name``."""
         if not here.is_file() or self._known.get(name) == _stamp(here):
             return False
         path = f"{self.path}/{name}"
         return retry(lambda: self.place.modified(path), path).timestamp() < here.stat().st_mtime
 
     def _names(self) -> list[str]:
-        """All objects of the run, from its folder on."""
+        """All objects of the run, relative to its folder."""
         found = retry(lambda: self.place.find(self.path), self.location)
         return [path.removeprefix(self.path).lstrip("/") for path in found]
 

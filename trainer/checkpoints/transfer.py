@@ -1,6 +1,7 @@
-"""Starting from what another training has learnt: layers that fit are taken over, the rest starts afresh.
+"""Transfer: initialise networks with the weights of another training, layer by layer where names and shapes match.
 
-Layers are named after the side of the map they work on, so that those of another resolution find their counterparts.
+Layers are named after the resolution they work at, so that networks of another size share the names of their common
+layers.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from trainer.step import GAN
 
 
 def init_from(gan: GAN, path: Path) -> str:
-    """Take over weights from a run's folder, a checkpoint or a ``.safetensors`` file.
+    """Initialise ``gan`` with the weights of a run's folder, a checkpoint or a ``.safetensors`` file.
 
-    A checkpoint gives both networks; a file of released weights the generator only. The generator becomes the average
-    generator of the source, and so does its average.
+    A checkpoint has both networks, released weights the generator only. Generator and EMA start from the source's EMA
+    weights.
 
     Returns:
-        What was taken over and what was not, for people.
+        A message about which layers were initialised.
 
     Raises:
-        UserError: nothing of the kind there, or no layer fits.
+        UserError: there are no weights at ``path``, or no layer fits.
     """
     report = []
     source = _source(path)
     for name, module in (("generator", gan.generator), ("discriminator", gan.discriminator)):
         if name not in source:
-            report.append(f"{name}: nothing in {path.name}, starts afresh")
+            report.append(f"{name}: nothing in {path.name}, is initialised at random")
             continue
-        report.append(f"{name}: {_take_over(module, source[name], path)}")
+        report.append(f"{name}: {_load_fitting(module, source[name], path)}")
     gan.ema.module.load_state_dict(gan.generator.state_dict())
     return "\n".join(report)
 
@@ -48,10 +49,10 @@ def _source(path: Path) -> dict[str, dict[str, Tensor]]:
     return {"generator": (generator.generator if isinstance(generator, AtLevel) else generator).state_dict()}
 
 
-def _take_over(module: nn.Module, source: dict[str, Tensor], path: Path) -> str:
+def _load_fitting(module: nn.Module, source: dict[str, Tensor], path: Path) -> str:
     own = module.state_dict()
     fitting = {n: source[n] for n, tensor in own.items() if n in source and source[n].shape == tensor.shape}
-    if all(tensor.ndim < 2 for tensor in fitting.values()):  # counters and biases fit anything
+    if all(tensor.ndim < 2 for tensor in fitting.values()):  # counters and biases would always fit
         raise UserError(
             f"--init-from {path}: no layer of it has the name and shape of one of this model's; give weights of the"
             " same architecture, with the same channels at the same sides of the maps"
@@ -60,9 +61,9 @@ def _take_over(module: nn.Module, source: dict[str, Tensor], path: Path) -> str:
     total, taken = (sum(t.numel() for t in tensors.values()) for tensors in (own, fitting))
     left = sorted(own.keys() - fitting.keys())
     unused = sorted(source.keys() - fitting.keys())
-    text = f"{len(fitting)} of {len(own)} tensors ({taken / total:.0%} of the values) taken over"
+    text = f"{len(fitting)} of {len(own)} tensors ({taken / total:.0%} of the values) loaded"
     if left:
-        text += f"; afresh: {', '.join(left)}"
+        text += f"; initialised at random: {', '.join(left)}"
     if unused:
         text += f"; not used: {', '.join(unused)}"
     return text

@@ -44,9 +44,9 @@ def gather(value: T) -> list[T]:
 def sum_over_ranks(x: Tensor) -> Tensor:
     """The element-wise sum of ``x`` over ranks, on every rank, on the device of ``x``; no gradients flow through it.
 
-    Ranks of one machine on CPUs add float32 in shared memory. Over gloo few values are gathered and added here: a
-    ring's gather has half the rounds of its all-reduce, and the cost of a round is waking up. Both add in the order of
-    ranks, so that all ranks get the same bits.
+    Ranks of one machine on CPUs add float32 in shared memory. Over gloo a few values are gathered and added by each
+    rank: a ring all-gather has half the rounds of a ring all-reduce, and latency is what counts. Both add in the order
+    of ranks, so that all ranks get the same bits.
     """
     if world_size() == 1:
         return x

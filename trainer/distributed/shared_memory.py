@@ -1,4 +1,4 @@
-"""Files in the system's shared memory (``/dev/shm`` on Linux), for what the processes of one machine have in common."""
+"""Files in shared memory (``/dev/shm`` on Linux) that the processes of one machine map."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
 
 PREFIX = f"catgan-{os.getuid()}-"
-"""How all names there begin: ``sweep`` may remove them."""
+"""Prefix of all names there, by which ``remove_abandoned`` finds them."""
 
 _lock = threading.Lock()
 
 
 def fence() -> None:
-    """Order memory accesses between processes, also where the processor would not (Arm): who sees what is written after
-    this sees what was written before. One lock's release with the next one's acquisition does that."""
+    """A memory barrier between processes, needed on processors that reorder writes (Arm): releasing a lock and
+    acquiring it orders memory accesses."""
     with _lock:
         pass
     with _lock:
@@ -28,24 +28,27 @@ def fence() -> None:
 
 
 def open_private(path: Path) -> int:
-    """Open or make the file, if it is a file of this user alone: the folder is everybody's.
+    """Open or create a file that belongs to this user alone, in a folder that everybody can write to.
+
+    Returns:
+        Its descriptor.
 
     Raises:
-        OSError: it cannot be opened, or belongs to somebody else.
+        OSError: it cannot be opened, or belongs to another user.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         os.close(file)
-        raise PermissionError(f"{path} belongs to somebody else")
+        raise PermissionError(f"{path} belongs to another user")
     return file
 
 
 def reserve(file: int, length: int) -> None:
-    """Make the file so long, with memory behind all of it: without, writing into it could end in SIGBUS.
+    """Extend the file to ``length`` bytes that are backed by memory; otherwise a write could end in SIGBUS.
 
     Raises:
-        OSError: there is not so much.
+        OSError: there is not enough memory.
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, length)
@@ -54,7 +57,7 @@ def reserve(file: int, length: int) -> None:
 
 
 def remove_if_unused(file: int, path: Path) -> None:
-    """Close ``file``, and remove it unless another process has a lock (``flock``) on it."""
+    """Close ``file``, and delete it unless another process has locked it (``flock``)."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
@@ -64,8 +67,8 @@ def remove_if_unused(file: int, path: Path) -> None:
         os.close(file)
 
 
-def sweep(keep: Path) -> None:
-    """Remove what killed processes left behind, but not ``keep``."""
+def remove_abandoned(keep: Path) -> None:
+    """Delete the files of killed processes, but not ``keep``."""
     for path in FOLDER.glob(f"{PREFIX}*"):
         if path != keep:
             with contextlib.suppress(OSError):

@@ -53,7 +53,7 @@ def test_released_weights_give_the_generator(tmp_path: Path):
     gan = GAN(SMALL, CPU)
     before = {n: t.clone() for n, t in gan.discriminator.state_dict().items()}
     report = init_from(gan, tmp_path / "gen.safetensors")
-    assert "discriminator: nothing in gen.safetensors, starts afresh" in report
+    assert "discriminator: nothing in gen.safetensors, is initialised at random" in report
     assert same(gan.generator, source.ema.module)
     assert all(torch.equal(t, before[n]) for n, t in gan.discriminator.state_dict().items())
 
