@@ -192,10 +192,10 @@ def _check(args: argparse.Namespace) -> str | None:
         raise UserError(
             "which MLflow? Give --tracking-uri (http://HOST:PORT, sqlite:///PATH.db) or MLFLOW_TRACKING_URI"
         )
-    from trainer.tracking.server import reach, resolve_uri
+    from trainer.tracking.server import check_reachable, resolve_uri
 
     uri = resolve_uri(uri, Path())
-    reach(uri)
+    check_reachable(uri)
     return uri
 
 

@@ -79,8 +79,8 @@ def test_a_training_is_recorded_by_the_server(
     server: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = connect(server)
-    run_id = open_run(tmp_path, server, "catgan", config={"recipe": "tiny"}, manifest=MANIFEST)
-    tracker = Tracker(tmp_path, server)
+    run_id = open_run(tmp_path, server, "catgan", config={"recipe": "tiny"}, manifest=MANIFEST, register=register)
+    tracker = Tracker(tmp_path, server, register=register)
     for kimg in range(5):
         tracker.log_scalars({"loss/generator": float(kimg)}, kimg * 1000)
     Image.new("RGB", (8, 8)).save(tmp_path / "fakes_000000kimg.png")
@@ -90,7 +90,7 @@ def test_a_training_is_recorded_by_the_server(
     export_onnx(build_generator(ModelConfig(size=8, z_dim=4, g_width=4)), onnx_path, {})
     info = {"recipe": "tiny", "kimg": 4.0, "metric": {"name": "fid2k", "value": 3.0}, "dataset_digest": "dada"}
     assert register(server, run_id, "catgan", onnx_path, info) == "1"
-    end_run(tmp_path, server, "FINISHED")
+    end_run(tmp_path, server, "FINISHED", register=register)
 
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"

@@ -1,4 +1,4 @@
-"""Signs that a training goes wrong while its losses look fine: an overfitted discriminator, collapsed modes."""
+"""Signs of a failing training that losses do not show: an overfitted discriminator, mode collapse."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from trainer.step import GAN
 
 _NUM = 512
 _BATCH = 64
-_GRACE, _GRACE_KIMG = 0.2, 10.0  # of a training, and at least: before that a generator draws noise
+_GRACE, _GRACE_KIMG = 0.2, 10.0  # of the training, in kimg: no warnings before both
 _OVERFITTED = 0.5
 
 
-class CriticGap:
-    """How much more the discriminator trusts pictures it trains on than pictures it has never seen.
+class OverfittingCheck:
+    """Compares the discriminator's logits on images of the train split, of the val split, and generated ones.
 
     ``d/overfitting`` is ``(D(train) - D(val)) / (D(train) - D(fake))`` (Karras et al. 2020, eq. 1): 0 for a
-    discriminator that generalises, 1 for one that takes unseen reals for fakes. The means are over up to 512 pictures
-    each, in evaluation mode, so that nothing in the discriminator changes.
+    discriminator that generalises, 1 for one that cannot tell unseen reals from fakes. D(...) are means over up to 512
+    images each, in evaluation mode, so that the discriminator does not change.
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        """Without a val split there is nothing to compare with, and a call gives nothing."""
-        # Batches of one size throughout: a discriminator may look at a batch's spread.
+        """Reads the images. Without a val split, calls return nothing."""
+        # All batches have the same size, since a discriminator may use the deviation within a batch.
         self.batch = min(_BATCH, *(split.images for split in manifest.splits.values()))
         self.batches = {
             split: list(itertools.islice(eval_images(manifest, split, batch_size=self.batch), count))
@@ -39,36 +39,36 @@ class CriticGap:
         }
 
     def __call__(self, gan: GAN) -> dict[str, float]:
-        """Means of critic values by kind of picture; needs no other rank."""
+        """The metrics ``d/train``, ``d/val`` and ``d/overfitting``. Not collective: one rank may call it alone."""
         if not self.batches:
             return {}
         train, val = (torch.cat([gan.logits(b) for b in batches]).mean().item() for batches in self.batches.values())
         z = torch.from_numpy(latents(range(_NUM // self.batch * self.batch), gan.generator.z_dim)).to(gan.device)
         fake = torch.cat([gan.fake_logits(part) for part in z.split(self.batch)]).mean().item()
         found = {"d/train": train, "d/val": val}
-        # Where reals are not above fakes the discriminator knows nothing yet, and the ratio would be noise.
+        # Where logits of reals are not above those of fakes, the discriminator is untrained and the ratio is noise.
         return found | ({"d/overfitting": (train - val) / (train - fake)} if train > fake else {})
 
 
 def warnings(signs: dict[str, float], config: Config, nimg: int) -> list[str]:
-    """What to tell about an evaluation's ``diversity`` and ``d/overfitting`` at ``nimg`` images.
+    """Warnings about an evaluation's ``diversity`` and ``d/overfitting`` at ``nimg`` images.
 
-    Nothing while networks know nothing yet, or are not grown up: that is no news.
+    None early in a training and below full resolution, where low diversity is normal.
     """
     found: list[str] = []
     if nimg / 1000 < max(_GRACE * config.kimg, _GRACE_KIMG, full_resolution_kimg(config)):
         return found
     if signs["diversity"] < config.stop.min_diversity:
         found.append(
-            f"mode collapse? the pictures' features spread {signs['diversity']:.2f} times as much as the reals'"
-            f" (--stop.min-diversity {config.stop.min_diversity:g}); look at the samples"
+            f"possible mode collapse: the spread of the generated images' features is {signs['diversity']:.2f} of the"
+            f" reals' (--stop.min-diversity {config.stop.min_diversity:g}); look at the samples"
         )
     if signs.get("d/overfitting", 0.0) > _OVERFITTED:
         strength = "--augment.p.start 0.3 --augment.p.end 0.3"
         if LOSSES[config.loss.name].has_level:
             strength = "--augment.target 0.6"
         found.append(
-            f"the discriminator knows its training pictures by heart (d/overfitting {signs['d/overfitting']:.2f});"
-            f" augment more, as in --augment.policy colour translation cutout {strength}"
+            f"the discriminator overfits the training images (d/overfitting {signs['d/overfitting']:.2f}); augment"
+            f" more, for example --augment.policy colour translation cutout {strength}"
         )
     return found

@@ -1,12 +1,14 @@
-"""How each record of a training's outbox gets into MLflow, so that one that comes twice changes nothing.
+"""How each kind of record gets into MLflow, such that sending it again changes nothing.
 
-That holds for points because each keeps the time it was recorded at: MLflow stores a point with the same key, step,
-time and value once. Runs, models and versions carry a tag by which they are found again. Files and pictures have the
-same names each time. Everything else is set, not added.
+- ``open``: the run is created with the tag ``catgan.run`` and found by it again; params, tags and the data set are set.
+- ``scalars``: points keep the time they were logged at; MLflow stores equal points (key, step, time, value) once.
+- ``grid``, ``artifact``: files keep their names, so sending one again replaces it.
+- ``note``: a tag is set, and ``events.txt`` is written from the notes in the delivery state.
+- ``model``: the version is found again by the hash of its file, see ``Register``.
+- ``status``: the run's status and end time are set.
 
-Everything goes through ``MlflowClient`` with an explicit run id: MLflow's fluent API keeps the active run in
-thread-local state and is neither thread-safe nor fit for a run that several processes take turns to write
-(mlflow#11782).
+All requests go through ``MlflowClient`` with an explicit run id: the fluent API keeps the active run in thread-local
+state and is neither thread-safe nor made for a run that several processes write in turn (mlflow#11782).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,46 +28,45 @@ from PIL import Image
 
 from catgan.command import say
 from trainer.tracking.journal import Record
-from trainer.tracking.outbox import Memo, brief, redact
-from trainer.tracking.server import find_run, sqlite_path
+from trainer.tracking.outbox import DeliveryState, brief, redact
+from trainer.tracking.server import connect, find_run, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from mlflow.tracking import MlflowClient
 
-RUN_TAG = "catgan.run"
-"""Finds the run of MLflow that belongs to a training."""
+Register = Callable[[str, str, str, Path, Mapping[str, Any]], Any]
+"""Registers a generator: (tracking URI, run id, model name, ONNX file, info) -> version. Registering the same file of
+the same run again must return the same version."""
 
+_RUN_TAG = "catgan.run"
 _DATA_TAG = "catgan.data"
 _PARENT_TAG = "catgan.trainings_on"
+_PARENT_OF_RUN = "mlflow.parentRunId"  # MLflow's UI nests runs by it
 _DESCRIPTION = "mlflow.note.content"
-_PICTURE = r"!\[[^\]]*\]\(get-artifact\?[^)\s]*\)"
-_FILM = ".gif"
+_IMAGE_LINK = r"!\[[^\]]*\]\(get-artifact\?[^)\s]*\)"
+_ANIMATION = ".gif"
 
-_PARENT = "mlflow.parentRunId"  # what MLflow's UI nests runs by
-_AT_ONCE = 20  # trainings that may begin together before one of them makes the parent
+_MAX_TRAININGS_AT_ONCE = 20  # that may start before one of them creates the parent run
 
 # MLflow's own limits (mlflow/utils/validation.py).
 _PARAMS_PER_BATCH = 100
 _METRICS_PER_BATCH = 1000
 
-_THUMBNAIL = 256
+_THUMBNAIL = 256  # pixels
 
 
-class _Gone(Exception):
-    """A file that was to be sent is no longer there, or broken."""
+class _UnusableFile(Exception):
+    """A file to send is missing or damaged."""
 
 
 class Delivery:
-    """Sends the records of the training in ``folder``; its ``send`` is what an ``Outbox`` asks for.
+    """Sends the records of one run to MLflow."""
 
-    The memo holds ``run_id``, MLflow's id of the run, as soon as there is one, and ``notes``, the lines of
-    ``events.txt`` so far.
-    """
-
-    def __init__(self, client: MlflowClient, uri: str, folder: Path) -> None:
-        self._client, self._uri, self._folder = client, uri, folder
-        self._handlers: dict[str, Callable[[Record, Memo], None]] = {
+    def __init__(self, run_dir: Path, uri: str, *, register: Register) -> None:
+        """Connects to MLflow at ``uri``. Paths in records are relative to ``run_dir``."""
+        self._run_dir, self._uri, self._register = run_dir, uri, register
+        self._client = connect(uri)
+        self._handlers: dict[str, Callable[[Record, DeliveryState], None]] = {
             "open": self._open,
             "grid": self._grid,
             "artifact": self._artifact,
@@ -74,39 +75,42 @@ class Delivery:
             "status": self._status,
         }
 
-    def send(self, records: Sequence[Record], memo: Memo) -> int:
-        """One record, or several with points in one request. One that MLflow refuses for its content, or whose file
-        is gone, is left out with a warning, so that it does not keep the others back.
+    def send(self, records: Sequence[Record], state: DeliveryState) -> int:
+        """Send the first record, or all leading ``scalars`` that fit into one request; see ``outbox.Send``.
+
+        A record that MLflow rejects for its content, or whose file is unusable, is skipped with a warning, so that it
+        does not block the others.
 
         Raises:
-            UserError: the run is not there.
-            MlflowException, SQLAlchemyError, OSError: see ``failures``.
+            UserError: MLflow does not have the run.
+            MlflowException, SQLAlchemyError, OSError: see ``mlflow_errors``.
         """
         from mlflow.exceptions import MlflowException
 
-        batch = _leading_points(records) or records[:1]
+        batch = _leading_scalars(records) or records[:1]
         kind = batch[0]["kind"]
         try:
             if kind == "scalars":
-                self._scalars(batch, memo)
+                self._scalars(batch, state)
             else:
-                self._handlers[kind](batch[0], memo)
-        except (MlflowException, _Gone) as error:
+                self._handlers[kind](batch[0], state)
+        except (MlflowException, _UnusableFile) as error:
             if isinstance(error, MlflowException):
-                if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST") or "run_id" not in memo:
+                if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST") or "run_id" not in state:
                     raise
-                find_run(self._client, self._uri, memo["run_id"])  # it refuses everything for a deleted run
+                find_run(self._client, self._uri, state["run_id"])  # MLflow rejects all records of a deleted run
             if len(batch) > 1:
-                return self.send(batch[:1], memo)  # which of them is it?
-            say(f"warning: MLflow at {redact(self._uri)} goes without a record of kind {kind}: {brief(error)}")
+                return self.send(batch[:1], state)  # one by one, to skip only the one that is rejected
+            say(f"warning: MLflow at {redact(self._uri)}: skipped a record of kind {kind}: {brief(error)}")
         return len(batch)
 
-    def _open(self, record: Record, memo: Memo) -> None:
-        """The run and its description. A param cannot change in MLflow: another value becomes a tag ``resumed.*``."""
+    def _open(self, record: Record, state: DeliveryState) -> None:
+        """Create or reopen the run and describe it. MLflow cannot change a param: a new value becomes the tag
+        ``resumed.<param>``."""
         from mlflow.entities import Param, RunTag
 
         client = self._client
-        run_id = memo["run_id"] if "run_id" in memo else self._create_run(record)
+        run_id = state["run_id"] if "run_id" in state else self._create_run(record)
         run = find_run(client, self._uri, run_id)
         known = run.data.params
         client.update_run(run_id, status="RUNNING")
@@ -116,54 +120,25 @@ class Delivery:
             client.log_batch(run_id, params=new[start : start + _PARAMS_PER_BATCH])
         changed = {f"resumed.{key}": value for key, value in params.items() if known.get(key, value) != value}
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in (record["tags"] | changed).items()])
-        client.log_inputs(run_id, [_input(record)])
-        memo["run_id"] = run_id
-        self._join(run, record)
-
-    def _join(self, run: Run, record: Record) -> None:
-        """Trainings on the same data are children of one run that is named after the data: their metrics can be
-        compared. It is made for the second of them. A parent that somebody has chosen is left alone."""
-        from mlflow.entities import RunStatus
-
-        client, digest, experiment = self._client, record["dataset"]["digest"], run.info.experiment_id
-        client.set_tag(run.info.run_id, _DATA_TAG, digest, synchronous=True)
-
-        def eldest(tag: str) -> list[Run]:
-            condition, order = f"tags.`{tag}` = '{digest}'", ["attributes.start_time ASC"]
-            return list(client.search_runs([experiment], condition, max_results=_AT_ONCE, order_by=order))
-
-        trainings, parents = [run], eldest(_PARENT_TAG)
-        if not parents:
-            trainings = eldest(_DATA_TAG)
-            if len(trainings) < 2:
-                return
-            tags = {_PARENT_TAG: digest, "mlflow.user": record["user"], "mlflow.source.name": "trainer/run.py"}
-            name = f"{record['dataset']['name']} {digest[:8]}"
-            own = client.create_run(experiment, record["time"], tags, run_name=name)
-            parents = eldest(_PARENT_TAG)
-            if parents[0].info.run_id != own.info.run_id:  # two trainings that begin at once both make one
-                client.delete_run(own.info.run_id)
-        parent = parents[0].info
-        if parent.status != RunStatus.to_string(RunStatus.FINISHED):
-            client.log_inputs(parent.run_id, [_input(record)])
-            client.set_terminated(parent.run_id)
-        for training in trainings:
-            if _PARENT not in training.data.tags:
-                client.set_tag(training.info.run_id, _PARENT, parent.run_id, synchronous=True)
+        client.log_inputs(run_id, [_dataset_input(record)])
+        state["run_id"] = run_id
+        self._add_to_parent(run, record)
 
     def _create_run(self, record: Record) -> str:
+        """The id of the run with the record's tag, created if there is none."""
         from mlflow.entities import ViewType
 
         experiment_id = self._experiment(record["experiment"])
-        condition = f"tags.`{RUN_TAG}` = '{record['run']}'"
+        condition = f"tags.`{_RUN_TAG}` = '{record['run']}'"
         for run in self._client.search_runs([experiment_id], condition, ViewType.ALL, max_results=1):
             return str(run.info.run_id)
-        tags = {RUN_TAG: record["run"], "mlflow.user": record["user"], "mlflow.source.name": "trainer/run.py"}
+        tags = {_RUN_TAG: record["run"], "mlflow.user": record["user"], "mlflow.source.name": "trainer/run.py"}
         run = self._client.create_run(experiment_id, record["time"], tags, run_name=record["name"])
         return str(run.info.run_id)
 
     def _experiment(self, name: str) -> str:
-        """Its id; created if it is new. Beside an SQLite file its artifacts go to ``mlartifacts``."""
+        """The id of the experiment, created if there is none. With an SQLite file, its artifacts go to ``mlartifacts``
+        in the same folder."""
         from mlflow.exceptions import MlflowException
 
         found = self._client.get_experiment_by_name(name)
@@ -179,7 +154,40 @@ class Delivery:
                     raise
         return str(found.experiment_id)
 
-    def _scalars(self, records: Sequence[Record], memo: Memo) -> None:
+    def _add_to_parent(self, run: Run, record: Record) -> None:
+        """Make trainings on the same data children of one run named after the data, to compare their metrics.
+
+        The second training creates the parent. A parent that a user has set is kept.
+        """
+        from mlflow.entities import RunStatus
+
+        client, digest, experiment = self._client, record["dataset"]["digest"], run.info.experiment_id
+        client.set_tag(run.info.run_id, _DATA_TAG, digest, synchronous=True)
+
+        def oldest(tag: str) -> list[Run]:
+            condition, order = f"tags.`{tag}` = '{digest}'", ["attributes.start_time ASC"]
+            return list(client.search_runs([experiment], condition, max_results=_MAX_TRAININGS_AT_ONCE, order_by=order))
+
+        trainings, parents = [run], oldest(_PARENT_TAG)
+        if not parents:
+            trainings = oldest(_DATA_TAG)
+            if len(trainings) < 2:
+                return
+            tags = {_PARENT_TAG: digest, "mlflow.user": record["user"], "mlflow.source.name": "trainer/run.py"}
+            name = f"{record['dataset']['name']} {digest[:8]}"
+            own = client.create_run(experiment, record["time"], tags, run_name=name)
+            parents = oldest(_PARENT_TAG)
+            if parents[0].info.run_id != own.info.run_id:  # two trainings that start at the same time both create one
+                client.delete_run(own.info.run_id)
+        parent = parents[0].info
+        if parent.status != RunStatus.to_string(RunStatus.FINISHED):
+            client.log_inputs(parent.run_id, [_dataset_input(record)])
+            client.set_terminated(parent.run_id)
+        for training in trainings:
+            if _PARENT_OF_RUN not in training.data.tags:
+                client.set_tag(training.info.run_id, _PARENT_OF_RUN, parent.run_id, synchronous=True)
+
+    def _scalars(self, records: Sequence[Record], state: DeliveryState) -> None:
         from mlflow.entities import Metric
 
         points = [
@@ -187,76 +195,73 @@ class Delivery:
             for record in records
             for key, value in record["values"].items()
         ]
-        self._client.log_batch(memo["run_id"], metrics=points, synchronous=True)
+        self._client.log_batch(state["run_id"], metrics=points, synchronous=True)
 
-    def _grid(self, record: Record, memo: Memo) -> None:
-        """A picture for the UI's image view: what ``MlflowClient.log_image`` does, under a name that is the same each
-        time. The UI goes by these names; a foreign one in ``images/`` hides them all (mlflow#24789)."""
-        run_id, key, step = memo["run_id"], record["key"], record["nimg"] // 1000
+    def _grid(self, record: Record, state: DeliveryState) -> None:
+        """Log an image for the UI's image view, as ``MlflowClient.log_image`` does, but under a name that is the same
+        each time. The UI parses these names; one other file in ``images/`` hides them all (mlflow#24789)."""
+        run_id, key, step = state["run_id"], record["key"], record["nimg"] // 1000
         unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id}/{key}/{record['nimg']}")
         name = f"{key}+step+{step}+timestamp+{record['time']}+{unique}"
-        path = self._existing(record)
+        path = self._file(record)
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
         except OSError as error:
-            raise _Gone(f"{path} is not a picture") from error
+            raise _UnusableFile(f"{path} is not an image") from error
         with tempfile.TemporaryDirectory() as scratch:
-            whole, small = Path(scratch, f"{name}.png"), Path(scratch, f"{name}+compressed.webp")
-            image.save(whole)
+            full, small = Path(scratch, f"{name}.png"), Path(scratch, f"{name}+compressed.webp")
+            image.save(full)
             image.thumbnail((_THUMBNAIL, _THUMBNAIL))
             image.save(small)
-            for version in (whole, small):
+            for version in (full, small):
                 self._client.log_artifact(run_id, str(version), "images")
         self._client.set_tag(run_id, "mlflow.loggedImages", True, synchronous=True)
-        self._describe(memo, f"samples/{Path(record['path']).name}", f"{key} at {step} kimg")
+        self._show_on_run_page(state, f"samples/{Path(record['path']).name}", f"{key} at {step} kimg")
 
-    def _artifact(self, record: Record, memo: Memo) -> None:
-        path = self._existing(record)
-        self._client.log_artifact(memo["run_id"], str(path), record["folder"])
-        if path.suffix == _FILM:
-            self._describe(memo, f"{record['folder']}/{path.name}", "the whole training")
+    def _artifact(self, record: Record, state: DeliveryState) -> None:
+        path = self._file(record)
+        self._client.log_artifact(state["run_id"], str(path), record["folder"])
+        if path.suffix == _ANIMATION:
+            self._show_on_run_page(state, f"{record['folder']}/{path.name}", "the whole training")
 
-    def _describe(self, memo: Memo, path: str, text: str) -> None:
-        """The latest grid and the film, which an artifact ``path`` of the run is, as the description on the run's page:
-        its charts show grids far below the run's options. What somebody has written there is left alone."""
-        run_id = memo["run_id"]
-        own = self._client.get_run(run_id).data.tags.get(_DESCRIPTION, "")
-        if re.fullmatch(rf"({_PICTURE}\s*)*", own) is None:
+    def _show_on_run_page(self, state: DeliveryState, path: str, text: str) -> None:
+        """Make the latest grid and the animation, artifacts at ``path``, the description on the run's page; its charts
+        show grids only far below the run's options. A description that a user has written is kept."""
+        run_id = state["run_id"]
+        old = self._client.get_run(run_id).data.tags.get(_DESCRIPTION, "")
+        if re.fullmatch(rf"({_IMAGE_LINK}\s*)*", old) is None:
             return
-        picture = f"![{text}](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})"
-        grids = [shown for shown in re.findall(_PICTURE, own) if path.endswith(_FILM) and _FILM not in shown]
-        self._client.set_tag(run_id, _DESCRIPTION, " ".join([*grids, picture]), synchronous=True)
+        new = f"![{text}](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})"
+        grids = [link for link in re.findall(_IMAGE_LINK, old) if path.endswith(_ANIMATION) and _ANIMATION not in link]
+        self._client.set_tag(run_id, _DESCRIPTION, " ".join([*grids, new]), synchronous=True)
 
-    def _note(self, record: Record, memo: Memo) -> None:
-        """A tag with the latest note of its kind, and all of them in ``events.txt``."""
+    def _note(self, record: Record, state: DeliveryState) -> None:
+        """Set a tag to the latest note of its kind, and write all notes to ``events.txt``."""
         at = datetime.datetime.fromtimestamp(record["time"] / 1000, datetime.UTC)
-        what = f"{record['nimg'] / 1000:g} kimg: {record['text']}"
-        notes = [*memo.get("notes", []), f"{at:%Y-%m-%d %H:%M:%S} UTC  {record['note']}  {what}"]
-        self._client.set_tag(memo["run_id"], f"note.{record['note']}", what, synchronous=True)
-        self._client.log_text(memo["run_id"], "".join(f"{line}\n" for line in notes), "events.txt")
-        memo["notes"] = notes
+        text = f"{record['nimg'] / 1000:g} kimg: {record['text']}"
+        notes = [*state.get("notes", []), f"{at:%Y-%m-%d %H:%M:%S} UTC  {record['note']}  {text}"]
+        self._client.set_tag(state["run_id"], f"note.{record['note']}", text, synchronous=True)
+        self._client.log_text(state["run_id"], "".join(f"{line}\n" for line in notes), "events.txt")
+        state["notes"] = notes
 
-    def _model(self, record: Record, memo: Memo) -> None:
-        # Imported here since it takes ONNX, which only the end of a training needs.
-        from export.registry import register
-
+    def _model(self, record: Record, state: DeliveryState) -> None:
         name = record["name"]
-        version = register(self._uri, memo["run_id"], name, self._existing(record), record["info"])
+        version = self._register(self._uri, state["run_id"], name, self._file(record), record["info"])
         say(f"registered as models:/{name}/{version}")
 
-    def _status(self, record: Record, memo: Memo) -> None:
-        self._client.set_terminated(memo["run_id"], record["status"], end_time=record["time"])
+    def _status(self, record: Record, state: DeliveryState) -> None:
+        self._client.set_terminated(state["run_id"], record["status"], end_time=record["time"])
 
-    def _existing(self, record: Record) -> Path:
-        path = self._folder / record["path"]
+    def _file(self, record: Record) -> Path:
+        path = self._run_dir / record["path"]
         if not path.is_file():
-            raise _Gone(f"{path} is not there")
+            raise _UnusableFile(f"{path} does not exist")
         return path
 
 
-def _leading_points(records: Sequence[Record]) -> list[Record]:
-    """The records with points at the beginning, as many as fit into one request."""
+def _leading_scalars(records: Sequence[Record]) -> list[Record]:
+    """The ``scalars`` at the beginning of ``records``, as many as fit into one request."""
     batch: list[Record] = []
     count = 0
     for record in takewhile(lambda r: r["kind"] == "scalars", records):
@@ -267,8 +272,8 @@ def _leading_points(records: Sequence[Record]) -> list[Record]:
     return batch
 
 
-def _input(record: Record) -> Any:
-    """The data set of an ``open`` record as MLflow's input of a run."""
+def _dataset_input(record: Record) -> Any:
+    """The data set of an ``open`` record as an input of an MLflow run."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     values = record["dataset"]

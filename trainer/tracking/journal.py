@@ -1,4 +1,4 @@
-"""A file of JSON lines that outlives whoever writes it."""
+"""An append-only file of JSON records, one per line, that survives killed writers and full disks."""
 
 from __future__ import annotations
 
@@ -17,49 +17,57 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """Records in order, one line each, written through to the disk one by one.
+    """JSON records in the order they were appended, each synced to disk before ``append`` returns.
 
-    A writer that is killed leaves a whole number of lines, or a torn last one, which readers ignore and the next
-    writer removes. A disk that is full stops nobody: what it does not take is kept in memory and written before the
-    next record. One process writes at a time; others may read meanwhile.
+    A writer that is killed leaves complete lines, or an incomplete last line that readers ignore and the next writer
+    removes. A full disk raises nothing: the records wait in memory and are written before the next one. One process may
+    write at a time; others may read meanwhile.
     """
 
     def __init__(self, path: Path) -> None:
-        """The file is made with the first record; its folder must exist."""
+        """The first record creates the file; its folder must exist."""
         self.path = path
-        self._waiting: deque[bytes] = deque()
+        self._unwritten: deque[bytes] = deque()
         self._failing = False
 
     @property
-    def is_behind(self) -> bool:
-        """Whether there are records that the disk did not take so far."""
-        return bool(self._waiting)
+    def has_unwritten(self) -> bool:
+        """Whether records wait in memory because they could not be written."""
+        return bool(self._unwritten)
 
     def append(self, record: Record) -> None:
-        """Write ``record``, plain JSON values; NaN and infinities are not among those."""
-        self._waiting.append(json.dumps(record, allow_nan=False).encode() + b"\n")
+        """Write ``record``, which holds plain JSON values.
+
+        Raises:
+            ValueError: it holds NaN or an infinity.
+        """
+        self._unwritten.append(json.dumps(record, allow_nan=False).encode() + b"\n")
         self.flush()
 
     def flush(self) -> None:
-        """Write what the disk did not take so far."""
+        """Write the records that wait in memory; warn once when writing starts to fail."""
         try:
             with self.path.open("ab+", buffering=0) as file:
-                _mend(file)
-                while self._waiting:
-                    rest = self._waiting[0]
+                _remove_incomplete_line(file)
+                while self._unwritten:
+                    rest = self._unwritten[0]
                     while rest:
                         rest = rest[file.write(rest) :]
                     os.fsync(file.fileno())
-                    self._waiting.popleft()
+                    self._unwritten.popleft()
         except OSError as error:
             if not self._failing:
-                say(f"warning: {self.path} cannot be written ({error.strerror}); trying again with the next record")
+                say(f"warning: {self.path} cannot be written ({error.strerror}); retrying with the next record")
             self._failing = True
         else:
             self._failing = False
 
+    def records(self) -> Iterator[Record]:
+        """All records, oldest first."""
+        return (record for record, _ in self.read())
+
     def read(self, start: int = 0) -> Iterator[tuple[Record, int]]:
-        """Records from the byte ``start`` on, each with the byte at which it ends."""
+        """Records from byte ``start`` on, each with the byte at which it ends."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -67,25 +75,24 @@ class Journal:
             end = start
             for line in file:
                 if not line.endswith(b"\n"):
-                    return  # torn, or being written
+                    return  # incomplete: being written, or left by a killed writer
                 end += len(line)
                 yield json.loads(line), end
 
     def keep(self, wanted: Callable[[Record], bool]) -> None:
-        """Remove the other records, and a torn last line.
+        """Keep the records for which ``wanted`` is true and remove all others, and an incomplete last line.
 
         Raises:
-            OSError: the disk does not take the new file; the old one stays.
+            OSError: the new file cannot be written; the old one stays.
         """
-        self._waiting = deque(line for line in self._waiting if wanted(json.loads(line)))
+        self._unwritten = deque(line for line in self._unwritten if wanted(json.loads(line)))
         if not self.path.exists():
             return
-        kept = [json.dumps(record) + "\n" for record, _ in self.read() if wanted(record)]
+        kept = [json.dumps(record) + "\n" for record in self.records() if wanted(record)]
         atomic_write(self.path, "".join(kept).encode())
 
 
-def _mend(file: FileIO) -> None:
-    """Cut off a torn last line."""
+def _remove_incomplete_line(file: FileIO) -> None:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         return

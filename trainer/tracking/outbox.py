@@ -1,11 +1,14 @@
-"""Deliveries to a server that may be slow or away, without holding up whoever has something to send.
+"""A queue of records on disk, delivered in order to a server that may be slow or away.
 
-Two files in a folder. ``outbox.jsonl`` is a journal of all that is to be sent; it only grows. ``outbox.json`` says how
-far it was delivered and holds what the receiver wants remembered. A process that is killed between the server's answer
-and that note sends the same records again, so each must mean the same when it comes twice (see
-``trainer.tracking.delivery``).
-Nothing is lost with ``outbox.json``: without it everything is sent once more. ``.outbox.lock`` is held by whoever
-delivers; it stays where it is.
+In the run's folder:
+
+- ``outbox.jsonl``: all records, in the order they were queued. It only grows.
+- ``outbox.json``: the delivery state: how many bytes of ``outbox.jsonl`` were delivered, and MLflow's run id.
+- ``.outbox.lock``: locked by the process that delivers. The file is never removed.
+
+``Outbox.deliver`` sends the oldest records, saves the state, and continues with the next. A process killed between
+the two sends the same records again, so sending a record twice must have the same effect as sending it once
+(``trainer.tracking.delivery`` says how). It also follows that losing ``outbox.json`` loses nothing: all is sent again.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Required, TypedDict
 
 from filelock import FileLock, Timeout
 
@@ -25,65 +28,77 @@ from catgan.command import say
 from catgan.files import atomic_write
 from trainer.tracking.journal import Journal, Record
 
-Memo = dict[str, Any]
-
-Send = Callable[[Sequence[Record], Memo], int]
-"""Sends some of the oldest records and returns how many, at least one; any exception means that none was taken. What it
-puts into the memo is on disk before it is called again."""
-
-_AT_ONCE = 200
+_RECORDS_AT_ONCE = 200
 _RETRY_SECONDS = 5.0
 _LOCK_SECONDS = 10.0
 
 
-class Busy(OSError):
+class DeliveryState(TypedDict, total=False):
+    """The content of ``outbox.json``."""
+
+    delivered: Required[int]
+    """Bytes of ``outbox.jsonl``."""
+    run_id: str
+    """MLflow's id of the run, once the run exists there."""
+    notes: list[str]
+    """The lines of the artifact ``events.txt`` so far."""
+
+
+Send = Callable[[Sequence[Record], DeliveryState], int]
+"""Sends one or more of the given records, oldest first, and returns how many. It may change the state, which is saved
+before the next call. If it raises, none counts as sent."""
+
+
+class OutboxBusy(OSError):
     """Another process delivers from this outbox."""
 
 
 class Outbox:
-    """The outbox in a folder, shared by the processes that take turns to write to it."""
+    """The outbox in the folder of a run. Processes that write to it take turns, see ``Journal``."""
 
     def __init__(self, folder: Path) -> None:
         self.journal = Journal(folder / "outbox.jsonl")
-        self._memo = folder / "outbox.json"
-        self._lock = folder / ".outbox.lock"
+        self._state_file = folder / "outbox.json"
+        self._lock_file = folder / ".outbox.lock"
 
     def put(self, record: Record) -> None:
+        """Queue ``record``."""
         self.journal.append(record)
 
-    def memo(self) -> Memo:
-        """What the receiver remembers, and ``delivered``: how many bytes of the journal."""
+    def state(self) -> DeliveryState:
+        """The saved state; without one, or with a damaged one, nothing was delivered."""
         try:
-            memo = json.loads(self._memo.read_text(encoding="utf-8"))
+            state: DeliveryState = json.loads(self._state_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return {"delivered": 0}
-        # After a power cut the journal may have lost its end.
         size = self.journal.path.stat().st_size if self.journal.path.exists() else 0
-        return memo if memo["delivered"] <= size else memo | {"delivered": 0}
+        if state["delivered"] > size:  # a power cut may truncate the journal
+            state["delivered"] = 0
+        return state
 
-    def remember(self, memo: Memo) -> None:
-        atomic_write(self._memo, json.dumps(memo).encode())
+    def save_state(self, state: DeliveryState) -> None:
+        atomic_write(self._state_file, json.dumps(state).encode())
 
-    def left(self) -> int:
-        """Records not known to be delivered."""
-        return sum(1 for _ in self.journal.read(self.memo()["delivered"]))
+    def num_undelivered(self) -> int:
+        """Number of records not known to be delivered."""
+        return sum(1 for _ in self.journal.read(self.state()["delivered"]))
 
     def deliver(self, send: Send) -> int:
-        """Deliver what is there, oldest first; returns how many records that were.
+        """Deliver all queued records, oldest first. Returns their number.
 
         Raises:
-            Busy: another process is at it for longer than a few seconds.
-            Exception: whatever ``send`` raises; what was delivered until then is noted.
+            OutboxBusy: another process has been delivering for ten seconds.
+            Exception: any that ``send`` raises; the records sent before it count as delivered.
         """
         count = 0
         with self._locked():
-            memo = self.memo()
-            while batch := list(islice(self.journal.read(memo["delivered"]), _AT_ONCE)):
-                done = send([record for record, _ in batch], memo)
-                assert 1 <= done <= len(batch)
-                memo["delivered"] = batch[done - 1][1]
-                self.remember(memo)
-                count += done
+            state = self.state()
+            while batch := list(islice(self.journal.read(state["delivered"]), _RECORDS_AT_ONCE)):
+                num_sent = send([record for record, _ in batch], state)
+                assert 1 <= num_sent <= len(batch)
+                state["delivered"] = batch[num_sent - 1][1]
+                self.save_state(state)
+                count += num_sent
         return count
 
     @contextmanager
@@ -92,75 +107,77 @@ class Outbox:
             yield
             return
         try:
-            lock = FileLock(self._lock).acquire(_LOCK_SECONDS)
+            lock = FileLock(self._lock_file).acquire(_LOCK_SECONDS)
         except Timeout:
-            raise Busy("another process is delivering the same records") from None
+            raise OutboxBusy("another process is delivering the same records") from None
         with lock:
             yield
 
 
-class Courier:
-    """A thread that delivers what is put into an outbox, and tries again while the receiver is away."""
+class DeliveryThread:
+    """A thread that delivers the records of an outbox as they are queued and retries while the receiver is away."""
 
-    def __init__(self, outbox: Outbox, send: Send, name: str, failures: tuple[type[Exception], ...]) -> None:
-        """Begins at once with what is there from before.
+    def __init__(self, outbox: Outbox, send: Send, receiver: str, errors: tuple[type[Exception], ...]) -> None:
+        """Starts at once, with the records that earlier processes left.
 
         Args:
-            name: whom messages speak of.
-            failures: what ``send`` raises when the receiver is away. Anything else is a bug: it shows its traceback and
-                ends the thread, and the records stay on disk.
+            receiver: its name in messages.
+            errors: what ``send`` raises while the receiver is away. Any other exception is a bug: the thread ends with
+                a traceback, and the records stay on disk.
         """
-        self._outbox, self._send, self._name, self._failures = outbox, send, name, failures
-        self._awake, self._closing = threading.Event(), threading.Event()
+        self._outbox, self._send, self._receiver, self._errors = outbox, send, receiver, errors
+        self._new_records, self._closing = threading.Event(), threading.Event()
         self._failing = False
-        self._awake.set()
-        # A daemon: a server that never answers must not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._new_records.set()
+        # A daemon, so that a server that never answers cannot keep the process alive.
+        self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
         self._thread.start()
 
-    def wake(self) -> None:
-        """There is something new."""
-        self._awake.set()
+    def notify(self) -> None:
+        """New records were queued."""
+        self._new_records.set()
 
-    def close(self, seconds: float) -> None:
-        """Deliver what is left unless the receiver is away, for so many seconds at the most."""
+    def close(self, timeout: float) -> None:
+        """Try once more to deliver all queued records, then end the thread; wait for it ``timeout`` seconds at most."""
         self._closing.set()
-        self._awake.set()
-        self._thread.join(seconds)
+        self._new_records.set()
+        self._thread.join(timeout)
 
     def _run(self) -> None:
         last = False
         while not last:
-            self._awake.wait()
-            self._awake.clear()
+            self._new_records.wait()
+            self._new_records.clear()
             last = self._closing.is_set()
             self._deliver()
             if self._failing:
                 self._closing.wait(_RETRY_SECONDS)
-                self._awake.set()
+                self._new_records.set()
 
     def _deliver(self) -> None:
-        """Say it once when deliveries begin to fail, and once when they succeed again."""
+        """Deliver; print one line when delivery begins to fail and one when it works again."""
         try:
             self._outbox.deliver(self._send)
-        except self._failures as error:
+        except self._errors as error:
             if not self._failing:
-                say(f"{self._name} does not take records ({brief(error)}); they are kept and sent later")
+                say(f"warning: {self._receiver} accepts no records ({brief(error)}); they are kept on disk and retried")
             self._failing = True
             return
         if self._failing:
-            say(f"{self._name} takes records again")
+            say(f"{self._receiver} accepts records again")
         self._failing = False
 
 
 def redact(text: str) -> str:
-    """Without the user and password of a URL."""
+    """``text`` without the users and passwords of URLs in it."""
     return re.sub(r"://[^/?#\s]*@", "://", text)
 
 
 def brief(error: BaseException) -> str:
-    """An error as one short line. Clients wrap "Connection refused" in a paragraph, so the innermost cause speaks if
-    it is the operating system's."""
+    """An error as one line of about 200 characters at most, without passwords.
+
+    HTTP clients wrap "Connection refused" in a paragraph, so if the innermost cause is an OSError its text is taken.
+    """
     cause = error
     while inner := cause.__cause__ or cause.__context__:
         cause = inner

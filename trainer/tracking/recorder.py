@@ -26,7 +26,7 @@ from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
 from trainer.sample import generate
 from trainer.step import GAN
-from trainer.tracking.alarms import CriticGap, warnings
+from trainer.tracking.alarms import OverfittingCheck, warnings
 from trainer.tracking.tracker import Tracker
 
 _FRAME_MS, _LAST_FRAME_MS = 400, 2500  # of progress.gif
@@ -70,7 +70,7 @@ class Recorder(NullRecorder):
     def __init__(self, manifest: Manifest, storage: Storage, tracker: Tracker, run_id: str | None) -> None:
         self.manifest, self.storage, self.tracker, self.run_id = manifest, storage, tracker, run_id
         self.saver = Saver(storage, lambda problem: self.warn("save", problem))
-        self.gap = CriticGap(manifest)
+        self.overfitting = OverfittingCheck(manifest)
         self.nimg = 0
         self.started_at, self.started = 0, time.perf_counter()
 
@@ -118,7 +118,7 @@ class Recorder(NullRecorder):
         assert result is not None
         assert best is not None
         name, value = result["name"], result["value"]
-        signs = {"diversity": result["diversity"], **self.gap(gan)}
+        signs = {"diversity": result["diversity"], **self.overfitting(gan)}
         speed = {"speed/evaluation_seconds": result["seconds"], "speed/evaluation_share": share}
         self.tracker.log_scalars({name: value, **speed, **signs}, position.nimg)
         if is_best:

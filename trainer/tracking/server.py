@@ -1,4 +1,4 @@
-"""MLflow's address, a client of it, and whether it answers."""
+"""The MLflow server or SQLite file that a run is tracked in: its URI, a client, whether it answers, its errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from catgan.command import UserError
-from trainer.tracking.outbox import Busy, brief, redact
+from trainer.tracking.outbox import OutboxBusy, brief, redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -27,36 +27,36 @@ _SQLITE = "sqlite:///"
 
 
 def resolve_uri(uri: str | None, out: Path) -> str:
-    """The tracking URI: ``uri``, else ``MLFLOW_TRACKING_URI``, else an SQLite file in ``out``. SQLite paths come back
-    absolute, since the workers have other working directories.
+    """The tracking URI: ``uri``, else ``MLFLOW_TRACKING_URI``, else an SQLite file in ``out``. SQLite paths become
+    absolute, since workers have other working directories.
 
     Raises:
-        UserError: a ``file:`` URI or a plain path, which MLflow no longer writes to.
+        UserError: a ``file:`` URI or a plain path, which MLflow no longer supports.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path(out).resolve() / 'mlflow.db'}"
     if uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks")):
         raise UserError(
-            f"tracking URI {uri} is a file store, which MLflow no longer writes to; give sqlite:///PATH.db or"
-            " http://HOST:PORT, and bring old runs along with `mlflow migrate-filestore`"
+            f"tracking URI {uri} is a file store, which MLflow no longer supports; give sqlite:///PATH.db or"
+            " http://HOST:PORT, and copy old runs with `mlflow migrate-filestore`"
         )
     path = sqlite_path(uri)
     return uri if path is None else f"{_SQLITE}{path}"
 
 
 def with_password(uri: str) -> str:
-    """``uri`` with the user and password that MLFLOW_TRACKING_URI has for it, if it does: what is written down, or
-    travels to workers, has none."""
+    """``uri`` with the user and password that MLFLOW_TRACKING_URI has for it, if any. URIs in files and in messages to
+    workers have none."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     return given if redact(given) == uri else uri
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite URI, absolute; None for anything else."""
+    """The absolute path of an SQLite URI's file; None for any other URI."""
     return Path(uri.removeprefix(_SQLITE).partition("?")[0]).resolve() if uri.startswith(_SQLITE) else None
 
 
 def connect(uri: str) -> MlflowClient:
-    """A quiet client of the tracking server and registry at ``uri``."""
+    """A client of the tracking server and model registry at ``uri`` that logs warnings only."""
     _configure()
     # Imported here because it takes about two seconds, which only rank 0 and the driver need to spend.
     from mlflow.tracking import MlflowClient
@@ -67,8 +67,8 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _configure() -> None:
-    """MLflow reads these when it is imported: do not try again for minutes, since the outbox does, keep quiet, send
-    nothing to its makers. What the user has set wins."""
+    """Set the defaults of variables that MLflow reads when it is imported: no retries (the outbox retries), no progress
+    bars and links, no telemetry."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -77,35 +77,45 @@ def _configure() -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 
-def reach(uri: str) -> None:
-    """Look whether MLflow answers, within seconds.
+def check_reachable(uri: str) -> None:
+    """Check within seconds that MLflow answers; create an SQLite file that does not exist.
 
     Raises:
-        UserError: no.
+        UserError: it does not.
     """
     path = sqlite_path(uri)
     if path is not None:
-        _prepare_sqlite(path)
+        _check_writable(path)
     if uri.startswith(("http://", "https://")):
         _probe(uri)
-    with as_user_errors(uri), _alone_with(path):
+    with as_user_errors(uri), _creation_lock(path):
         connect(uri).search_experiments(max_results=1)
 
 
-def _alone_with(database: Path | None) -> contextlib.AbstractContextManager[object]:
-    """MLflow makes its tables at the first use of an SQLite file; two trainings that do so at once fail."""
+def _check_writable(database: Path) -> None:
+    """MLflow retries for two minutes to open a database, so try first."""
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with database.open("ab"):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write the MLflow database {database}: {error.strerror}") from None
+
+
+def _creation_lock(database: Path | None) -> contextlib.AbstractContextManager[object]:
+    """MLflow creates its tables when an SQLite file is first used, which fails if two processes do so at once."""
     return FileLock(database.with_name(f".{database.name}.lock")) if database else contextlib.nullcontext()
 
 
 def _probe(uri: str) -> None:
-    """A server that hangs would hold us up for MLflow's whole time limit."""
+    """Ask for the server's health with a short time limit: the client would wait much longer for one that hangs."""
     try:
         urllib.request.urlopen(f"{redact(uri)}/health", timeout=_PROBE_SECONDS).close()
     except urllib.error.HTTPError:
         pass  # it answers
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        if not isinstance(reason, ssl.SSLError):  # which certificates are good is for MLflow's client to say
+        if not isinstance(reason, ssl.SSLError):  # MLflow's client has settings of its own for certificates
             raise UserError(f"MLflow at {redact(uri)} does not answer ({reason})") from error
 
 
@@ -113,7 +123,7 @@ def find_run(client: MlflowClient, uri: str, run_id: str) -> Run:
     """The run ``run_id``.
 
     Raises:
-        UserError: MLflow does not know it, or it was deleted.
+        UserError: it does not exist, or was deleted.
     """
     from mlflow.exceptions import MlflowException
 
@@ -123,7 +133,7 @@ def find_run(client: MlflowClient, uri: str, run_id: str) -> Run:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise UserError(
-            f"MLflow at {redact(uri)} has no run {run_id}, which this training belongs to; give the tracking URI it"
+            f"MLflow at {redact(uri)} has no run {run_id}, to which this training belongs; give the tracking URI it"
             " was started with, or train under another --name"
         ) from None
     if run.info.lifecycle_stage == "deleted":
@@ -133,8 +143,8 @@ def find_run(client: MlflowClient, uri: str, run_id: str) -> Run:
     return run
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """What clients of MLflow and of its artifact stores raise when they cannot reach or use them."""
+def mlflow_errors() -> tuple[type[Exception], ...]:
+    """The exceptions of MLflow's client and of clients of artifact stores when a server is unreachable or refuses."""
     _configure()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -150,21 +160,11 @@ def failures() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def as_user_errors(uri: str) -> Iterator[None]:
-    """MLflow's failures inside become the user's to mend."""
-    known: tuple[type[Exception], ...] = (*failures(), ImportError)
+    """Raise errors of MLflow and its artifact stores, and a missing package for one of these, as UserError."""
+    known: tuple[type[Exception], ...] = (*mlflow_errors(), ImportError)
     try:
         yield
-    except Busy as error:
+    except OutboxBusy as error:
         raise UserError(str(error)) from error
     except known as error:
         raise UserError(f"MLflow at {redact(uri)} cannot be used ({brief(error)})") from error
-
-
-def _prepare_sqlite(path: Path) -> None:
-    """MLflow retries for two minutes on a database it cannot open, so look first."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write the MLflow database {path}: {error.strerror}") from None

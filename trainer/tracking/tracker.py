@@ -1,46 +1,42 @@
-"""Records of a training: ``metrics.jsonl`` for people and scripts, and MLflow, which may be away.
+"""Records of a training: ``metrics.jsonl`` for people and scripts, and a run in MLflow, which may be away.
 
-Rank 0 alone holds a ``Tracker`` while it trains; before and after, the driver calls ``open_run`` and ``end_run``. All
-that is meant for MLflow is first written to the outbox in the run's folder (``trainer.tracking.outbox``) and then
-delivered in order: by a thread while training, by ``end_run``, or later by ``sync``. A training that is
-killed loses nothing of it.
+The driver calls ``open_run`` before training and ``end_run`` after it; while training, rank 0 logs to a ``Tracker``.
+Each record for MLflow is first appended to the outbox in the run's folder, so a killed training loses none. Records
+are delivered in that order: by a thread while training, by ``end_run``, or later by ``sync``. One that is sent twice,
+since a process was killed in between, changes nothing in MLflow (``trainer.tracking.delivery``).
 
-A training that is continued repeats the steps since its last checkpoint. MLflow cannot forget points, so the outbox
-takes a point, or a grid, at a position once: what the first try recorded stands, and the repetition adds what is
-missing. Points therefore show in MLflow at once, without waiting for a checkpoint, and still none comes twice and none
-is missing. In one process the repetition computes the same numbers again; with another number of workers, or after a
-rollback, MLflow keeps those of the first try up to where that ended. ``metrics.jsonl`` forgets the first try and has
-those that led to the present networks.
+A training that is continued repeats the steps since its last checkpoint, and MLflow cannot delete points. So the outbox
+takes a scalar or grid once per position: MLflow keeps the values of the first attempt, and a repetition adds what is
+missing. In one process the repeated values are the same; with another number of workers, or after a rollback, they
+differ slightly. ``metrics.jsonl`` is truncated instead and has the values that led to the current networks.
 
-MLflow's steps are whole kimg (thousands of images seen). Where ticks are shorter than one kimg, several points share
-a step and MLflow keeps them all, in order of time; ``metrics.jsonl`` has the exact position of each.
+Steps in MLflow are whole kimg (thousands of images seen). Points within the same kimg share a step, in order of time;
+``metrics.jsonl`` has the exact positions.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 import secrets
-import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from catgan.command import UserError, say, without_queries
+from catgan.command import UserError, say
 from trainer.data.manifest import Manifest
-from trainer.tracking.delivery import Delivery
+from trainer.tracking.delivery import Delivery, Register
+from trainer.tracking.description import describe
 from trainer.tracking.journal import Journal
-from trainer.tracking.outbox import Courier, Memo, Outbox, redact
+from trainer.tracking.outbox import DeliveryState, DeliveryThread, Outbox, redact
 from trainer.tracking.server import (
     as_user_errors,
+    check_reachable,
     connect,
-    failures,
     find_run,
-    reach,
+    mlflow_errors,
     resolve_uri,
     sqlite_path,
     with_password,
@@ -50,11 +46,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _CLOSE_SECONDS = 30.0
 _OFFLINE = "offline-"
-
-# MLflow's own limits (mlflow/utils/validation.py).
-_PARAM_LENGTH = 6000
-_DIGEST_LENGTH = 36
-_TAG_LENGTH = 5000
+_TAG_LENGTH = 5000  # MLflow's limit (mlflow/utils/validation.py)
 
 
 def open_run(
@@ -64,292 +56,259 @@ def open_run(
     *,
     config: Mapping[str, Any],
     manifest: Manifest,
+    register: Register,
     run_id: str | None = None,
     offline: bool = False,
 ) -> str:
-    """Open a run of MLflow named like the folder ``run_dir``, or the one that belongs to it again, and describe it.
+    """Create the MLflow run of a training, named like the folder ``run_dir``, or reopen it, and describe it.
 
     Args:
-        run_dir: the run's folder, where the outbox is.
+        run_dir: the run's folder, with the outbox.
         uri: see ``resolve_uri``.
-        experiment: created if it is new; beside an SQLite file its artifacts go to ``mlartifacts``.
-        config: nested; logged as params ``group.field``. A param cannot change in MLflow, so a value that is another
-            when the run is reopened becomes the tag ``resumed.group.field``.
+        experiment: its name; created if there is none.
+        config: nested; logged as params ``group.field``. MLflow cannot change a param, so a value that differs when
+            the run is reopened becomes the tag ``resumed.group.field``.
         manifest: the data set, logged as the run's input.
-        run_id: what an earlier call returned, if that is known.
-        offline: write the record only, for ``sync`` to deliver.
+        register: registers generators that an earlier process has queued.
+        run_id: the result of an earlier call, if known.
+        offline: only queue the record, for ``sync`` to deliver.
 
     Returns:
-        What identifies the training: MLflow's id of the run, or while it has none ``offline-`` and a number, which
-        becomes the run's tag ``catgan.run``.
+        The id of the training: MLflow's run id, or as long as there is no run in MLflow ``offline-`` and a number,
+        which becomes the run's tag ``catgan.run``.
 
     Raises:
-        UserError: MLflow does not answer, or does not know the run, or the disk is full.
+        UserError: MLflow does not answer or does not have the run, or the disk is full.
     """
     outbox = Outbox(run_dir)
-    memo = outbox.memo()
-    if run_id is not None and not run_id.startswith(_OFFLINE) and "run_id" not in memo:
-        memo["run_id"] = run_id
-        outbox.remember(memo)
+    state = outbox.state()
+    if run_id is not None and not run_id.startswith(_OFFLINE) and "run_id" not in state:
+        state["run_id"] = run_id
+        outbox.save_state(state)
     if not offline:
-        try:
-            reach(uri)
-        except UserError as error:
-            with contextlib.suppress(OSError):
-                run_dir.rmdir()  # if it is empty: nothing began
-            raise UserError(
-                f"{error}; start the server (mlflow/serve.sh), give MLFLOW_TRACKING_USERNAME and"
-                " MLFLOW_TRACKING_PASSWORD if it asks for them, give another --track.uri, or train with --track.offline"
-                " and deliver the records later"
-            ) from error.__cause__
-        _check(uri, memo)
-    recorded = next((record["run"] for record, _ in outbox.journal.read() if record["kind"] == "open"), None)
+        _check_start(run_dir, uri)
+        _check_run(uri, state)
+    recorded = next((record["run"] for record in outbox.journal.records() if record["kind"] == "open"), None)
     key = run_id or recorded or ((_OFFLINE if offline else "") + secrets.token_hex(16))
-    outbox.put(
-        {
-            "kind": "open",
-            "time": _now(),
-            "run": key,
-            "uri": redact(uri),
-            "experiment": experiment,
-            "name": run_dir.name,
-            "user": os.environ.get("USER", "unknown"),
-            "params": dict(_flatten(config)),
-            "tags": _code_version(Path(__file__).resolve().parents[2]) | {"recipe": str(config["recipe"])},
-            "dataset": _dataset(manifest),
-        }
-    )
-    if outbox.journal.is_behind:
-        raise UserError(f"{outbox.journal.path} cannot be written; make room, then run it again")
+    opened = {"kind": "open", "time": _now(), "run": key, "uri": redact(uri), "experiment": experiment}
+    outbox.put(opened | {"name": run_dir.name} | describe(config, manifest))
+    if outbox.journal.has_unwritten:
+        raise UserError(f"{outbox.journal.path} cannot be written; free some space and run the same command again")
     if not offline:
-        _deliver(run_dir, uri)
-    return key if key == run_id or offline else str(outbox.memo()["run_id"])
+        _deliver(run_dir, uri, register)
+    return key if key == run_id or offline else outbox.state()["run_id"]
 
 
-def end_run(run_dir: Path, uri: str, status: Status, offline: bool = False) -> None:
-    """Set the run's final status and deliver what is left. A server that is away by then is worth a warning, not a
-    failure."""
+def end_run(run_dir: Path, uri: str, status: Status, offline: bool = False, *, register: Register) -> None:
+    """Set the run's final status and deliver all queued records. If MLflow cannot be used, print a warning.
+
+    Args:
+        offline: only queue the status.
+        register: see ``Register``.
+    """
     outbox = Outbox(run_dir)
     outbox.put({"kind": "status", "time": _now(), "status": status})
     reason = ""
     if not offline:
         try:
-            reach(uri)
-            _deliver(run_dir, uri)
+            check_reachable(uri)
+            _deliver(run_dir, uri, register)
         except UserError as error:
             reason = f"warning: {error}; "
-    if left := outbox.left():
-        say(f"{reason}{left} records wait in {run_dir}: `cattrain sync {run_dir}` delivers them to MLflow")
+    if num := outbox.num_undelivered():
+        say(f"{reason}{num} records are not in MLflow yet; `cattrain sync {run_dir}` delivers them")
 
 
-def sync(run_dir: Path, uri: str | None = None) -> dict[str, Any]:
-    """Deliver what the outbox of a run still holds. It may be cut off and called again at any time.
+def sync(run_dir: Path, uri: str | None = None, *, register: Register) -> dict[str, Any]:
+    """Deliver the records that are still in a run's outbox. It may be interrupted and called again at any time.
 
     Args:
-        uri: default: the one that the training was started with. A user and a password that this had are not
-            recorded; they come with ``uri``, or from MLFLOW_TRACKING_URI or MLflow's other variables.
+        uri: default: the one that the training was started with. Its user and password, which are not recorded, come
+            from MLFLOW_TRACKING_URI or MLflow's other variables.
+        register: see ``Register``.
 
     Returns:
         The JSON object of ``cattrain sync``.
 
     Raises:
-        UserError: not a run, or MLflow does not answer or does not know the run.
+        UserError: ``run_dir`` is no run, or MLflow does not answer or does not have the run.
     """
     outbox = Outbox(run_dir)
-    opened = [record for record, _ in outbox.journal.read() if record["kind"] == "open"]
+    opened = [record for record in outbox.journal.records() if record["kind"] == "open"]
     if not opened:
-        raise UserError(f"{run_dir} holds no records for MLflow (outbox.jsonl); give the folder of a run")
+        raise UserError(f"{run_dir} has no records for MLflow (outbox.jsonl); give the folder of a run")
     uri = resolve_uri(uri or with_password(opened[-1]["uri"]), run_dir.parent)
-    left = outbox.left()
-    say(f"{left} records for MLflow at {redact(uri)}")
+    num = outbox.num_undelivered()
+    say(f"{num} records to deliver to MLflow at {redact(uri)}")
     delivered = 0
-    if left:
+    if num:
         try:
-            reach(uri)
-            _check(uri, outbox.memo())
-            delivered = _deliver(run_dir, uri)
+            check_reachable(uri)
+            _check_run(uri, outbox.state())
+            delivered = _deliver(run_dir, uri, register)
         except UserError as error:
             raise UserError(
-                f"{error}; {outbox.left()} of {left} records are left, run the same command again once that is mended"
+                f"{error}; {outbox.num_undelivered()} of {num} records are left; fix this, then run the same command"
+                " again"
             ) from error.__cause__
     return {"run_dir": str(run_dir), "mlflow_run_id": mlflow_run_id(run_dir), "delivered": delivered}
 
 
 def mlflow_run_id(run_dir: Path) -> str | None:
-    """MLflow's id of the run; None as long as it has none."""
-    return Outbox(run_dir).memo().get("run_id")
+    """MLflow's id of the run; None as long as there is no run in MLflow."""
+    return Outbox(run_dir).state().get("run_id")
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether the run came to its end, with its model exported and logged, and was not opened again."""
-    kinds = ("open", "status")
-    last = [record for record, _ in Outbox(run_dir).journal.read() if record["kind"] in kinds][-1:]
-    return bool(last) and last[0].get("status") == "FINISHED"
+    """Whether the run ended with its model exported and logged, and was not opened again."""
+    changes = [record for record in Outbox(run_dir).journal.records() if record["kind"] in ("open", "status")]
+    return bool(changes) and changes[-1].get("status") == "FINISHED"
 
 
 class Tracker:
-    """Writes the records of one run; rank 0 only.
+    """Logs the records of one run; rank 0 only.
 
-    What it is given is on disk when a call returns. Nothing waits for MLflow, and a full disk stops nothing either, see
+    A record is on disk when the call that logs it returns. No call waits for MLflow or fails when the disk is full, see
     ``trainer.tracking.journal``.
     """
 
-    def __init__(self, run_dir: Path, uri: str | None) -> None:
-        """``run_dir`` was given to ``open_run`` with this ``uri``. None: deliver nothing.
+    def __init__(self, run_dir: Path, uri: str | None = None, *, register: Register | None = None) -> None:
+        """Log to the run's folder and, given a ``uri``, deliver to MLflow in the background.
+
+        Args:
+            run_dir: what ``open_run`` was given.
+            uri: what ``open_run`` was given; None: queue the records only.
+            register: needed with ``uri``, see ``Register``.
 
         Raises:
-            UserError: an SQLite file that this machine does not have.
+            UserError: ``uri`` is an SQLite file that is not on this machine.
         """
-        path = sqlite_path(uri) if uri is not None else None
-        if path is not None and not path.is_file():
-            raise UserError(
-                f"{uri} is not on this machine; to train on several machines start a tracking server"
-                " (mlflow/serve.sh) and give its address as --track.uri"
-            )
-        self._folder = run_dir
+        self._run_dir = run_dir
         self._metrics = Journal(run_dir / "metrics.jsonl")
         self._outbox = Outbox(run_dir)
-        self._time = 0
-        self._taken: set[tuple[str, int]] = set()
-        self._courier: Courier | None = None
+        self._last_time = 0
+        self._queued: set[tuple[str, int]] = set()
+        self._thread: DeliveryThread | None = None
         if uri is not None:
-            delivery = Delivery(connect(uri), uri, run_dir)
-            self._courier = Courier(self._outbox, delivery.send, f"MLflow at {redact(uri)}", (*failures(), UserError))
+            assert register is not None
+            database = sqlite_path(uri)
+            if database is not None and not database.is_file():
+                raise UserError(
+                    f"{uri} is not on this machine; to train on several machines start a tracking server"
+                    " (mlflow/serve.sh) and give its address as --track.uri"
+                )
+            send = Delivery(run_dir, uri, register=register).send
+            errors = (*mlflow_errors(), UserError)
+            self._thread = DeliveryThread(self._outbox, send, f"MLflow at {redact(uri)}", errors)
 
     def rewind(self, nimg: int) -> None:
-        """A training is about to continue at ``nimg`` images: forget the lines of ``metrics.jsonl`` beyond, and mind
-        which points and grids the outbox has of there."""
+        """Prepare to continue at ``nimg`` images: remove later lines of ``metrics.jsonl``, and look up the scalars and
+        grids from there on that the outbox has already."""
         self._metrics.keep(lambda record: record["nimg"] <= nimg)
-        self._taken = {
+        self._queued = {
             (key, record["nimg"])
-            for record, _ in self._outbox.journal.read()
+            for record in self._outbox.journal.records()
             if record["kind"] in ("scalars", "grid") and record["nimg"] >= nimg
             for key in (record["values"] if record["kind"] == "scalars" else [record["key"]])
         }
 
     def log_scalars(self, values: Mapping[str, float], nimg: int) -> None:
-        """One line ``{"nimg", "kimg", ...}`` of ``metrics.jsonl``, where a value that is not finite is null, and one
-        point per value in MLflow at step ``nimg // 1000``, unless there is one of this position."""
+        """Add a line ``{"nimg", "kimg", ...}`` to ``metrics.jsonl``, with null for values that are not finite, and for
+        each value queue a point for MLflow at step ``nimg // 1000``, unless the outbox has it already."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._metrics.append({"nimg": nimg, "kimg": nimg / 1000, **finite})
         new = {
             name: float(value) if math.isfinite(value) else str(float(value))
             for name, value in values.items()
-            if (name, nimg) not in self._taken
+            if (name, nimg) not in self._queued
         }
         if new:
             self._put({"kind": "scalars", "nimg": nimg, "values": new})
 
     def log_grid(self, key: str, nimg: int, path: Path) -> None:
-        """The picture ``path``, a file in the run's folder, for the UI's image view at step ``nimg // 1000``, and as
-        a file under ``samples/``, unless there is one of this position. It is read later, like any artifact."""
+        """Queue the image ``path`` for the UI's image view at step ``nimg // 1000`` and as an artifact in ``samples/``,
+        unless the outbox has it already. For the file see ``log_artifact``."""
         assert re.fullmatch("[a-z_]+", key), key
-        if (key, nimg) in self._taken:
+        if (key, nimg) in self._queued:
             return
         self._put({"kind": "grid", "nimg": nimg, "key": key, "path": self._relative(path)})
         self.log_artifact(path, "samples")
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """The file ``path`` of the run's folder as an artifact in ``folder`` (default: at the top). It is read later,
-        perhaps after the training: leave it there, and replace it atomically or not at all."""
+        """Queue the file ``path`` in the run's folder as an artifact in ``folder`` (default: the top level).
+
+        The file is read when it is delivered, perhaps after the training: do not move it, and replace it atomically.
+        """
         self._put({"kind": "artifact", "path": self._relative(path), "folder": folder})
 
     def log_model(self, name: str, onnx: Path, info: Mapping[str, Any]) -> None:
-        """Have ``onnx``, a file in the run's folder, logged with the run and registered as a version of ``name``, see
-        ``export.registry.register``."""
+        """Queue ``onnx``, a file in the run's folder, to be registered as a version of the model ``name`` with the
+        generator's origin ``info``, see ``Register``."""
         self._put({"kind": "model", "name": name, "path": self._relative(onnx), "info": dict(info)})
 
     def note(self, kind: str, text: str, nimg: int) -> None:
-        """Something worth knowing that happened at ``nimg`` images, such as ``("rollback", "loss not finite, back to
-        512 kimg")``: the tag ``note.<kind>`` has the latest of its kind, ``events.txt`` among the artifacts all of
-        them, in order."""
+        """Queue a note on an event at ``nimg`` images, such as ``("rollback", "loss not finite, back to 512 kimg")``.
+        The tag ``note.<kind>`` holds the latest of its kind, the artifact ``events.txt`` all of them in order."""
         assert re.fullmatch("[a-z_]+", kind), kind
         text = redact(" ".join(text.split()))[:_TAG_LENGTH]
         self._put({"kind": "note", "note": kind, "text": text, "nimg": nimg})
 
     def close(self) -> None:
-        """Deliver what is left, for half a minute at the most; ``end_run`` goes on with it."""
+        """Deliver queued records for up to 30 seconds. ``end_run`` or ``sync`` delivers the others."""
         self._metrics.flush()
         self._outbox.journal.flush()
-        if self._courier is not None:
-            self._courier.close(_CLOSE_SECONDS)
+        if self._thread is not None:
+            self._thread.close(_CLOSE_SECONDS)
 
     def _put(self, record: dict[str, Any]) -> None:
-        self._time = max(_now(), self._time + 1)  # MLflow takes equal points of one millisecond for the same
-        self._outbox.put({"time": self._time, **record})
-        if self._courier is not None:
-            self._courier.wake()
+        self._last_time = max(_now(), self._last_time + 1)  # MLflow drops an equal point with the same millisecond
+        self._outbox.put({"time": self._last_time, **record})
+        if self._thread is not None:
+            self._thread.notify()
 
     def _relative(self, path: Path) -> str:
-        """A run's folder may be moved before its records are delivered."""
-        return path.relative_to(self._folder).as_posix()
+        """Relative to the run's folder, which may be moved before its records are delivered."""
+        return path.relative_to(self._run_dir).as_posix()
 
 
-def _check(uri: str, memo: Memo) -> None:
-    """Look whether MLflow has the run, if there should be one.
+def _check_start(run_dir: Path, uri: str) -> None:
+    """Check that MLflow answers; if not, remove ``run_dir`` if it is empty, since no training began.
 
     Raises:
-        UserError: no.
+        UserError: it does not.
     """
-    if "run_id" in memo:
+    try:
+        check_reachable(uri)
+    except UserError as error:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()
+        raise UserError(
+            f"{error}; start the server (mlflow/serve.sh), set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD if"
+            " it needs them, give another --track.uri, or train with --track.offline and deliver the records later"
+        ) from error.__cause__
+
+
+def _check_run(uri: str, state: DeliveryState) -> None:
+    """Check that MLflow has the run, if it was created before.
+
+    Raises:
+        UserError: it does not.
+    """
+    if "run_id" in state:
         with as_user_errors(uri):
-            find_run(connect(uri), uri, memo["run_id"])
+            find_run(connect(uri), uri, state["run_id"])
 
 
-def _deliver(run_dir: Path, uri: str) -> int:
-    """Deliver the whole outbox; returns the number of records.
+def _deliver(run_dir: Path, uri: str, register: Register) -> int:
+    """Deliver all queued records. Returns their number.
 
     Raises:
         UserError: that was not possible.
     """
     with as_user_errors(uri):
-        return Outbox(run_dir).deliver(Delivery(connect(uri), uri, run_dir).send)
+        return Outbox(run_dir).deliver(Delivery(run_dir, uri, register=register).send)
 
 
 def _now() -> int:
-    """Milliseconds, as MLflow counts time."""
+    """Milliseconds, MLflow's unit of time."""
     return time.time_ns() // 1_000_000
-
-
-def _dataset(manifest: Manifest) -> dict[str, Any]:
-    """The data set as MLflow knows it: identified by the first 36 characters of the manifest's digest (MLflow's
-    limit)."""
-    images = {f"{name}_images": split.images for name, split in manifest.splits.items()}
-    shards = {f"{name}_shards": len(split.shards) for name, split in manifest.splits.items()}
-    root = without_queries(redact(str(manifest.root)))
-    return {
-        "name": Path(root).name or "data",
-        "digest": manifest.digest[:_DIGEST_LENGTH],
-        "source": {"uri": root},
-        "profile": {"size": manifest.size, **images, **shards, "digest": manifest.digest},
-    }
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """``{"a": {"b": (1, 2)}}`` -> ``("a.b", "1 2")``, cut to MLflow's limit, without passwords in URLs."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            yield f"{prefix}{name}", redact(text)[:_PARAM_LENGTH]
-
-
-def _code_version(root: Path) -> dict[str, str]:
-    """Tags: the package's version and, if ``root`` is a checkout, the commit and whether files differ from it."""
-    tags = {}
-    with contextlib.suppress(PackageNotFoundError):
-        tags["catgan.version"] = version("catgan")
-    if _git(root, "rev-parse", "--show-toplevel") == str(root):
-        tags["mlflow.source.git.commit"] = _git(root, "rev-parse", "HEAD") or "none"
-        tags["git.dirty"] = str(bool(_git(root, "status", "--porcelain"))).lower()
-    return tags
-
-
-def _git(root: Path, *args: str) -> str | None:
-    """What git prints; None where there is no git or no repository."""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""A real MLflow server that is killed, hangs and comes back while trainings send their records to it."""
+"""A real MLflow server that is killed, hangs and comes back while trainings send records to it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from export.registry import register
 from trainer.data.manifest import Manifest, Split
 from trainer.tracking.outbox import Outbox
 from trainer.tracking.server import connect
@@ -27,7 +28,7 @@ MANIFEST = Manifest("/data/cats", 8, {"train": Split(())}, 0, (), {}, "test")
 
 
 class Server:
-    """``mlflow/serve.sh`` on a port of its own."""
+    """``mlflow/serve.sh`` on a free port."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:
@@ -46,7 +47,7 @@ class Server:
                 start_new_session=True,
                 env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             )
-        until(self.answers)
+        wait_until(self.answers)
 
     def answers(self) -> bool:
         assert self.process is not None
@@ -67,7 +68,7 @@ class Server:
             self.process.wait()
 
 
-def until(reached: Callable[[], bool]) -> None:
+def wait_until(reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 180
     while not reached():
         assert time.monotonic() < deadline
@@ -83,15 +84,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_and_one_that_hangs_lose_and_double_nothing(
+def test_a_server_that_is_killed_and_then_hangs_loses_and_doubles_nothing(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setattr("trainer.tracking.outbox._RETRY_SECONDS", 0.3)
     outbox = Outbox(tmp_path)
-    run_id = open_run(tmp_path, server.uri, "catgan", config={"recipe": "tiny"}, manifest=MANIFEST)
-    tracker = Tracker(tmp_path, server.uri)
-    said = ""
+    run_id = open_run(tmp_path, server.uri, "catgan", config={"recipe": "tiny"}, manifest=MANIFEST, register=register)
+    tracker = Tracker(tmp_path, server.uri, register=register)
+    output = ""
 
     def log(*kimgs: int) -> None:
         for kimg in kimgs:
@@ -102,30 +103,30 @@ def test_a_server_that_is_killed_and_one_that_hangs_lose_and_double_nothing(
                 tracker.log_grid("fakes", kimg * 1000, path)
                 tracker.note("news", f"{kimg} reached", kimg * 1000)
 
-    def noticed() -> bool:
-        nonlocal said
-        said += capsys.readouterr().err
-        return "does not take records" in said
+    def failure_reported() -> bool:
+        nonlocal output
+        output += capsys.readouterr().err
+        return "accepts no records" in output
 
     log(*range(1, 6))
-    until(lambda: outbox.left() == 0)  # shown while training goes on
+    wait_until(lambda: outbox.num_undelivered() == 0)  # during training
     log(*range(6, 11))
-    server.kill()  # perhaps between taking a record and saying so
+    server.kill()  # perhaps between storing a record and answering
     log(*range(11, 16))
-    until(noticed)
+    wait_until(failure_reported)
     server.start()
     log(16)
-    until(lambda: outbox.left() == 0)
-    said = ""
-    server.signal(signal.SIGSTOP)  # it still accepts connections, and answers nothing
+    wait_until(lambda: outbox.num_undelivered() == 0)
+    output = ""
+    server.signal(signal.SIGSTOP)  # it accepts connections but never answers
     log(*range(17, 21))
-    until(noticed)
-    server.signal(signal.SIGCONT)  # and now also takes what we gave up
-    until(lambda: outbox.left() == 0)
+    wait_until(failure_reported)
+    server.signal(signal.SIGCONT)  # and now also handles the requests that timed out
+    wait_until(lambda: outbox.num_undelivered() == 0)
     log(21)
     tracker.close()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    end_run(tmp_path, server.uri, "FINISHED")
+    end_run(tmp_path, server.uri, "FINISHED", register=register)
 
     client = connect(server.uri)
     for key, sign in (("x", 1.0), ("y", -1.0)):
@@ -141,7 +142,7 @@ def test_a_server_that_is_killed_and_one_that_hangs_lose_and_double_nothing(
 
 @pytest.mark.slow
 def test_a_training_and_then_its_server_are_killed(server: Server, shards: Path, tmp_path: Path) -> None:
-    """kill -9 of the training, the same command again, kill -9 of the server: it ends well, and sync completes it."""
+    """kill -9 of the training, the same command again, kill -9 of the server: training ends, sync delivers the rest."""
     command = [
         *(sys.executable, ROOT / "trainer" / "run.py", "--data", shards, "--out", tmp_path, "--name", "mine"),
         *("--workers", "0", "--kimg", "0.384", "--batch", "8", "--eval.extractor", "efflite0", "--eval.num", "32"),
@@ -166,30 +167,30 @@ def test_a_training_and_then_its_server_are_killed(server: Server, shards: Path,
         return nimg in positions()
 
     first = start()
-    until(lambda: reached(first, 192))  # a tick beyond the first checkpoint
+    wait_until(lambda: reached(first, 192))  # a tick beyond the first checkpoint
     first.kill()
     first.communicate()
     (run_id,) = (run.info.run_id for run in connect(server.uri).search_runs(["1"], "tags.`mlflow.runName` = 'mine'"))
     assert connect(server.uri).get_run(run_id).info.status == "RUNNING"
 
     second = start()
-    until(lambda: reached(second, 256))
+    wait_until(lambda: reached(second, 256))
     server.kill()
-    output, said = second.communicate(timeout=300)
-    assert second.returncode == 0, said
+    output, messages = second.communicate(timeout=300)
+    assert second.returncode == 0, messages
     assert json.loads(output)["mlflow_run_id"] == run_id
-    assert "continuing from" in said
-    assert f"`cattrain sync {run_dir}`" in said
+    assert "continuing from" in messages
+    assert f"`cattrain sync {run_dir}`" in messages
     assert (run_dir / "best" / "gen.onnx").is_file()
-    assert "secret" not in output + said
+    assert "secret" not in output + messages
     for path in run_dir.rglob("*"):
         assert path.is_dir() or b"secret" not in path.read_bytes(), path
 
     sync = [sys.executable, "-m", "trainer.cli", "sync", str(run_dir)]
     server.start()
     killed = subprocess.Popen(sync, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    left = Outbox(run_dir).left()
-    until(lambda: Outbox(run_dir).left() < left)
+    num = Outbox(run_dir).num_undelivered()
+    wait_until(lambda: Outbox(run_dir).num_undelivered() < num)
     killed.kill()
     killed.wait()
     done = subprocess.run(sync, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -9,10 +9,10 @@ from trainer.tracking.journal import Journal
 
 
 def contents(journal: Journal) -> list[int]:
-    return [record["n"] for record, _ in journal.read()]
+    return [record["n"] for record in journal.records()]
 
 
-def test_records_come_back_in_order_from_where_one_left_off(tmp_path: Path) -> None:
+def test_records_are_read_in_order_from_any_position(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     assert contents(journal) == []
     for n in range(3):
@@ -22,16 +22,16 @@ def test_records_come_back_in_order_from_where_one_left_off(tmp_path: Path) -> N
     assert [record for record, _ in journal.read(ends[0])] == [{"n": 1}, {"n": 2}]
 
 
-@pytest.mark.parametrize("torn", ['{"n": 7', '{"n": 7}', "{"])
-def test_a_torn_last_line_is_ignored_and_then_removed(tmp_path: Path, torn: str) -> None:
+@pytest.mark.parametrize("incomplete", ['{"n": 7', '{"n": 7}', "{"])
+def test_an_incomplete_last_line_is_ignored_and_then_removed(tmp_path: Path, incomplete: str) -> None:
     journal = Journal(tmp_path / "j")
     journal.append({"n": 0})
     with (tmp_path / "j").open("a") as file:
-        file.write(torn)
+        file.write(incomplete)
     assert contents(journal) == [0]
     Journal(tmp_path / "j").append({"n": 1})
     assert contents(journal) == [0, 1]
-    (tmp_path / "j").write_text(torn)
+    (tmp_path / "j").write_text(incomplete)
     journal.append({"n": 2})
     assert contents(journal) == [2]
 
@@ -43,7 +43,7 @@ def test_a_full_disk_delays_records_and_loses_none(
     journal.append({"n": 0})
 
     def full(descriptor: int) -> None:
-        # What a disk that fills up in the middle of a line leaves behind.
+        # A disk that fills up in the middle of a line.
         os.ftruncate(descriptor, os.fstat(descriptor).st_size - 3)
         raise OSError(28, "No space left on device")
 
@@ -59,7 +59,7 @@ def test_a_full_disk_delays_records_and_loses_none(
     assert contents(journal) == [0, 1, 2, 3]
 
 
-def test_keep(tmp_path: Path) -> None:
+def test_keep_removes_other_records(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     journal.keep(lambda record: True)
     assert list(tmp_path.iterdir()) == []

@@ -13,21 +13,21 @@ from pathlib import Path
 import pytest
 
 from trainer.tracking.journal import Record
-from trainer.tracking.outbox import Busy, Courier, Memo, Outbox, brief, redact
+from trainer.tracking.outbox import DeliveryState, DeliveryThread, Outbox, OutboxBusy, brief, redact
 
 
 class Receiver:
     """Takes up to two records at a time, unless it is away."""
 
     def __init__(self) -> None:
-        self.got: list[int] = []
+        self.received: list[int] = []
         self.away = False
 
-    def send(self, records: Sequence[Record], memo: Memo) -> int:
+    def send(self, records: Sequence[Record], state: DeliveryState) -> int:
         if self.away:
             raise ConnectionError("gone")
-        self.got += [record["n"] for record in records[:2]]
-        memo["last"] = self.got[-1]
+        self.received += [record["n"] for record in records[:2]]
+        state["run_id"] = f"after {self.received[-1]}"
         return len(records[:2])
 
 
@@ -36,83 +36,101 @@ def fill(outbox: Outbox, *numbers: int) -> None:
         outbox.put({"n": n})
 
 
-def test_in_order_and_once_over_several_processes(tmp_path: Path) -> None:
+def test_records_are_delivered_in_order_and_once_by_several_processes(tmp_path: Path) -> None:
     receiver = Receiver()
     fill(Outbox(tmp_path), 0, 1, 2)
-    assert Outbox(tmp_path).left() == 3
+    assert Outbox(tmp_path).num_undelivered() == 3
     assert Outbox(tmp_path).deliver(receiver.send) == 3
     fill(Outbox(tmp_path), 3)
     outbox = Outbox(tmp_path)
-    assert outbox.left() == 1
+    assert outbox.num_undelivered() == 1
     assert outbox.deliver(receiver.send) == 1
     assert outbox.deliver(receiver.send) == 0
-    assert receiver.got == [0, 1, 2, 3]
-    assert Outbox(tmp_path).memo()["last"] == 3
+    assert receiver.received == [0, 1, 2, 3]
+    assert Outbox(tmp_path).state()["run_id"] == "after 3"
 
 
-def test_what_was_taken_before_a_failure_is_not_sent_again(tmp_path: Path) -> None:
+def test_records_sent_before_a_failure_are_not_sent_again(tmp_path: Path) -> None:
     outbox, receiver = Outbox(tmp_path), Receiver()
     fill(outbox, 0, 1, 2)
 
-    def twice(records: Sequence[Record], memo: Memo) -> int:
-        receiver.away = len(receiver.got) > 0
-        return receiver.send(records, memo)
+    def fail_after_first(records: Sequence[Record], state: DeliveryState) -> int:
+        receiver.away = len(receiver.received) > 0
+        return receiver.send(records, state)
 
     with pytest.raises(ConnectionError):
-        outbox.deliver(twice)
-    assert (receiver.got, outbox.left()) == ([0, 1], 1)
+        outbox.deliver(fail_after_first)
+    assert (receiver.received, outbox.num_undelivered()) == ([0, 1], 1)
     receiver.away = False
     outbox.deliver(receiver.send)
-    assert receiver.got == [0, 1, 2]
+    assert receiver.received == [0, 1, 2]
 
 
-@pytest.mark.parametrize("damage", ["gone", "torn", "ahead"])
-def test_without_the_note_of_what_was_delivered_all_is_sent_again(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["missing", "incomplete", "ahead"])
+def test_without_a_valid_state_all_records_are_sent_again(tmp_path: Path, damage: str) -> None:
     outbox, receiver = Outbox(tmp_path), Receiver()
     fill(outbox, 0, 1, 2)
     outbox.deliver(receiver.send)
-    note = tmp_path / "outbox.json"
-    if damage == "gone":
-        note.unlink()
-    elif damage == "torn":
-        note.write_text(note.read_text()[:5])
-    else:  # the journal lost its end in a power cut
+    state = tmp_path / "outbox.json"
+    if damage == "missing":
+        state.unlink()
+    elif damage == "incomplete":
+        state.write_text(state.read_text()[:5])
+    else:  # a power cut has truncated the journal
         lines = (tmp_path / "outbox.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / "outbox.jsonl").write_text("".join(lines[:1]))
         fill(outbox, 1)
     outbox.deliver(receiver.send)
-    assert receiver.got == [0, 1, 2, 0, 1] + [2] * (damage != "ahead")
+    assert receiver.received == [0, 1, 2, 0, 1] + [2] * (damage != "ahead")
 
 
-def _hold(folder: Path, holding: str) -> None:
-    def send(records: Sequence[Record], memo: Memo) -> int:
-        Path(holding).touch()
+def test_an_outbox_written_by_an_earlier_version_is_continued(tmp_path: Path) -> None:
+    """The names of the files and their keys never change."""
+    first = b'{"time": 1, "kind": "scalars", "nimg": 1000, "values": {"x": 1.0}}\n'
+    second = b'{"time": 2, "kind": "scalars", "nimg": 2000, "values": {"x": 2.0}}\n'
+    (tmp_path / "outbox.jsonl").write_bytes(first + second)
+    (tmp_path / "outbox.json").write_text(f'{{"delivered": {len(first)}, "run_id": "0123", "notes": ["a"]}}')
+    received: list[Record] = []
+
+    def send(records: Sequence[Record], state: DeliveryState) -> int:
+        assert (state["run_id"], state["notes"]) == ("0123", ["a"])
+        received.extend(records)
+        return len(records)
+
+    assert Outbox(tmp_path).deliver(send) == 1
+    assert received == [{"time": 2, "kind": "scalars", "nimg": 2000, "values": {"x": 2.0}}]
+    assert Outbox(tmp_path).state() == {"delivered": len(first + second), "run_id": "0123", "notes": ["a"]}
+
+
+def _deliver_forever(folder: Path, started: Path) -> None:
+    def send(records: Sequence[Record], state: DeliveryState) -> int:
+        started.touch()
         time.sleep(600)
         return 1
 
     Outbox(folder).deliver(send)
 
 
-def test_one_delivers_at_a_time_and_a_killed_one_leaves_no_lock(
+def test_one_process_delivers_at_a_time_and_a_killed_one_releases_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.tracking.outbox._LOCK_SECONDS", 0.2)
-    outbox, receiver = Outbox(tmp_path), Receiver()
+    outbox, receiver, started = Outbox(tmp_path), Receiver(), tmp_path / "started"
     fill(outbox, 0)
-    other = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path, str(tmp_path / "holding")))
+    other = multiprocessing.get_context("fork").Process(target=_deliver_forever, args=(tmp_path, started))
     other.start()
     try:
-        while not (tmp_path / "holding").exists():
+        while not started.exists():
             assert other.is_alive()
             time.sleep(0.01)
-        with pytest.raises(Busy):
+        with pytest.raises(OutboxBusy):
             outbox.deliver(receiver.send)
     finally:
         assert other.pid is not None
         os.kill(other.pid, signal.SIGKILL)
         other.join()
     assert outbox.deliver(receiver.send) == 1
-    assert receiver.got == [0]
+    assert receiver.received == [0]
 
 
 def test_it_delivers_on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,65 +149,65 @@ def test_it_delivers_on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert outbox.deliver(receiver.send) == 1
 
 
-def test_a_courier_tries_again_in_order(
+def test_the_thread_retries_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("trainer.tracking.outbox._RETRY_SECONDS", 0.02)
     outbox, receiver, failed = Outbox(tmp_path), Receiver(), threading.Semaphore(0)
     receiver.away = True
 
-    def send(records: Sequence[Record], memo: Memo) -> int:
+    def send(records: Sequence[Record], state: DeliveryState) -> int:
         failed.release()
-        return receiver.send(records, memo)
+        return receiver.send(records, state)
 
     fill(outbox, 0)
-    courier = Courier(outbox, send, "the server", (ConnectionError,))
+    thread = DeliveryThread(outbox, send, "the server", (ConnectionError,))
     for n in (1, 2):
         fill(outbox, n)
-        courier.wake()
+        thread.notify()
         assert failed.acquire(timeout=30)
         assert failed.acquire(timeout=30)
-    assert receiver.got == []
+    assert receiver.received == []
     receiver.away = False
     fill(outbox, 3)
-    courier.close(30)
-    assert receiver.got == [0, 1, 2, 3]
-    said = capsys.readouterr().err
-    assert said.count("the server does not take records (gone)") == 1
-    assert said.count("the server takes records again") == 1
+    thread.close(30)
+    assert receiver.received == [0, 1, 2, 3]
+    output = capsys.readouterr().err
+    assert output.count("the server accepts no records (gone)") == 1
+    assert output.count("the server accepts records again") == 1
 
 
-def test_a_courier_is_not_waited_for_longer_than_asked(tmp_path: Path) -> None:
+def test_close_waits_no_longer_than_its_timeout(tmp_path: Path) -> None:
     outbox, hanging, gate = Outbox(tmp_path), threading.Event(), threading.Event()
 
-    def send(records: Sequence[Record], memo: Memo) -> int:
+    def send(records: Sequence[Record], state: DeliveryState) -> int:
         hanging.set()
         gate.wait()
         return len(records)
 
     fill(outbox, 0)
-    courier = Courier(outbox, send, "the server", (ConnectionError,))
+    thread = DeliveryThread(outbox, send, "the server", (ConnectionError,))
     assert hanging.wait(30)
-    fill(outbox, 1)  # would never come back if it waited
-    courier.wake()
-    courier.close(0.01)
-    assert outbox.left() == 2
+    fill(outbox, 1)  # would block if it waited for the thread
+    thread.notify()
+    thread.close(0.01)
+    assert outbox.num_undelivered() == 2
     gate.set()
-    courier.close(30)
-    assert outbox.left() == 0
+    thread.close(30)
+    assert outbox.num_undelivered() == 0
 
 
-def test_closing_does_not_wait_for_one_who_is_away(tmp_path: Path) -> None:
+def test_close_does_not_wait_for_a_receiver_that_is_away(tmp_path: Path) -> None:
     outbox, receiver = Outbox(tmp_path), Receiver()
     receiver.away = True
     fill(outbox, 0)
-    courier = Courier(outbox, receiver.send, "the server", (ConnectionError,))
-    courier.close(60)
-    assert not courier._thread.is_alive()
-    assert outbox.left() == 1
+    thread = DeliveryThread(outbox, receiver.send, "the server", (ConnectionError,))
+    thread.close(60)
+    assert not thread._thread.is_alive()
+    assert outbox.num_undelivered() == 1
 
 
-def test_brief_names_the_innermost_cause_of_the_system() -> None:
+def test_brief_names_an_innermost_cause_of_the_operating_system() -> None:
     outer = RuntimeError("a long paragraph")
     outer.__cause__ = ConnectionRefusedError(111, "Connection refused")
     assert brief(outer) == "[Errno 111] Connection refused"
