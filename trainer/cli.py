@@ -1,8 +1,8 @@
-"""``cattrain``: what can be done with a training beside running it."""
+"""``cattrain``: commands for the folder of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 NAME = "cattrain"
 
 _OVERVIEW = """\
-Work on the folder of a training, out/runs/NAME. The training itself is `python trainer/run.py`.
+Commands for the folder of a training, out/runs/NAME. `python trainer/run.py` trains.
 
 commands:
   report   write one HTML file with curves, sample grids, metrics and settings
-  sync     deliver to MLflow what it has not got yet
+  sync     deliver the records that are not in MLflow yet
 
 `cattrain COMMAND --help` shows the options. Examples:
   cattrain report out/runs/mine
@@ -28,11 +28,11 @@ commands:
 
 _SYNC = """\
 Deliver the records of a training to MLflow, in order: params, metrics, grids, notes, the model and the final status.
-They are kept in RUN_DIR/outbox.jsonl when a training runs with --track.offline, or while the server is away. Stop it or
-run it again at any time: nothing is delivered twice.
+A training queues them in RUN_DIR/outbox.jsonl, with --track.offline or while the server is unreachable. The command
+can be interrupted and run again at any time: no record is delivered twice.
 
-They go to the server that the training was started with, or to --uri. A user and a password are not recorded: set
-MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. RUN_DIR may come from another machine, as a whole.
+They go to the server that the training was started with, or to --uri. User and password are not recorded: set
+MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. RUN_DIR may be a complete copy from another machine.
 
 examples:
   cattrain sync out/runs/mine
@@ -44,10 +44,10 @@ tracebacks.
 
 
 _REPORT = """\
-Write what a training did as one HTML file: curves, sample grids over time, evaluations with the best one marked, what
-differs from the recipe, the data, warnings, how to use the result. It needs no server, no network and no other file, so
-it can be mailed. A training writes it at its end, as RUN_DIR/report.html; this command does it for one that still goes
-on or was cut off.
+Write a report of a training as one HTML file: curves, sample grids over time, evaluations with the best one marked,
+differences from the recipe, the data, warnings, how to use the result. The file needs no server, network or other file,
+so it can be mailed. A training writes it when it ends, as RUN_DIR/report.html; this command writes it while a training
+runs, or after it was interrupted.
 
 examples:
   cattrain report out/runs/mine
@@ -59,7 +59,7 @@ One line of JSON goes to stdout: report, run_dir. --debug shows tracebacks.
 
 def _report(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"{NAME} report", _REPORT)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run, or where it lies in a bucket")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run, or its URL in a bucket")
     parser.add_argument(
         "-o", "--out", metavar="FILE", type=Path, help="the file to write (default: report.html in RUN_DIR)"
     )
@@ -75,7 +75,7 @@ def _report(argv: list[str]) -> dict[str, Any]:
 
 def _sync(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"{NAME} sync", _SYNC)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run, or where it lies in a bucket")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run, or its URL in a bucket")
     parser.add_argument(
         "--uri", metavar="URI", help="MLflow tracking URI (default: the one that the training was started with)"
     )
@@ -84,12 +84,19 @@ def _sync(argv: list[str]) -> dict[str, Any]:
     from trainer.tracking.tracker import sync
 
     with _work(args.run_dir) as (_, folder):
-        return sync(folder, args.uri) | {"run_dir": args.run_dir}
+        return sync(folder, args.uri, register=_register) | {"run_dir": args.run_dir}
+
+
+def _register(uri: str, run_id: str, name: str, onnx: Path, info: Mapping[str, Any]) -> str:
+    """``export.registry.register``, imported when there is a generator to register: ONNX's libraries take seconds."""
+    from export.registry import register
+
+    return register(uri, run_id, name, onnx, info)
 
 
 @contextmanager
 def _work(location: str) -> Iterator[tuple[Storage, Path]]:
-    """The run at ``location`` and its folder on this machine, brought there and back if it lies in a bucket."""
+    """The run at ``location`` and its folder on this machine: of a run in a bucket, a copy that is pushed back."""
     from trainer.checkpoints.storage import open_storage
 
     storage = open_storage(location)

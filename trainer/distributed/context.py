@@ -1,4 +1,4 @@
-"""Where a training runs: in this process, or in the workers of Ray Train. The loop sees only ``Context``."""
+"""The environment of a training: this process alone, or a worker of Ray Train. The loop sees only ``Context``."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import torch
 
 from trainer.distributed.collectives import broadcast
 
-Notice = Literal["save", "stop"]
-"""save: this machine may go soon, a checkpoint is wanted now. stop: that, and the end."""
+Request = Literal["save", "stop"]
+"""save: checkpoint now, since a node is about to be preempted. stop: checkpoint, then end the training."""
 
 
 class Context(Protocol):
-    """What the loop needs to know of the world."""
+    """The environment of one rank."""
 
     rank: int
     world_size: int
     device: torch.device
 
-    def notice(self) -> Notice | None:
-        """What the surroundings ask for. Every rank calls this at each tick, and all get the same answer."""
+    def request(self) -> Request | None:
+        """Check for a stop or preemption request. Collective: every rank calls it at each tick, and all get the same
+        answer."""
         ...
 
     def report(self, metrics: dict[str, Any]) -> None:
-        """Tell the cluster how far training is. Every rank calls this equally often: it is a barrier."""
+        """Report progress to the cluster. Collective: every rank must call it, and it is a barrier."""
         ...
 
 
 class LocalContext:
-    """One process, no cluster."""
+    """One process without a cluster, on a GPU if there is one."""
 
     rank = 0
     world_size = 1
@@ -39,10 +40,10 @@ class LocalContext:
         self.is_stopping = False
 
     def stop(self) -> None:
-        """Have training end at the next tick."""
+        """Request that training ends at the next tick."""
         self.is_stopping = True
 
-    def notice(self) -> Notice | None:
+    def request(self) -> Request | None:
         return "stop" if self.is_stopping else None
 
     def report(self, metrics: dict[str, Any]) -> None:
@@ -53,31 +54,31 @@ class RayContext:
     """A worker of Ray Train (V2).
 
     Args:
-        bell: the actor that the driver rings to end training, see ``launch.run_on_ray``.
+        stop_flag: the actor through which the driver requests the end of training, see ``trainer.launch.ray``.
     """
 
-    def __init__(self, bell: Any) -> None:
+    def __init__(self, stop_flag: Any) -> None:
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self._bell = bell
+        self._stop_flag = stop_flag
         self._leaving: frozenset[str] = frozenset()
 
-    def notice(self) -> Notice | None:
+    def request(self) -> Request | None:
         import ray
         import ray.train
 
-        if broadcast(self.rank == 0 and ray.get(self._bell.is_rung.remote())):
+        if broadcast(self.rank == 0 and ray.get(self._stop_flag.is_set.remote())):
             return "stop"
-        # Ray asks rank 0 alone, so this too is the same on all ranks.
+        # Ray broadcasts rank 0's answer, so this too is the same on all ranks.
         preemption = ray.train.get_preemption_info()
         leaving = frozenset(preemption.preempted_node_ids if preemption else ())
-        is_news = not leaving <= self._leaving
+        is_new = not leaving <= self._leaving
         self._leaving |= leaving
-        return "save" if is_news else None
+        return "save" if is_new else None
 
     def report(self, metrics: dict[str, Any]) -> None:
         import ray.train

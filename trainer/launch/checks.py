@@ -1,4 +1,4 @@
-"""What can be wrong with a configuration, found before anything starts."""
+"""Validation of a configuration, before anything starts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from trainer.config import Config, Schedule
 from trainer.features.extractors import MIN_FID
+from trainer.launch.options import schedules
 from trainer.losses import LOSSES
 from trainer.models import ARCHITECTURES
 
@@ -13,11 +14,11 @@ Check = Callable[[bool, str], None]
 
 
 def problems(config: Config) -> list[str]:
-    """Everything that is wrong with a configuration in itself, one sentence each; empty if it is sound."""
+    """All problems of a configuration by itself, without data and workers: one sentence each, empty if it is valid."""
     found: list[str] = []
 
-    def check(sound: bool, sentence: str) -> None:
-        if not sound:
+    def check(is_valid: bool, sentence: str) -> None:
+        if not is_valid:
             found.append(sentence)
 
     _check_model(config, check)
@@ -54,7 +55,7 @@ def _check_model(config: Config, check: Check) -> None:
     check(
         m.arch == "dcgan" or (m.g_head, m.d_norm, m.d_dropout) == ("conv", "batch", 0.0),
         f"--model.g-head, --model.d-norm and --model.d-dropout have no effect with --model.arch {m.arch}: they are"
-        " dcgan's; leave them out",
+        " options of dcgan; leave them out",
     )
     check(0 <= m.d_dropout < 1, f"--model.d-dropout {m.d_dropout:g}: give 0 or more, below 1")
     check(
@@ -73,8 +74,8 @@ def _check_loss(config: Config, check: Check) -> None:
     penalised = _positive(loss.gamma) or loss.gp > 0
     check(
         not (penalised and m.arch == "dcgan" and m.d_norm == "batch"),
-        "--loss.gamma or --loss.gp with --model.d-norm batch: batch norm mixes samples, so a per-sample gradient means"
-        " nothing; add --model.d-norm none or set them to 0",
+        "--loss.gamma or --loss.gp with --model.d-norm batch: batch norm mixes samples, so per-sample gradients are"
+        " undefined; add --model.d-norm none or set them to 0",
     )
     check(_not_negative(loss.gamma), "--loss.gamma: give 0 or more")
     for name in ("gp", "drift", "clip", "lecam"):
@@ -90,24 +91,24 @@ def _check_loss(config: Config, check: Check) -> None:
         loss.penalty_every == 1 or _positive(loss.gamma),
         f"--loss.penalty-every {loss.penalty_every} without --loss.gamma: there is no penalty to compute",
     )
-    floats = loss.name in LOSSES and not LOSSES[loss.name].has_level
+    is_relative = loss.name in LOSSES and not LOSSES[loss.name].has_level
     check(
-        not (floats and (loss.lecam > 0 or config.augment.target > 0)),
-        f"--loss.lecam or --augment.target with --loss.name {loss.name}: both read the critic's level, which"
-        " this loss leaves undetermined; take bce or hinge",
+        not (is_relative and (loss.lecam > 0 or config.augment.target > 0)),
+        f"--loss.lecam or --augment.target with --loss.name {loss.name}: both use the mean of D's logits, which this"
+        " loss does not determine; use bce or hinge",
     )
     check(
         not (_positive(loss.gamma) and loss.gp > 0),
-        f"--loss.gamma and --loss.gp {loss.gp:g} together: one flattens the critic, the other wants slopes of one;"
-        " set one of them to 0",
+        f"--loss.gamma and --loss.gp {loss.gp:g} together: the first pushes gradients of D to norm 0, the second to"
+        " norm 1; set one of them to 0",
     )
     check(
         1 <= config.accumulate <= max(config.batch, 1),
-        f"--accumulate {config.accumulate}: give 1 to --batch, {config.batch}: each part needs a picture",
+        f"--accumulate {config.accumulate}: give 1 to --batch, {config.batch}: each part needs an image",
     )
     check(
         config.accumulate == 1 or not loss.share_batch,
-        f"--accumulate {config.accumulate} with --loss.share-batch True: the shared generator pass holds the whole"
+        f"--accumulate {config.accumulate} with --loss.share-batch True: the shared generator pass keeps the whole"
         " batch in memory; add --loss.share-batch False",
     )
 
@@ -149,9 +150,9 @@ def _check_progress(config: Config, check: Check) -> None:
     check(config.eval.num >= 2, f"--eval.num {config.eval.num}: give 2 or more")
     check(
         config.eval.num >= MIN_FID or config.eval.extractor != "inception" or bool(config.eval.weights),
-        f"--eval.num {config.eval.num}: a FID needs at least {MIN_FID}; give more, or --eval.extractor efflite0",
+        f"--eval.num {config.eval.num}: FID needs at least {MIN_FID}; give more, or --eval.extractor efflite0",
     )
-    check(0 < config.eval.budget <= 1, f"--eval.budget {config.eval.budget:g}: give a share above 0, up to 1")
+    check(config.eval.every >= 1, f"--eval.every {config.eval.every}: give 1 or more")
     check(track.tick_kimg > 0, "--track.tick-kimg: give more than 0")
     check(
         track.snapshot_kimg >= track.tick_kimg,
@@ -161,20 +162,12 @@ def _check_progress(config: Config, check: Check) -> None:
 
 
 def _check_schedules(config: Config, check: Check) -> None:
-    """Two values and no time to go from one to the other: only one of them would ever be used."""
-    schedules = {
-        "--loss.gamma": config.loss.gamma,
-        "--augment.noise": config.augment.noise,
-        "--optim.g-lr": config.optim.g_lr,
-        "--optim.d-lr": config.optim.d_lr,
-        "--optim.beta2": config.optim.beta2,
-    }
-    if not config.augment.target:  # else p only starts somewhere
-        schedules["--augment.p"] = config.augment.p
-    for name, schedule in schedules.items():
+    """A ramp between two values needs a length, else one of the values is never used."""
+    for name, schedule in schedules(config).items():
+        start_only = name == "--augment.p" and config.augment.target > 0
         check(
-            schedule.start == schedule.end or schedule.kimg > 0,
-            f"{name} from {schedule.start:g} to {schedule.end:g} in no time: give {name}.kimg for a ramp, or the same"
-            f" {name}.start and {name}.end",
+            schedule.start == schedule.end or schedule.kimg > 0 or start_only,
+            f"{name} from {schedule.start:g} to {schedule.end:g} within 0 kimg: give {name}.kimg for a ramp, or"
+            f" {name} VALUE for a constant",
         )
-        check(schedule.kimg >= 0, f"{name}.kimg {schedule.kimg:g}: give 0 or more")
+        check(schedule.kimg >= 0 or start_only, f"{name}.kimg {schedule.kimg:g}: give 0 or more")

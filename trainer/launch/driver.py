@@ -1,4 +1,5 @@
-"""What ``trainer/run.py`` does: resolve, check, open the MLflow run, train, export the best generator, register it."""
+"""The driver of ``trainer/run.py``: resolve the configuration, check it, open the MLflow run, train, export the best
+generator and register it."""
 
 from __future__ import annotations
 
@@ -17,29 +18,30 @@ from catgan.command import UserError, say
 from catgan.location import join
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.saver import BEST
+from trainer.checkpoints.state import Position
 from trainer.checkpoints.storage import Bucket, Storage, open_storage
+from trainer.config import Config
 from trainer.data.manifest import Manifest
-from trainer.data.open import NUM, open_data
-from trainer.launch import worker as launch
+from trainer.data.open import NUM_DRAWN, open_data
 from trainer.launch.checks import problems
-from trainer.launch.finish import finish, leave_report, summary
+from trainer.launch.finish import finish, summary, write_final_report
 from trainer.launch.options import Options, parse, parse_workers, split_recipe, value_of
-from trainer.launch.worker import Workers
-from trainer.loop import plan, stalled
-from trainer.models import build_discriminator, build_generator, grown_kimg, num_parameters
+from trainer.launch.ray import Workers, cluster_gpus, run_on_ray
+from trainer.launch.worker import Job, register, run_in_process
+from trainer.loop import Outcome, plan, stalled
+from trainer.models import build_discriminator, build_generator, full_resolution_kimg, num_parameters
 from trainer.recipes import FAMILIES, SIZES, resolve
 from trainer.tracking import server
 from trainer.tracking import tracker as tracking
 from trainer.tracking.outbox import brief, redact
-from trainer.tracking.recorder import Position
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    """Train, or with ``--dry-run`` say what would be trained. Returns the JSON object for stdout."""
+    """Train, or with ``--dry-run`` print the plan of the training. Returns the JSON object for stdout."""
     name, rest = split_recipe(argv)
     data = value_of(rest, "--data")
     manifest = Manifest.load(data) if data else None
-    gpus = launch.cluster_gpus()
+    gpus = cluster_gpus()
     recipe = resolve(name, manifest.size if manifest else None, gpus > 0)
     options = parse(rest, recipe, _description())
     workers: Workers = parse_workers(options.workers) if options.workers is not None else max(gpus, 1)
@@ -59,8 +61,10 @@ def _description() -> str:
     return (
         "Train a GAN on shards and export the best generator to ONNX.\n\n"
         f"RECIPE is a family, which takes the size of the data, or family-size (sizes {sizes}):\n{families}\n\n"
+        "An option with .start, .end and .kimg is a schedule. Without a suffix it takes one number, a constant:\n"
+        "--optim.g-lr 1e-4.\n\n"
         "Examples:\n"
-        "  run.py --dry-run                              what would happen\n"
+        "  run.py --dry-run                              print the plan, train nothing\n"
         "  run.py --workers 0                            in this process: a laptop, one GPU\n"
         "  run.py r3gan-64 --data shards/cats64          Ray Train, a worker per GPU\n"
         "  run.py --name mine --kimg 500                 run it again to continue\n"
@@ -68,29 +72,29 @@ def _description() -> str:
 
 
 def _check(options: Options, manifest: Manifest | None, workers: Workers) -> None:
-    """All that is wrong, in one line.
+    """Check the configuration against the data and the workers.
 
     Raises:
-        UserError: anything is.
+        UserError: all problems, in one line.
     """
     found = problems(options.config())
     size = options.model.size
     if manifest and manifest.size != size:
         found.append(
-            f"{options.recipe} trains at {size}x{size} but the shards hold {manifest.size}x{manifest.size} pictures;"
+            f"{options.recipe} trains at {size}x{size} but the shards hold {manifest.size}x{manifest.size} images;"
             f" take a recipe of that size or build shards with --size {size}"
         )
     if manifest and not manifest.splits["train"].images:
-        found.append(f"--data {options.data}: no pictures in the train split")
+        found.append(f"--data {options.data}: no images in the train split")
     most = workers if isinstance(workers, int) else workers[1]
     if most > options.batch:
         found.append(
-            f"--workers {most} with --batch {options.batch}: each worker needs a picture; ask for fewer workers"
+            f"--workers {most} with --batch {options.batch}: each worker needs an image; ask for fewer workers"
         )
     elif options.batch // max(most, 1) < options.accumulate:
         found.append(
-            f"--workers {most} with --batch {options.batch} and --accumulate {options.accumulate}: each part needs a"
-            " picture; accumulate less"
+            f"--workers {most} with --batch {options.batch} and --accumulate {options.accumulate}: each part needs an"
+            " image; accumulate less"
         )
     if options.name is not None and Path(options.name).name != options.name:
         found.append(f"--name {options.name!r}: give a plain name without slashes")
@@ -99,21 +103,22 @@ def _check(options: Options, manifest: Manifest | None, workers: Workers) -> Non
 
 
 def _open(options: Options) -> Storage:
+    """The storage of the run called ``--name``, or of a new name."""
     tail = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     return open_storage(join(options.out or _default_out(), options.name or f"{options.recipe}-{tail}"))
 
 
 def _default_out() -> Path:
-    """``out/runs`` here; in a Ray job the working folder is a temporary copy, so ``~/catgan/runs``."""
+    """``out/runs``; in a Ray job, where the working folder is a temporary copy, ``~/catgan/runs``."""
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     return Path.home() / "catgan" / "runs" if in_job else Path("out", "runs").resolve()
 
 
 def _resume_from(resume: str, storage: Storage) -> str | None:
-    """The checkpoint of another run to start from; None: the newest of this one, if there is any, or afresh.
+    """The checkpoint of another run to start from. None: continue from the latest one of this run, or start anew.
 
     Raises:
-        UserError: ``--resume never`` and there is one, or the path is not one.
+        UserError: ``--resume never`` and this run has checkpoints, or the given path is not a checkpoint or run.
     """
     if resume == "auto":
         return None
@@ -138,19 +143,19 @@ def _resume_from(resume: str, storage: Storage) -> str | None:
 
 
 def _warn(options: Options) -> None:
-    """Say what is allowed but seldom meant."""
-    if options.kimg < (grown := grown_kimg(options)):
+    """Warn about legal but unlikely settings."""
+    if options.kimg < (needed := full_resolution_kimg(options)):
         say(
-            f"warning: --kimg {options.kimg:g}, but {options.recipe} takes {grown:g} to grow up; give more, or shorter"
-            " --grow.hold-kimg and --grow.fade-kimg"
+            f"warning: --kimg {options.kimg:g}, but {options.recipe} reaches full resolution at {needed:g}; give more,"
+            " or shorter --grow.hold-kimg and --grow.fade-kimg"
         )
 
 
 def _init_from(options: Options, resume_from: str | None, storage: Storage) -> Path | None:
-    """Where a new run takes its weights from.
+    """The run, checkpoint or file that a new run takes its weights from, if any.
 
     Raises:
-        UserError: there is nothing.
+        UserError: there are no weights at the given path.
     """
     if options.init_from is None:
         return None
@@ -166,18 +171,19 @@ def _init_from(options: Options, resume_from: str | None, storage: Storage) -> P
 def _dry_run(
     options: Options, manifest: Manifest | None, workers: Workers, storage: Storage, resume_from: str | None
 ) -> dict[str, Any]:
+    """Print the plan of the training. Returns the JSON object for stdout."""
     config = options.config()
     most = workers if isinstance(workers, int) else workers[1]
     tick, snapshot, steps = plan(config)
-    data = options.data or f"{NUM} drawn cats"
+    data = options.data or f"{NUM_DRAWN} drawn cats"
     begin = resume_from or next((storage.join(name) for name in storage.checkpoints()[-1:]), None)
     parameters = {
         "generator": num_parameters(build_generator(config.model)),
         "discriminator": num_parameters(build_discriminator(config.model)),
     }
-    say(f"would train {config.recipe} on {data}, {config.kimg:g} kimg in {steps} steps of {config.batch} pictures,")
-    who = f"with {options.workers or most} worker(s)" if most else "in this process"
-    say(f"{who}, from {begin or 'the beginning'}, in {storage.location}")
+    say(f"would train {config.recipe} on {data}, {config.kimg:g} kimg in {steps} steps of {config.batch} images,")
+    where = f"with {options.workers or most} worker(s)" if most else "in this process"
+    say(f"{where}, from {begin or 'the beginning'}, in {storage.location}")
     say(", ".join(f"{name} {number / 1e6:.2f} million parameters" for name, number in parameters.items()))
     return {
         "recipe": config.recipe,
@@ -199,52 +205,25 @@ def _dry_run(
 def _train(
     options: Options, workers: Workers, storage: Storage, resume_from: str | None, init_from: Path | None
 ) -> dict[str, Any]:
-    config = options.config()
-    manifest = open_data(options.data, config.model.size, config.loader)
+    """Train, export the best generator and register it. Returns the JSON object for stdout.
+
+    Raises:
+        UserError: the data, the run's folder or MLflow cannot be used, or the training failed.
+        SystemExit: stopped by SIGTERM.
+    """
+    manifest = open_data(options.data, options.model.size, options.loader)
     storage.make()
-    with _in_words(storage):
+    with _storage_errors(storage):
         storage.pull()
-    # Beside a bucket an SQLite file cannot lie.
-    uri = server.resolve_uri(config.track.uri, _default_out() if isinstance(storage, Bucket) else storage.work.parent)
-    if config.track.uri and config.track.uri != (public := redact(config.track.uri)):
-        # A password is for this process and what inherits its environment, not for what is written or sent.
-        os.environ["MLFLOW_TRACKING_URI"] = uri
-        config = replace(config, track=replace(config.track, uri=public))
-        if workers and "RAY_ADDRESS" in os.environ:
-            say(
-                "warning: the password in --track.uri is not sent to the cluster; without one in the environment of its"
-                " nodes (docs/cluster.md) MLflow gets the records at the end"
-            )
-    known = _recorded_run_id(storage.work, uri)
-    if (newest := storage.newest()) is not None:
-        _, state = newest
-        known = state["run_id"]
-        position = Position(state["nimg"], state["best"], state["last_metric"])
-        is_done = position.nimg >= config.kimg * 1000 or stalled(config, position)
-        if is_done and tracking.is_finished(storage.work):
-            longer = "--kimg" if position.nimg >= config.kimg * 1000 else "--stop.patience-kimg"
-            say(f"{storage.location} is finished; a larger {longer} trains it further")
-            return summary(storage)
-    with _in_words(storage):
-        run_id = tracking.open_run(
-            storage.work,
-            uri,
-            config.track.experiment,
-            config=config.to_dict(),
-            manifest=manifest,
-            run_id=known,
-            offline=config.track.offline,
-        )
-        surroundings = {
-            "data": manifest.root,
-            "dataset_digest": manifest.digest,
-            "mlflow_run_id": run_id,
-            "tracking_uri": redact(uri),
-        }
-        storage.write("config.json", json.dumps(config.to_dict() | surroundings, indent=2).encode() + b"\n")
-        storage.push()
-    say(f"run {storage.location}")
-    job = launch.Job(
+    # An SQLite file cannot be in a bucket.
+    beside = _default_out() if isinstance(storage, Bucket) else storage.work.parent
+    uri = server.resolve_uri(options.track.uri, beside)
+    config = _without_password(options.config(), uri, workers)
+    run_id, position = _latest(storage) or (_recorded_run_id(storage.work, uri), Position())
+    if _is_finished(config, position, storage):
+        return summary(storage)
+    run_id = _open_run(config, manifest, storage, uri, run_id)
+    job = Job(
         config=config.to_dict(),
         data=manifest.root if options.data else None,
         location=storage.location,
@@ -253,57 +232,133 @@ def _train(
         resume_from=resume_from,
         init_from=str(init_from) if init_from else None,
     )
-    status: tracking.Status = "FAILED"
-    is_here = False
-    try:
+    with contextlib.ExitStack() as end:
         try:
-            outcome = launch.run_in_process(job) if workers == 0 else launch.run_on_ray(job, workers)
+            outcome = run_in_process(job) if workers == 0 else run_on_ray(job, workers)
         finally:
-            # Rank 0 may have worked on another machine. Its records come first: what is added to older ones here, and
-            # pushed, would replace them.
-            with _in_words(storage):
+            # Rank 0 may have run on another machine. Its files must be here before others are written and pushed.
+            with _storage_errors(storage):
                 storage.pull()
-            is_here = True
-        if outcome.status == "stopped":
-            status = "KILLED"
-            say(f"stopped after a checkpoint; to continue, give --name {storage.name}")
-            raise SystemExit(128 + signal.SIGTERM)
-        is_trained = (storage.work / BEST).is_file()
-        if is_trained:
-            with _in_words(storage):
-                finish(storage.work, config.track.model, manifest.root)
-        if outcome.status == "diverged":
-            kept = "the best generator until then is exported" if is_trained else "nothing is there to export"
-            raise UserError(f"{outcome.message}; {kept}; lower --optim.g-lr and --optim.d-lr, or give --stop.rollbacks")
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        say(f"interrupted; to continue, give --name {storage.name}")
-        raise
-    finally:
-        if is_here:
-            leave_report(storage.work, status)
-            with _in_words(storage):
-                tracking.end_run(storage.work, uri, status, config.track.offline)
-                storage.push()
+            end.enter_context(_recorded_end(storage, uri, config.track.offline))
+        _export(outcome, config, manifest, storage)
     return summary(storage)
 
 
-@contextlib.contextmanager
-def _in_words(storage: Storage) -> Iterator[None]:
-    """Make what a disk or a bucket refuses inside the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{storage.location} cannot be read or written ({brief(error)}); mend that, then run the same command again"
-        ) from error
+def _without_password(config: Config, uri: str, workers: Workers) -> Config:
+    """The configuration without a password in ``--track.uri``, since it is written to files and sent to workers. The
+    password is kept in MLFLOW_TRACKING_URI, for this process and its children."""
+    if not config.track.uri or config.track.uri == (public := redact(config.track.uri)):
+        return config
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    if workers and "RAY_ADDRESS" in os.environ:
+        say(
+            "warning: the password in --track.uri is not sent to the cluster; without one in the environment of its"
+            " nodes (docs/cluster.md) MLflow gets the records at the end"
+        )
+    return replace(config, track=replace(config.track, uri=public))
+
+
+def _latest(storage: Storage) -> tuple[str, Position] | None:
+    """MLflow run and position of the latest checkpoint; None: there is no checkpoint."""
+    latest = storage.latest()
+    if latest is None:
+        return None
+    _, state = latest
+    return state["run_id"], Position(state["nimg"], state["best"], state["last_metric"])
 
 
 def _recorded_run_id(run_dir: Path, uri: str) -> str | None:
-    """The MLflow run of a training that was cut off before its first checkpoint: it is continued, not doubled."""
+    """The MLflow run of a training that was interrupted before its first checkpoint. It is continued instead of opening
+    a second one."""
     try:
         recorded = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return recorded.get("mlflow_run_id") if recorded.get("tracking_uri") == redact(uri) else None
+
+
+def _is_finished(config: Config, position: Position, storage: Storage) -> bool:
+    """Whether the training has reached its end at ``position``, with its generator exported and registered. Prints
+    which option trains it further."""
+    has_seen_all = position.nimg >= config.kimg * 1000
+    if not (has_seen_all or stalled(config, position)) or not tracking.is_finished(storage.work):
+        return False
+    longer = "--kimg" if has_seen_all else "--stop.patience-kimg"
+    say(f"{storage.location} is finished; a larger {longer} trains it further")
+    return True
+
+
+def _open_run(config: Config, manifest: Manifest, storage: Storage, uri: str, run_id: str | None) -> str:
+    """Open the MLflow run and write ``config.json``. Returns the id of the run."""
+    with _storage_errors(storage):
+        run_id = tracking.open_run(
+            storage.work,
+            uri,
+            config.track.experiment,
+            config=config.to_dict(),
+            manifest=manifest,
+            register=register,
+            run_id=run_id,
+            offline=config.track.offline,
+        )
+        origin = {
+            "data": manifest.root,
+            "dataset_digest": manifest.digest,
+            "mlflow_run_id": run_id,
+            "tracking_uri": redact(uri),
+        }
+        storage.write("config.json", json.dumps(config.to_dict() | origin, indent=2).encode() + b"\n")
+        storage.push()
+    say(f"run {storage.location}")
+    return run_id
+
+
+def _export(outcome: Outcome, config: Config, manifest: Manifest, storage: Storage) -> None:
+    """Export the best generator of a training that is over, if there is one.
+
+    Raises:
+        UserError: the training diverged.
+        SystemExit: it was stopped, so that there is nothing to export yet.
+    """
+    if outcome.status == "stopped":
+        say(f"stopped after a checkpoint; to continue, give --name {storage.name}")
+        raise SystemExit(128 + signal.SIGTERM)
+    has_best = (storage.work / BEST).is_file()
+    if has_best:
+        with _storage_errors(storage):
+            finish(storage.work, config.track.model, manifest.root)
+    if outcome.status == "diverged":
+        kept = "the best generator until then is exported" if has_best else "there is no generator to export"
+        raise UserError(f"{outcome.message}; {kept}; lower --optim.g-lr and --optim.d-lr, or give --stop.rollbacks")
+
+
+@contextlib.contextmanager
+def _recorded_end(storage: Storage, uri: str, offline: bool) -> Iterator[None]:
+    """Record how the block ends: write the report, set the final status in MLflow, push the run's files."""
+    status: tracking.Status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except SystemExit:
+        status = "KILLED"
+        raise
+    except KeyboardInterrupt:
+        status = "KILLED"
+        say(f"interrupted; to continue, give --name {storage.name}")
+        raise
+    finally:
+        write_final_report(storage.work, status)
+        with _storage_errors(storage):
+            tracking.end_run(storage.work, uri, status, offline, register=register)
+            storage.push()
+
+
+@contextlib.contextmanager
+def _storage_errors(storage: Storage) -> Iterator[None]:
+    """Turn the ``OSError`` of a disk or bucket into a ``UserError``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{storage.location} cannot be read or written ({brief(error)}); repair it, then run the same command again"
+        ) from error

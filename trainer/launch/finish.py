@@ -1,4 +1,4 @@
-"""After the last step: the best generator becomes ``gen.onnx`` with a card, to be registered in MLflow."""
+"""After the last step: export the best generator to ``gen.onnx`` with a card, and queue it for MLflow's registry."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from trainer.tracking.recorder import write_progress
 
 
 def finish(run_dir: Path, model: str, data: str) -> None:
-    """Export ``best/gen.safetensors`` of a run, check it against PyTorch, judge the file as training judged the
-    generator, describe it, and have it logged and registered as a version of ``model``.
+    """Export ``best/gen.safetensors`` of a run, check the file against PyTorch and evaluate it as in training, write
+    its card, and queue it to be logged and registered in MLflow.
 
     Args:
-        data: where the training data are.
+        model: name in MLflow's model registry.
+        data: path or URL of the training data.
 
     Raises:
-        UserError: PyTorch and onnxruntime disagree.
+        UserError: outputs of PyTorch and onnxruntime differ.
     """
-    # Not above: ONNX's libraries take seconds to import, which the first step would wait for.
+    # Importing ONNX's libraries takes seconds, which would delay the first step.
     from export.card import write_card
     from export.generator import export_onnx, metadata
 
     generator, info = checkpoint.load_generator(run_dir / "best")
     onnx = run_dir / "best" / "gen.onnx"
     difference = export_onnx(generator, onnx, metadata(info))
-    info = _judged(onnx, info, data)
+    info = _evaluated(onnx, info, data)
     write_card(onnx, info, difference)
-    tracker = tracking.Tracker(run_dir, None)
-    for film in write_progress(run_dir):
-        tracker.log_artifact(film, "samples")
+    tracker = tracking.Tracker(run_dir)
+    for animation in write_progress(run_dir):
+        tracker.log_artifact(animation, "samples")
     tracker.log_model(model, onnx, info)
     metric = info["metric"]
     say(
@@ -44,33 +45,33 @@ def finish(run_dir: Path, model: str, data: str) -> None:
     )
 
 
-def leave_report(run_dir: Path, status: tracking.Status) -> None:
-    """Write ``report.html`` of a run that ends with ``status``, and have it logged. What stands in the way, such as a
-    full disk, is worth a warning: a run must come to its end."""
+def write_final_report(run_dir: Path, status: tracking.Status) -> None:
+    """Write ``report.html`` of a run that ends with ``status``, and queue it for MLflow. If that fails, for example on
+    a full disk, print a warning, so that the rest of the run's end is not skipped."""
     try:
         path = write_report(run_dir, status=status)
     except UserError as error:
         say(f"warning: no report: {error}")
         return
-    tracking.Tracker(run_dir, None).log_artifact(path)
+    tracking.Tracker(run_dir).log_artifact(path)
 
 
-def _judged(onnx: Path, info: Mapping[str, Any], data: str) -> dict[str, Any]:
-    """``info`` with what judging the file tells; as it is, with a warning, where it cannot be judged."""
+def _evaluated(onnx: Path, info: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """``info`` with the results of evaluating the file; unchanged, with a warning, if it cannot be evaluated."""
     from export.evaluate import judge, open_evaluator, with_judgement
 
     try:
-        judged = judge(onnx, open_evaluator(info, data))
+        result = judge(onnx, open_evaluator(info, data))
     except UserError as error:
-        say(f"warning: {onnx.name} is not judged: {error}")
+        say(f"warning: {onnx.name} is not evaluated: {error}")
         return dict(info)
-    noise = f" +- {judged['standard_error']:.2f}" if "standard_error" in judged else ""
-    say(f"{onnx.name} through onnxruntime: {judged['name']} {judged['value']:.2f}{noise}")
-    return with_judgement(info, judged)
+    noise = f" +- {result['standard_error']:.2f}" if "standard_error" in result else ""
+    say(f"{onnx.name} through onnxruntime: {result['name']} {result['value']:.2f}{noise}")
+    return with_judgement(info, result)
 
 
 def summary(storage: Storage) -> dict[str, Any]:
-    """The JSON object of a finished run; its ``mlflow_run_id`` is null as long as MLflow knows nothing of it."""
+    """The JSON object of a finished run. Its ``mlflow_run_id`` is null as long as there is no run in MLflow."""
     _, info = checkpoint.load_generator(storage.work / "best")
     return {
         "run_dir": storage.location,

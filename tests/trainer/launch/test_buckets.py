@@ -1,4 +1,4 @@
-"""Runs in a bucket: a server that speaks S3 and may refuse, machines that come and go."""
+"""Runs in a bucket: on an S3 server that may refuse requests, continued on other machines."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.request import Request, urlopen
+from urllib import request
 
 import boto3
 import psutil
@@ -20,7 +20,7 @@ from s3fs import S3FileSystem
 from catgan.command import UserError
 from export.cli import main as catexport
 from infer.cli import main as catinfer
-from tests.trainer.launch.test_failures import Watch, end_of
+from tests.trainer.launch.test_failures import Watch, last_state
 from tests.trainer.launch.test_run import TINY
 from tests.trainer.test_loop import CONFIG, Notes, run, same, without_times
 from trainer.checkpoints import checkpoint
@@ -29,10 +29,10 @@ from trainer.checkpoints.storage import Storage, open_storage
 from trainer.cli import main as cattrain
 from trainer.config import Config
 from trainer.data.manifest import Manifest
-from trainer.distributed.context import LocalContext, Notice
+from trainer.distributed.context import LocalContext, Request
 from trainer.launch import driver
-from trainer.launch import worker as launch
-from trainer.launch.worker import Job, Workers
+from trainer.launch.ray import Workers
+from trainer.launch.worker import Job
 from trainer.loop import Outcome, Run, train
 from trainer.tracking.outbox import Outbox
 from trainer.tracking.recorder import Recorder
@@ -42,7 +42,7 @@ RUN = "s3://cats/runs/one"
 
 
 def until(reached: Callable[[], object], process: subprocess.Popen) -> None:
-    """``reached()`` is true; ``process`` is to go on until then."""
+    """Wait until ``reached()`` is true. Fails if ``process`` exits before."""
     deadline = time.monotonic() + 180
     while not reached():
         assert process.poll() is None
@@ -57,25 +57,26 @@ def manifest(shards: Path) -> Manifest:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
-    """The bucket ``cats`` of a server that speaks S3. The fixture's value has it refuse all, or take all again."""
+    """The bucket ``cats`` on an S3 server. Call the fixture's value with True to refuse all requests, with False to
+    accept them again."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    S3FileSystem.clear_instance_cache()  # an earlier test's has another address
+    S3FileSystem.clear_instance_cache()  # an earlier test's server had another address
     environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "testing"}
     environment |= {"AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
     for name, value in (environment | {"CATGAN_CACHE": str(tmp_path / "cache")}).items():
         monkeypatch.setenv(name, value)
 
-    def tell(what: str, value: bytes) -> None:
-        address = f"http://{host}:{port}/moto-api/{what}"
-        with urlopen(Request(address, value, {"Content-Type": "text/plain"})) as answer:
+    def control(command: str, value: bytes) -> None:
+        address = f"http://{host}:{port}/moto-api/{command}"
+        with request.urlopen(request.Request(address, value, {"Content-Type": "text/plain"})) as answer:
             assert answer.status == 200
 
     def refuse(everything: bool) -> None:
-        tell("reset-auth", b"0" if everything else b"1000000")
+        control("reset-auth", b"0" if everything else b"1000000")
 
-    tell("reset", b"")  # all servers of a process have the same buckets
+    control("reset", b"")  # all servers of a process share their buckets
     boto3.client("s3").create_bucket(Bucket="cats")
 
     try:
@@ -97,7 +98,7 @@ def train_in(
     return storage
 
 
-def test_a_run_in_a_bucket_goes_on_elsewhere_and_survives_refusal(
+def test_a_run_in_a_bucket_survives_refusals_and_continues_on_another_machine(
     manifest: Manifest, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch
 ):
     run(CONFIG, manifest, tmp_path / "whole", Notes())
@@ -105,14 +106,14 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_and_survives_refusal(
     first = train_in(RUN, replace(CONFIG, kimg=0.128), manifest, notes)
     ((kind, text),) = notes.notes
     assert kind == "save"
-    assert "not kept in s3://cats/runs/one" in text
+    assert "not saved in s3://cats/runs/one" in text
     assert first.checkpoints() == [checkpoint.folder_name(128)]
 
     monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache of another machine"))
     second = train_in("s3://cats/runs/one/", CONFIG, manifest, notes)
     assert second.work != first.work
     assert second.checkpoints() == [checkpoint.folder_name(n) for n in (128, 192)]
-    assert same(end_of(tmp_path / "whole"), without_times(second.load(second.checkpoints()[-1])))
+    assert same(last_state(tmp_path / "whole"), without_times(second.load(second.checkpoints()[-1])))
     third = open_storage(RUN)
     for path in second.work.rglob("*"):
         path.unlink() if path.is_file() else None
@@ -121,22 +122,22 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_and_survives_refusal(
     assert names == {"reals.png", "samples/fakes_000000kimg.png", "best/gen.safetensors"}
 
     second.save(checkpoint.folder_name(256), {"state.pt": b"cut", "checkpoint.json": b"off"})
-    assert third.newest()[0] == checkpoint.folder_name(192)
+    assert third.latest()[0] == checkpoint.folder_name(192)
 
 
-def test_a_bucket_that_refuses_from_the_start_is_said_at_once(bucket: Callable[[bool], None]):
+def test_a_bucket_that_refuses_from_the_start_is_reported_at_once(bucket: Callable[[bool], None]):
     with pytest.raises(UserError, match="nothing can be written to a web server"):
         open_storage("http://127.0.0.1/runs/one")
     storage = open_storage("s3://cats/runs/two")
     bucket(True)
     with pytest.raises(UserError, match=r"cannot write s3://cats/runs/two .*give another --out"):
         storage.make()
-    with pytest.raises(UserError, match="cannot look into s3://cats/runs/two"):
+    with pytest.raises(UserError, match="cannot list s3://cats/runs/two"):
         storage.checkpoints()
 
 
 @pytest.mark.parametrize("ending", ["stopped", "interrupted", "failed"])
-def test_the_driver_adds_to_what_rank_zero_has_recorded_on_another_machine(
+def test_the_driver_adds_to_records_of_rank_zero_on_another_machine(
     shards: Path, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, ending: str
 ):
     def elsewhere(job: Job, workers: Workers) -> Outcome:
@@ -150,7 +151,7 @@ def test_the_driver_adds_to_what_rank_zero_has_recorded_on_another_machine(
             return Outcome("stopped")
         raise KeyboardInterrupt if ending == "interrupted" else UserError("lost")
 
-    monkeypatch.setattr(launch, "run_on_ray", elsewhere)
+    monkeypatch.setattr(driver, "run_on_ray", elsewhere)
     command = ["--data", str(shards), "--out", "s3://cats/runs", "--name", "one", "--workers", "1", "--track.offline"]
     with pytest.raises({"stopped": SystemExit, "interrupted": KeyboardInterrupt, "failed": UserError}[ending]):
         driver.main(command)
@@ -161,14 +162,14 @@ def test_the_driver_adds_to_what_rank_zero_has_recorded_on_another_machine(
     assert kinds == ["open", "scalars", "artifact", "status"]
 
 
-def test_records_that_cannot_be_fetched_are_not_replaced(
+def test_records_that_cannot_be_fetched_are_not_overwritten(
     shards: Path, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ):
     def refused(job: Job) -> Outcome:
         bucket(True)
         return Outcome("stopped")
 
-    monkeypatch.setattr(launch, "run_in_process", refused)
+    monkeypatch.setattr(driver, "run_in_process", refused)
     command = ["--data", str(shards), "--out", "s3://cats/runs", "--name", "one", "--workers", "0", "--track.offline"]
     with pytest.raises(UserError, match=rf"{RUN} cannot be read or written .*run the same command again"):
         driver.main(command)
@@ -176,9 +177,11 @@ def test_records_that_cannot_be_fetched_are_not_replaced(
     assert kinds == ["open"]
 
 
-def test_a_preemption_while_the_bucket_refuses_ends_nothing(manifest: Manifest, bucket: Callable[[bool], None]):
+def test_training_continues_if_the_checkpoint_at_a_preemption_is_refused(
+    manifest: Manifest, bucket: Callable[[bool], None]
+):
     class Preempted(LocalContext):
-        def notice(self) -> Notice | None:
+        def request(self) -> Request | None:
             return "save" if next(ticks) == 3 else None
 
     ticks = itertools.count(1)
@@ -188,7 +191,7 @@ def test_a_preemption_while_the_bucket_refuses_ends_nothing(manifest: Manifest, 
     assert storage.checkpoints()[-1] == checkpoint.folder_name(192)
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(
+def test_a_checkpoint_that_cannot_be_read_at_present_is_not_skipped(
     manifest: Manifest, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ):
     storage = train_in(RUN, CONFIG, manifest, Notes())
@@ -196,35 +199,33 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(
     monkeypatch.setattr(storage, "checkpoints", lambda: names)
     bucket(True)
     with pytest.raises(UserError, match=f"{names[-1]} cannot be read"):
-        storage.newest()
+        storage.latest()
 
 
-def test_what_was_cut_off_is_swept(manifest: Manifest, bucket: Callable[[bool], None]):
+def test_incomplete_checkpoints_are_removed(manifest: Manifest, bucket: Callable[[bool], None]):
     storage = open_storage(RUN)
     orphan = f"{checkpoint.folder_name(100)}/state.pt"
 
-    def cut_off() -> None:
+    def leave_orphan() -> None:
         storage.place.pipe_file(f"{storage.path}/{orphan}", b"begun")  # type: ignore[attr-defined]
 
-    train_in(RUN, CONFIG, manifest, Watch(at_96=cut_off))
+    train_in(RUN, CONFIG, manifest, Watch(at_96=leave_orphan))
     assert orphan not in storage._names()  # type: ignore[attr-defined]
-    cut_off()
+    leave_orphan()
     storage.make()
     assert orphan not in storage._names()  # type: ignore[attr-defined]
-    assert storage.newest()[0] == checkpoint.folder_name(192)
+    assert storage.latest()[0] == checkpoint.folder_name(192)
 
 
-def test_what_is_hidden_may_vanish_while_the_rest_is_brought(
-    bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
-):
-    storage, honest = open_storage(RUN), storages._stamp
+def test_hidden_files_may_vanish_during_a_push(bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch):
+    storage, original = open_storage(RUN), storages._stamp
     storage.make()
     for name in ("config.json", ".outbox.json"):
         (storage.work / name).write_text("{}")
 
     def stamp(path: Path) -> tuple[int, int]:
-        (storage.work / ".outbox.json").unlink(missing_ok=True)  # somebody has renamed it
-        return honest(path)
+        (storage.work / ".outbox.json").unlink(missing_ok=True)  # another process has renamed it
+        return original(path)
 
     monkeypatch.setattr(storages, "_stamp", stamp)
     storage.push()
@@ -271,18 +272,18 @@ def test_killed_while_a_checkpoint_is_uploaded(
     assert f"{checkpoint.folder_name(128)}/state.pt" in storage._names()  # type: ignore[attr-defined]
     train_in(RUN, CONFIG, manifest, Notes())
     assert storage.checkpoints() == [checkpoint.folder_name(n) for n in (128, 192)]
-    assert same(end_of(tmp_path / "whole"), without_times(storage.load(storage.checkpoints()[-1])))
+    assert same(last_state(tmp_path / "whole"), without_times(storage.load(storage.checkpoints()[-1])))
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_worker_of_ray_is_killed_and_the_generator_lies_in_the_bucket(
+def test_a_ray_worker_is_killed_and_the_generator_is_in_the_bucket(
     shards: Path, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ):
     command = ["--data", shards, "--out", "s3://cats/runs", "--name", "one", "--workers", "1", *TINY, "--kimg", "0.512"]
     command += ["--track.uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
-    said, storage = tmp_path / "said", open_storage(RUN)
-    with said.open("w") as log:
+    log_file, storage = tmp_path / "log", open_storage(RUN)
+    with log_file.open("w") as log:
         training = subprocess.Popen(
             [sys.executable, str(ROOT / "trainer" / "run.py"), *map(str, command)],
             cwd=ROOT,
@@ -297,8 +298,8 @@ def test_a_worker_of_ray_is_killed_and_the_generator_lies_in_the_bucket(
         output, _ = training.communicate(timeout=300)
     finally:
         training.kill()
-    assert training.returncode == 0, said.read_text()
-    assert "warning: lost worker 0" in said.read_text()
+    assert training.returncode == 0, log_file.read_text()
+    assert "warning: lost worker 0" in log_file.read_text()
     result = json.loads(output.splitlines()[-1])
     assert (result["run_dir"], result["kimg"], result["onnx"]) == (RUN, 0.512, f"{RUN}/best/gen.onnx")
     assert {"best/gen.onnx", "best/card.md", "report.html", "metrics.jsonl"} <= set(storage._names())  # type: ignore[attr-defined]
@@ -308,8 +309,8 @@ def test_a_worker_of_ray_is_killed_and_the_generator_lies_in_the_bucket(
     ours, theirs = tmp_path / "ours.png", tmp_path / "theirs.png"
     theirs_onnx = tmp_path / "theirs.onnx"
     theirs_onnx.write_bytes(storage._get("best/gen.onnx"))  # type: ignore[attr-defined]
-    for onnx, picture in ((tmp_path / "gen.onnx", ours), (theirs_onnx, theirs)):
-        catinfer(["--onnx", str(onnx), "--n", "4", "--out", str(picture), "--device", "cpu"])
+    for onnx, image in ((tmp_path / "gen.onnx", ours), (theirs_onnx, theirs)):
+        catinfer(["--onnx", str(onnx), "--n", "4", "--out", str(image), "--device", "cpu"])
     assert ours.read_bytes() == theirs.read_bytes()
     storage.place.rm_file(f"{storage.path}/report.html")  # type: ignore[attr-defined]
     assert cattrain(["report", RUN]) == {"report": f"{RUN}/report.html", "run_dir": RUN}

@@ -1,4 +1,4 @@
-"""What may happen to a training in one process, and what is lost then: nothing but time."""
+"""Failures of a training in one process: stop requests, damaged checkpoints, full disks, divergence."""
 
 import errno
 import os
@@ -18,14 +18,14 @@ from trainer.checkpoints.storage import Storage
 from trainer.config import EvalConfig, LoaderConfig, StopConfig
 from trainer.data.manifest import Manifest
 from trainer.distributed.context import LocalContext
-from trainer.launch import worker as launch
+from trainer.launch.worker import on_sigterm
 from trainer.loop import Run, train
 from trainer.step import GAN
 from trainer.tracking.recorder import Recorder
 
 
 class Watch(Notes):
-    """Does something once the point at ``nimg`` images is logged."""
+    """Calls ``at_<nimg>`` once when the scalars at ``nimg`` images are logged."""
 
     def __init__(self, **actions: Callable[[], object]) -> None:
         super().__init__()
@@ -42,27 +42,29 @@ def manifest(shards: Path) -> Manifest:
     return Manifest.load(shards)
 
 
-def end_of(folder: Path) -> dict:
+def last_state(folder: Path) -> dict:
+    """The state in the latest checkpoint, without times."""
     return without_times(checkpoint.load(checkpoint.find_all(folder)[-1]))
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, at: int, lr: float) -> list[int]:
-    """The step at ``at`` images makes a weight NaN, unless the learning rate is below ``lr``."""
-    honest, hits = GAN.step, []
+    """The step at ``at`` images makes a weight NaN, unless the learning rate is below ``lr``. Returns the list to which
+    each such step appends its position."""
+    original, hits = GAN.step, []
 
     def step(self: GAN, reals: torch.Tensor, nimg: int, more_reals: torch.Tensor | None = None) -> dict:
         if nimg == at and self.g_optimiser.param_groups[0]["lr"] >= lr:
             hits.append(nimg)
             with torch.no_grad():
                 next(self.generator.parameters()).fill_(float("nan"))
-        return honest(self, reals, nimg, more_reals)
+        return original(self, reals, nimg, more_reals)
 
     monkeypatch.setattr(GAN, "step", step)
     return hits
 
 
 @pytest.mark.parametrize("readers", [0, 2])
-def test_told_to_stop_it_saves_in_mid_segment_and_continues_bit_for_bit(
+def test_a_stopped_training_saves_within_a_segment_and_continues_bit_for_bit(
     manifest: Manifest, tmp_path: Path, readers: int
 ):
     config = replace(CONFIG, loader=LoaderConfig(workers=readers, shuffle_buffer=30))
@@ -73,33 +75,33 @@ def test_told_to_stop_it_saves_in_mid_segment_and_continues_bit_for_bit(
     notes = Watch(at_96=context.stop)
     recorder = Recorder(manifest, storage, notes, "the-run")  # type: ignore[arg-type]
     assert train(config, manifest, context, Run(storage, "the-run"), recorder).status == "stopped"
-    assert storage.checkpoints()[-1] == checkpoint.folder_name(96), "a tick that is no snapshot"
+    assert storage.checkpoints()[-1] == checkpoint.folder_name(96), "a tick between snapshots"
     assert run(config, manifest, tmp_path / "parts", notes).status == "done"
-    assert same(end_of(tmp_path / "whole"), end_of(tmp_path / "parts"))
+    assert same(last_state(tmp_path / "whole"), last_state(tmp_path / "parts"))
 
 
-def test_sigterm_is_heeded_and_a_second_one_obeyed():
+def test_sigterm_requests_a_stop_and_a_second_one_kills():
     context = LocalContext()
-    with launch._on_sigterm(context.stop):
+    with on_sigterm(context.stop):
         os.kill(os.getpid(), signal.SIGTERM)
         assert context.request() == "stop"
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert LocalContext().request() is None
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_both_are_named(manifest: Manifest, tmp_path: Path, capsys):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(manifest: Manifest, tmp_path: Path, capsys):
     run(CONFIG, manifest, tmp_path / "whole", Notes())
     run(replace(CONFIG, kimg=0.128), manifest, tmp_path / "parts", notes := Notes())
-    older, newest = checkpoint.find_all(tmp_path / "parts")
-    data = bytearray((newest / "state.pt").read_bytes())
+    older, latest = checkpoint.find_all(tmp_path / "parts")
+    data = bytearray((latest / "state.pt").read_bytes())
     data[len(data) // 2] ^= 1
-    (newest / "state.pt").write_bytes(data)
-    (tmp_path / "parts" / checkpoint.folder_name(10**6)).mkdir()  # begun, never finished
+    (latest / "state.pt").write_bytes(data)
+    (tmp_path / "parts" / checkpoint.folder_name(10**6)).mkdir()  # incomplete
     capsys.readouterr()
     run(CONFIG, manifest, tmp_path / "parts", notes)
     said = capsys.readouterr().err
-    assert f"taking {older.name}, the checkpoint before, instead of {newest.name}" in said
-    assert same(end_of(tmp_path / "whole"), end_of(tmp_path / "parts"))
+    assert f"taking {older.name}, the checkpoint before, instead of {latest.name}" in said
+    assert same(last_state(tmp_path / "whole"), last_state(tmp_path / "parts"))
 
     for folder in checkpoint.find_all(tmp_path / "parts"):
         (folder / "state.pt").write_bytes(b"")
@@ -107,8 +109,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_both_are_named(manifest: Manife
         run(replace(CONFIG, kimg=1), manifest, tmp_path / "parts", Notes())
 
 
-def test_a_full_disk_stops_nothing(manifest: Manifest, tmp_path: Path, capsys):
-    """The system itself refuses the picture and the checkpoint at 64 images: no file may be longer than a few bytes."""
+def test_training_continues_on_a_full_disk(manifest: Manifest, tmp_path: Path, capsys):
+    """The sample grid and the checkpoint at 64 images cannot be written: the system limits files to a few bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # noqa: E731
     notes = Watch(at_32=lambda: limit(1 << 6), at_96=lambda: limit(before[0]))
@@ -117,30 +119,31 @@ def test_a_full_disk_stops_nothing(manifest: Manifest, tmp_path: Path, capsys):
     finally:
         limit(before[0])
     assert outcome.status == "done"
-    for (kind, text), what in zip(notes.notes, ("samples/fakes_000000kimg.png", "checkpoint"), strict=True):
+    failed = ("samples/fakes_000000kimg.png not kept", "checkpoint not saved")
+    for (kind, text), problem in zip(notes.notes, failed, strict=True):
         assert kind == "save"
-        assert text.startswith(f"{what} not kept in {tmp_path} (File too large)")
+        assert text.startswith(f"{problem} in {tmp_path} (File too large)")
     assert notes.grids == [0, 128, 192]
     assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(n) for n in (128, 192)]
     assert not list(tmp_path.rglob(".*"))
     _, info = checkpoint.load_generator(tmp_path)
     values = [values["fd16_efflite0"] for _, values in notes.points if "fd16_efflite0" in values]
-    assert info["metric"]["value"] == min(values), "the best of the failed attempt is not forgotten"
+    assert info["metric"]["value"] == min(values), "the generator at 64 images is kept later if it is the best"
 
 
-def test_old_checkpoints_that_cannot_be_removed_are_not_taken_for_unsaved_ones(
-    manifest: Manifest, tmp_path: Path, monkeypatch
-):
+def test_old_checkpoints_that_cannot_be_removed_are_reported(manifest: Manifest, tmp_path: Path, monkeypatch):
     def refuse(self: Storage, name: str) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Storage, "remove", refuse)
     assert run(CONFIG, manifest, tmp_path, notes := Notes()).status == "done"
-    assert notes.notes == [("save", f"older checkpoints stay in {tmp_path} (Permission denied) until the next is kept")]
+    assert notes.notes == [
+        ("save", f"older checkpoints stay in {tmp_path} (Permission denied) until the next is saved")
+    ]
     assert len(checkpoint.find_all(tmp_path)) == 3
 
 
-def test_divergence_stops_within_a_tick_and_keeps_the_best(manifest: Manifest, tmp_path: Path, monkeypatch):
+def test_divergence_ends_the_training_within_a_tick_and_keeps_the_best(manifest: Manifest, tmp_path: Path, monkeypatch):
     poison(monkeypatch, 72, 0.0)
     outcome = run(CONFIG, manifest, tmp_path, Notes())
     assert outcome.status == "diverged"
@@ -151,12 +154,12 @@ def test_divergence_stops_within_a_tick_and_keeps_the_best(manifest: Manifest, t
     assert all(torch.isfinite(t).all() for t in generator.state_dict().values())
 
 
-def test_a_weight_that_is_lost_in_the_last_step_is_not_saved(manifest: Manifest, tmp_path: Path, monkeypatch):
-    honest = GAN.step
+def test_a_weight_that_is_not_finite_after_the_last_step_is_not_saved(manifest: Manifest, tmp_path: Path, monkeypatch):
+    original = GAN.step
 
     def step(self, reals, nimg, more_reals=None):
-        stats = honest(self, reals, nimg, more_reals)
-        if nimg == 120:  # the losses of this step were still finite
+        stats = original(self, reals, nimg, more_reals)
+        if nimg == 120:  # the losses of this step are still finite
             with torch.no_grad():
                 next(self.generator.parameters()).fill_(float("nan"))
         return stats
@@ -167,11 +170,11 @@ def test_a_weight_that_is_lost_in_the_last_step_is_not_saved(manifest: Manifest,
     assert [p.name for p in checkpoint.find_all(tmp_path)] == [checkpoint.folder_name(64)]
 
 
-def test_a_weight_that_is_lost_before_a_notice_is_not_saved(manifest: Manifest, tmp_path: Path, monkeypatch):
-    honest, context, storage = GAN.step, LocalContext(), Storage(tmp_path)
+def test_a_weight_that_is_not_finite_at_a_stop_request_is_not_saved(manifest: Manifest, tmp_path: Path, monkeypatch):
+    original, context, storage = GAN.step, LocalContext(), Storage(tmp_path)
 
     def step(self, reals, nimg, more_reals=None):
-        stats = honest(self, reals, nimg, more_reals)
+        stats = original(self, reals, nimg, more_reals)
         if nimg == 88:
             with torch.no_grad():
                 next(self.generator.parameters()).fill_(float("nan"))
@@ -186,7 +189,7 @@ def test_a_weight_that_is_lost_before_a_notice_is_not_saved(manifest: Manifest, 
     assert storage.checkpoints() == [checkpoint.folder_name(64)]
 
 
-def test_rollback_halves_the_learning_rates_until_it_passes(manifest: Manifest, tmp_path: Path, monkeypatch):
+def test_rollbacks_halve_the_learning_rates_until_training_is_stable(manifest: Manifest, tmp_path: Path, monkeypatch):
     lr = CONFIG.optim.g_lr(0)
     hits = poison(monkeypatch, 72, lr / 3)
     config = replace(CONFIG, stop=StopConfig(rollbacks=2))
@@ -196,22 +199,22 @@ def test_rollback_halves_the_learning_rates_until_it_passes(manifest: Manifest, 
     assert [kind for kind, _ in notes.notes] == ["rollback"] * 2
     assert checkpoint.load(checkpoint.find_all(tmp_path)[-1])["lr_scale"] == 0.25
     rates = {nimg: values["lr/generator"] for nimg, values in notes.points if "lr/generator" in values}
-    assert rates == {n: lr if n <= 64 else lr / 4 for n in range(32, 193, 32)}, "and no point stands twice"
+    assert rates == {n: lr if n <= 64 else lr / 4 for n in range(32, 193, 32)}, "each position once"
 
     assert run(replace(config, kimg=0.256), manifest, tmp_path, notes).status == "done"
-    assert notes.points[-1][1].get("lr/generator", lr / 4) == lr / 4, "a continued training stays careful"
+    assert notes.points[-1][1].get("lr/generator", lr / 4) == lr / 4, "a continued training keeps the reduced rates"
 
 
 def test_each_rollback_halves_the_rates_that_diverged(manifest: Manifest, tmp_path: Path, monkeypatch):
-    """Also where a checkpoint in between has halved ones already."""
+    """Also if a checkpoint in between was saved with halved rates."""
     lr = CONFIG.optim.g_lr(0)
-    honest = GAN.step
+    original = GAN.step
 
     def step(self: GAN, reals: torch.Tensor, nimg: int, more_reals: torch.Tensor | None = None) -> dict:
         if self.g_optimiser.param_groups[0]["lr"] >= {72: lr, 136: lr / 2}.get(nimg, torch.inf):
             with torch.no_grad():
                 next(self.generator.parameters()).fill_(float("nan"))
-        return honest(self, reals, nimg, more_reals)
+        return original(self, reals, nimg, more_reals)
 
     monkeypatch.setattr(GAN, "step", step)
     config = replace(CONFIG, stop=StopConfig(rollbacks=2))
@@ -233,8 +236,8 @@ def test_evaluation_interval_skips_evaluations_but_no_checkpoints(manifest: Mani
     assert [p.name for p in checkpoint.find_all(tmp_path / "whole")] == [checkpoint.folder_name(n) for n in (256, 320)]
 
 
-def test_the_best_by_another_measure_is_not_the_best(manifest: Manifest, tmp_path: Path):
-    """A distance of 0 stays the best as long as it is measured in the same way, and no longer."""
+def test_the_best_metric_is_reset_when_the_metric_changes(manifest: Manifest, tmp_path: Path):
+    """A distance of 0 stays the best only as long as the metric's settings are the same."""
     run(CONFIG, manifest, tmp_path, Notes())
     state = checkpoint.load(checkpoint.find_all(tmp_path)[-1])
     state["best"]["value"] = 0.0

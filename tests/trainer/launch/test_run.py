@@ -1,4 +1,4 @@
-"""``trainer/run.py`` as a user calls it."""
+"""``trainer/run.py``, called like a user does."""
 
 import json
 import shutil
@@ -20,7 +20,9 @@ from trainer.checkpoints import checkpoint
 from trainer.checkpoints.storage import Storage
 from trainer.data.manifest import Manifest
 from trainer.launch import driver
-from trainer.launch import worker as launch
+from trainer.launch import ray as launch_ray
+from trainer.launch.ray import Workers
+from trainer.launch.worker import Job
 from trainer.loop import Outcome
 from trainer.tracking.server import with_password
 
@@ -54,12 +56,11 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-def test_dry_run_touches_nothing(shards: Path, tmp_path: Path):
+def test_dry_run_writes_nothing(shards: Path, tmp_path: Path):
     done = run("--data", shards, "--out", tmp_path / "out", "--dry-run", "--kimg", 1, "--workers", "2")
     plan = result(done)
     assert (
-        f"in {plan['steps']} steps of {plan['config']['batch']} pictures,\nwith 2 worker(s), from the beg"
-        in done.stderr
+        f"in {plan['steps']} steps of {plan['config']['batch']} images,\nwith 2 worker(s), from the beg" in done.stderr
     )
     assert plan["config"]["kimg"] == 1
     assert plan["images"] == Manifest.load(shards).splits["train"].images
@@ -70,7 +71,7 @@ def test_dry_run_touches_nothing(shards: Path, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mistakes_are_one_line_and_touch_nothing(shards: Path, tmp_path: Path):
+def test_mistakes_are_one_line_and_write_nothing(shards: Path, tmp_path: Path):
     message = refused(
         run("dcgan-64", "--data", shards, "--out", tmp_path, "--workers", "99", "--batch", "8", "--kimg", "0")
     )
@@ -84,8 +85,8 @@ def test_mistakes_are_one_line_and_touch_nothing(shards: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_run_in_process_and_what_follows_it(shards: Path, tmp_path: Path):
-    """Train, continue, refuse to overwrite, start another run from a checkpoint."""
+def test_a_run_in_process_is_continued_and_branched(shards: Path, tmp_path: Path):
+    """Train, continue, refuse to overwrite, start another run from its checkpoint."""
     base = ["--data", shards, "--out", tmp_path, "--workers", "0", *TINY]
     first = result(run(*base, "--name", "a", "--kimg", "0.128"))
     folder = tmp_path / "a"
@@ -112,14 +113,14 @@ def test_a_run_in_process_and_what_follows_it(shards: Path, tmp_path: Path):
     assert second["mlflow_run_id"] == first["mlflow_run_id"]
     assert second["kimg"] == 0.256
     positions = [json.loads(line)["nimg"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert positions == [64, 128, 128, 192, 256, 256]  # a tick each, and the metric at snapshots
+    assert positions == [64, 128, 128, 192, 256, 256]  # one line per tick, and one per evaluation
 
     assert "already holds checkpoints" in refused(run(*base, "--name", "a", "--resume", "never"))
     branch = result(run(*base, "--name", "b", "--kimg", "0.384", "--resume", folder))
     assert branch["mlflow_run_id"] != first["mlflow_run_id"]
     assert branch["kimg"] == 0.384
     again = result(run(*base, "--name", "b", "--kimg", "0.512", "--resume", folder, "--dry-run"))
-    assert again["resume_from"] == str(tmp_path / "b" / "checkpoint_000000000384"), "its own, not those it came from"
+    assert again["resume_from"] == str(tmp_path / "b" / "checkpoint_000000000384"), "its own, not its parent's"
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     logged = client.get_run(first["mlflow_run_id"])
@@ -149,7 +150,7 @@ main(sys.argv[2:])
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_the_export_it_ends_well_later(shards: Path, tmp_path: Path):
+def test_a_run_that_is_killed_during_the_export_is_finished_by_the_same_command(shards: Path, tmp_path: Path):
     command = ["--data", shards, "--out", tmp_path, "--workers", "0", *TINY, "--name", "a", "--kimg", "0.128"]
     exporting = tmp_path / "exporting"
     killed = subprocess.Popen(
@@ -175,7 +176,7 @@ def test_killed_in_the_middle_of_the_export_it_ends_well_later(shards: Path, tmp
 
 @contextmanager
 def another_ray() -> Iterator[None]:
-    """Ray runs on this machine already, as for a training beside this one."""
+    """Another Ray cluster on this machine, as if started by a second training."""
     program = "import ray; ray.init(num_cpus=1, include_dashboard=False); print('up', flush=True); input()"
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as other:
@@ -188,7 +189,7 @@ def another_ray() -> Iterator[None]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_mistake_that_a_worker_finds_is_said_once_and_not_tried_again(shards: Path, tmp_path: Path):
+def test_a_mistake_found_by_a_worker_is_reported_once_without_a_retry(shards: Path, tmp_path: Path):
     data = shutil.copytree(shards, tmp_path / "shards")
     for number in range(len(Manifest.load(data).splits["train"].shards)):
         damage(Manifest.load(data), number)
@@ -203,14 +204,14 @@ def test_a_mistake_that_a_worker_finds_is_said_once_and_not_tried_again(shards: 
 
 
 def test_a_password_is_not_sent_to_workers(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    def run_on_ray(job: launch.Job, workers: launch.Workers) -> Outcome:
+    def run_on_ray(job: Job, workers: Workers) -> Outcome:
         assert "secret" not in json.dumps(asdict(job))
         assert with_password(job.tracking_uri) == "http://me:secret@127.0.0.1:9"
         assert with_password("http://127.0.0.1:10") == "http://127.0.0.1:10"
         return Outcome("stopped")
 
-    monkeypatch.setattr(launch, "run_on_ray", run_on_ray)
-    monkeypatch.setattr(launch, "cluster_gpus", lambda: 0)
+    monkeypatch.setattr(driver, "run_on_ray", run_on_ray)
+    monkeypatch.setattr(driver, "cluster_gpus", lambda: 0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     options = ["--data", str(shards), "--out", str(tmp_path), "--name", "a", "--workers", "1", "--track.offline"]
@@ -223,7 +224,7 @@ def test_a_password_is_not_sent_to_workers(shards: Path, tmp_path: Path, monkeyp
         assert path.is_dir() or b"secret" not in path.read_bytes(), path
 
 
-def test_lost_workers_are_counted_since_the_last_new_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_it_gives_up_after_four_failures_without_a_new_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from ray.train import WorkerGroupError
 
     storage, attempts = Storage(tmp_path), []
@@ -232,18 +233,18 @@ def test_lost_workers_are_counted_since_the_last_new_checkpoint(tmp_path: Path, 
         attempts.append(len(attempts) + 1)
         if attempts[-1] in new:
             storage.save(checkpoint.folder_name(attempts[-1]), {"state.pt": b"", "checkpoint.json": b""})
-        error = UserError("mind your step") if attempts[-1] == mistake else ConnectionError("gone")
+        error = UserError("a mistake") if attempts[-1] == mistake else ConnectionError("gone")
         raise WorkerGroupError("", {1: error})
 
-    with pytest.raises(UserError, match=r"lost 4 times without a new checkpoint, at last worker 1 \(gone\)"):
-        launch._insist(lambda: fit(set()), storage)
+    with pytest.raises(UserError, match=r"lost 4 times without a new checkpoint, the last time worker 1 \(gone\)"):
+        launch_ray._fit_with_retries(lambda: fit(set()), storage)
     assert len(attempts) == 4
     assert capsys.readouterr().err.count("warning: lost worker 1 (gone)") == 3
     attempts.clear()
     with pytest.raises(UserError, match="lost 4 times"):
-        launch._insist(lambda: fit({3, 6}), storage)
+        launch_ray._fit_with_retries(lambda: fit({3, 6}), storage)
     assert len(attempts) == 6 + 3
     attempts.clear()
-    with pytest.raises(UserError, match="mind your step"):
-        launch._insist(lambda: fit(set(), mistake=2), storage)
+    with pytest.raises(UserError, match="a mistake"):
+        launch_ray._fit_with_retries(lambda: fit(set(), mistake=2), storage)
     assert len(attempts) == 2

@@ -1,4 +1,4 @@
-"""What a worker sets up in its process."""
+"""Freed memory is kept by the process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-_KEEP = """
+_MEASURE = """
 import resource, sys, threading, torch
-from trainer.launch.worker import keep_freed_memory
+from trainer.distributed.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -33,14 +33,14 @@ thread.join()
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set here belongs to glibc")
-def test_kept_memory_costs_no_page_faults():
-    # The C library adapts these to what a process does; said beforehand, they stay.
-    eager = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets parameters of glibc's malloc")
+def test_kept_memory_avoids_page_faults():
+    # glibc adapts these thresholds to the process. Setting them in the environment fixes them.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
-    def faults(way: str) -> list[int]:
-        command = [sys.executable, "-c", _KEEP, way]
-        output = subprocess.run(command, check=True, capture_output=True, text=True, env=eager).stdout
+    def faults(mode: str) -> list[int]:
+        command = [sys.executable, "-c", _MEASURE, mode]
+        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
         return [int(line) for line in output.split()]
 
     assert max(faults("keep")) < min(faults("default")) / 10

@@ -1,0 +1,217 @@
+"""Training with Ray Train: connecting to a cluster, starting workers, retrying after lost workers, stopping."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from catgan.command import UserError, say
+from catgan.machine import cores
+from trainer.checkpoints.storage import Bucket, Storage, open_storage
+from trainer.distributed.context import RayContext
+from trainer.launch.worker import Job, on_sigterm, work
+from trainer.loop import Outcome
+from trainer.tracking.outbox import brief
+
+Workers = int | tuple[int, int]
+"""A number of workers, or the minimum and maximum of an elastic training."""
+
+MAX_FAILURES = 4
+"""Give up after this many worker failures without a new checkpoint."""
+
+_RESIZE_SECONDS = 30.0  # interval of the checks whether an elastic training can grow
+
+# Switch off Ray's deduplicated and coloured log lines, Ray Train's second copy of each print, and metrics without a
+# reader. A snapshot waits until its report is collected, up to the health check interval (Ray's default: two seconds);
+# a shorter interval wakes several processes more often, which slows down workers on CPUs.
+_ENVIRONMENT = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+}
+
+
+def connect_ray(max_workers: int) -> None:
+    """Connect to the cluster at RAY_ADDRESS, which is set in submitted jobs. Without one, start a cluster on this
+    machine that ends with this process."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level=logging.ERROR)
+        return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preempted
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Ray Train's actors query the dashboard. Without an address they search for one among all clusters of this machine,
+    # and fail if they find that of another training, too.
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    ray.init(
+        dashboard_port=port,
+        num_cpus=max(cores(), max_workers),
+        object_store_memory=200 << 20,  # no large objects are stored; the default is a third of the memory
+        include_dashboard=True,  # on loopback; without it Ray Train logs every second that it is missing
+        logging_level=logging.ERROR,
+    )
+
+
+def cluster_gpus() -> int:
+    """Number of GPUs to train on: of the Ray cluster at RAY_ADDRESS if it is set, else of this machine."""
+    if "RAY_ADDRESS" in os.environ:
+        connect_ray(1)
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+    return torch.cuda.device_count()
+
+
+def run_on_ray(job: Job, workers: Workers) -> Outcome:
+    """Train with Ray Train V2. When workers or nodes are lost, restart from the latest checkpoint, see
+    ``MAX_FAILURES``; announced preemptions are not counted as failures.
+
+    The training saves its checkpoints itself, in the same format and place as in one process, so that either can
+    continue the other. Ray Train keeps only its own state next to them.
+
+    Raises:
+        UserError: the cluster is too small, a worker raised a ``UserError``, or there were too many failures.
+        KeyboardInterrupt: stopped by Ctrl-C.
+    """
+    least, most = (workers, workers) if isinstance(workers, int) else workers
+    connect_ray(most)
+    import ray
+
+    resources = ray.cluster_resources()
+    unit = "GPU" if resources.get("GPU", 0) else "CPU"
+    available = int(resources.get(unit, 0))
+    if available < least:  # Ray Train would wait for them silently
+        raise UserError(f"--workers {least}: the Ray cluster has {available} {unit}s; ask for fewer or add nodes")
+    storage = open_storage(job.location)
+    stop_flag = _create_stop_flag()
+    trainer = _ray_trainer(job, workers, unit == "GPU", storage, stop_flag)
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with on_sigterm(stop_flag.set.remote):
+            return Outcome(**_fit_with_retries(trainer.fit, storage).return_value)
+    except SystemExit:
+        # fit() installs its own handler for Ctrl-C, which raises this.
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
+
+
+def _ray_trainer(job: Job, workers: Workers, use_gpu: bool, storage: Storage, stop_flag: Any) -> Any:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    most = workers if isinstance(workers, int) else workers[1]
+    return TorchTrainer(
+        _ray_worker,  # type: ignore[arg-type]  # the stubs lack its return value
+        train_loop_config={"job": asdict(job), "stop_flag": stop_flag},
+        scaling_config=ScalingConfig(
+            num_workers=workers,  # type: ignore[arg-type]  # the stubs are those of Ray Train V1
+            use_gpu=use_gpu,
+            resources_per_worker=None if use_gpu else {"CPU": _cpus_per_worker(most)},
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,  # type: ignore[call-arg]
+        ),
+        run_config=RunConfig(
+            **_ray_storage(storage),
+            failure_config=FailureConfig(max_failures=0),  # _fit_with_retries handles failures
+            # It also reports them. Ray's own messages, with its actors' tracebacks, are in the session's log files.
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+    )
+
+
+def _fit_with_retries(fit: Callable[[], Any], storage: Storage) -> Any:
+    """Call ``fit`` again after worker failures. Give up after ``MAX_FAILURES`` of them without a new checkpoint.
+
+    Raises:
+        UserError: gave up, or a worker raised it.
+    """
+    from ray.train import TrainingFailedError
+
+    failures, latest = 0, storage.checkpoints()[-1:]
+    while True:
+        try:
+            return fit()
+        except TrainingFailedError as error:
+            lost: dict[int, Exception] = getattr(error, "worker_failures", {})  # missing if Ray's controller failed
+            for failure in lost.values():
+                if isinstance(failure, UserError):
+                    raise failure from None
+            before, latest = latest, storage.checkpoints()[-1:]
+            failures = failures + 1 if latest == before else 1
+            name = "worker " + ", ".join(map(str, sorted(lost))) if lost else "Ray Train's controller"
+            reasons = "; ".join(sorted({brief(failure) for failure in lost.values()} or {brief(error)}))
+            if failures == MAX_FAILURES:
+                raise UserError(
+                    f"workers were lost {failures} times without a new checkpoint, the last time {name} ({reasons});"
+                    " the same command continues from the last checkpoint, --debug shows the traceback"
+                ) from error
+            say(f"warning: lost {name} ({reasons}); continuing from the last checkpoint")
+
+
+def _ray_storage(storage: Storage) -> dict[str, Any]:
+    """Arguments of ``RunConfig`` that keep Ray Train's state of a run in the run's folder."""
+    if not isinstance(storage, Bucket):
+        return {"name": storage.name, "storage_path": str(storage.work.parent)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    folder = storage.path.rpartition("/")[0]
+    files = PyFileSystem(FSSpecHandler(storage.place))
+    return {"name": storage.name, "storage_path": folder, "storage_filesystem": files}
+
+
+def _create_stop_flag() -> Any:
+    """Create an actor on this machine that the driver sets to end the training, and that rank 0 reads at each tick. It
+    exists as long as this process."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    class StopFlag:  # defined here, so that its process does not import this module, and with it PyTorch
+        def __init__(self) -> None:
+            self._is_set = False
+
+        def set(self) -> None:
+            self._is_set = True
+
+        def is_set(self) -> bool:
+            return self._is_set
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(StopFlag).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def _cpus_per_worker(workers: int) -> int:
+    """The largest number of CPUs per worker with which all workers fit on the cluster's nodes, at least one. A worker
+    with more CPUs than any node has would never be scheduled."""
+    import ray
+
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    fitting = (c for c in range(max(nodes), 0, -1) if sum(n // c for n in nodes) >= workers)
+    return next(fitting, 1)
+
+
+def _ray_worker(values: dict[str, Any]) -> dict[str, Any]:
+    """Train as one worker of Ray Train, in a thread of its process. Returns the fields of the ``Outcome``."""
+    import ray
+
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs each report through the root logger
+    if not torch.cuda.is_available():
+        torch.set_num_threads(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+    return asdict(work(Job(**values["job"]), RayContext(values["stop_flag"])))
