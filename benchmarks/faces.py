@@ -1,4 +1,20 @@
-"""Finding cats' faces: how many of the crops are faces, how many of the faces are found, and how fast."""
+"""How reliable is the face finder of `catdata build --crop face`, and what does its second opinion gain and cost?
+
+Finds the faces in PHOTOS, crops the best one of each photo as `catdata build` does, and compares them with faces marked
+by hand (--truth); photos without a mark show no cat. It runs with and without the second opinion, which is a classifier
+of the crop.
+
+  precision  crops that show a marked face, frontal or not, as a part of all crops
+  recall     photos with a crop of a face marked as frontal, as a part of all photos that have one
+  even, odd  the same for every second photo by name, the first one being even
+  ratio      speed with the second opinion over speed without, on one core, without decoding the photos; 1 is free
+
+A crop is right if its centre is less than half a face from the mark's and its face half to twice as wide.
+
+examples:
+  python benchmarks/faces.py photos.tar --truth benchmarks/faces_truth.csv
+  python benchmarks/faces.py photos/ --truth benchmarks/faces_truth.csv --out sheets/
+"""
 
 from __future__ import annotations
 
@@ -19,50 +35,36 @@ from trainer.data.build.faces import Face, FaceFinder, crop_face
 from trainer.data.build.progress import progress
 from trainer.data.images import ImageError, decode
 
-NAME = "faces.py"
 SIZE = 128
 COLUMNS = 12
-
-_DESCRIPTION = """\
-Find the faces in PHOTOS, crop the best one of each photo as `catdata build` would, and compare with faces marked by
-hand. Photos that --truth does not name show no cat.
-
-  precision  crops that show a face marked by hand (or a marked one that is not frontal), of all crops
-  recall     photos with a crop of a face marked as frontal, of all photos with one
-  even, odd  the same for every second photo by name, the first one being even
-
-A crop counts if its middle is less than half a face from the mark's and the face's size within half to twice its.
-Speed is of one process on one core, without decoding; `ratio` is the time without the second opinion over the time
-with it.
-
-examples:
-  python benchmarks/faces.py photos.tar --truth benchmarks/faces_truth.csv
-  python benchmarks/faces.py photos/ --truth benchmarks/faces_truth.csv --out sheets/
-"""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a photo. ``crop`` is None where there is none; ``right``: it shows a face that is marked."""
+    """The result for a photo."""
 
     photo: Image.Image
     crop: Image.Image | None
+    """None: no face was found."""
     right: bool
+    """The crop shows a marked face."""
     found: bool
+    """The crop shows a face marked as frontal."""
     frontal: bool
+    """The photo has a face marked as frontal."""
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION)
+    parser = Parser("python benchmarks/faces.py", __doc__)
     parser.add_argument("photos", metavar="PHOTOS", help="folder, zip or tar")
     parser.add_argument("--truth", type=Path, required=True, metavar="CSV", help="file,frontal,x,y,width by hand")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write sheets of crops and of missed photos here")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write grids of crops and of missed photos here")
     a = parser.parse_args(argv)
     marks = _marks(a.truth)
     photos = sorted(_photos(a.photos), key=lambda photo: photo[0])
     if not photos:
         raise UserError(f"no photo in {a.photos}")
-    ways = {"with": FaceFinder(), "without": FaceFinder(opinion=lambda crop: 1.0)}
+    ways = {"with": FaceFinder(), "without": FaceFinder(classifier=lambda crop: 1.0)}
     outcomes: dict[str, list[Outcome]] = {way: [] for way in ways}
     seconds = dict.fromkeys(ways, 0.0)
     for finder in ways.values():
@@ -93,7 +95,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def _marks(path: Path) -> dict[str, list[tuple[bool, float, float, float]]]:
-    """The rows of each file: frontal, and x, y and width as parts of the photo; a row without a face has no x."""
+    """The marks by file name: frontal, and x, y and width as parts of the photo. A row without x marks no face."""
     marks: dict[str, list[tuple[bool, float, float, float]]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -102,20 +104,20 @@ def _marks(path: Path) -> dict[str, list[tuple[bool, float, float, float]]]:
                     mark = (row["frontal"] == "1", float(row["x"]), float(row["y"]), float(row["width"]))
                     marks.setdefault(row["file"], []).append(mark)
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"--truth {path} is no table of file,frontal,x,y,width: {error}") from None
+        raise UserError(f"--truth {path} is not a table of file,frontal,x,y,width: {error}") from None
     return marks
 
 
 def _photos(source: str) -> Iterator[tuple[str, Image.Image]]:
-    for member in sources.check(source).members():
+    for member in sources.identify(source).members():
         try:
             yield PurePosixPath(member.name).name, decode(member.read())
         except ImageError as error:
-            say(f"left out: {member.name}: {error}")
+            say(f"skipped {member.name}: {error}")
 
 
 def _best(finder: FaceFinder, photo: Image.Image) -> tuple[Image.Image | None, Face | None]:
-    """The best face that can be cropped, as the building of a data set takes it."""
+    """The best face that can be cropped, as `catdata build` takes it."""
     for face in finder.find(photo):
         try:
             return crop_face(photo, face, SIZE), face
@@ -137,7 +139,7 @@ def _fits(face: Face, photo: Image.Image, x: float, y: float, width: float) -> b
 
 
 def _rates(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Of no crops at all the precision is 0."""
+    """Precision and recall; precision is 0 if there are no crops."""
     crops = sum(outcome.crop is not None for outcome in outcomes)
     frontal = sum(outcome.frontal for outcome in outcomes)
     return {
@@ -150,7 +152,7 @@ def _rates(outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def _sheets(folder: Path, outcomes: list[Outcome]) -> None:
-    """``kept.png``, crops that are not right within a red frame, and ``missed.png``, photos without their face."""
+    """Write ``kept.png``, wrong crops in a red frame, and ``missed.png``, photos whose frontal face was not found."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = [outcome for outcome in outcomes if outcome.crop]
     missed = [outcome.photo for outcome in outcomes if outcome.frontal and not outcome.found]
@@ -160,21 +162,17 @@ def _sheets(folder: Path, outcomes: list[Outcome]) -> None:
     _sheet(missed, [True] * len(missed)).save(folder / "missed.png")
 
 
-def _sheet(pictures: list[Image.Image], right: list[bool]) -> Image.Image:
-    rows = max(1, -(-len(pictures) // COLUMNS))
+def _sheet(images: list[Image.Image], right: list[bool]) -> Image.Image:
+    rows = max(1, -(-len(images) // COLUMNS))
     sheet = Image.new("RGB", (COLUMNS * SIZE, rows * SIZE))
     draw = ImageDraw.Draw(sheet)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         left, top = i % COLUMNS * SIZE, i // COLUMNS * SIZE
-        sheet.paste(ImageOps.contain(picture, (SIZE, SIZE)), (left, top))
+        sheet.paste(ImageOps.contain(image, (SIZE, SIZE)), (left, top))
         if not right[i]:
             draw.rectangle((left, top, left + SIZE - 1, top + SIZE - 1), outline="red", width=4)
     return sheet
 
 
-def entry() -> None:
-    run_command(NAME, main)
-
-
 if __name__ == "__main__":
-    entry()
+    run_command("faces.py", main)

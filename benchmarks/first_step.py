@@ -1,4 +1,19 @@
-"""Where the time goes between submitting a training and its first step."""
+"""Where does the time go between starting a training and its first step?
+
+Starts `trainer/run.py` on this machine, in one process and through Ray Train, each with the statistics of the real
+images missing from the cache and then with them in it, and notes when its progress lines appear. Linux only.
+
+  opened    Python, imports, options, opening the run in MLflow
+  started   starting Ray and its workers, imports there
+  drawn     statistics of the real images, networks, first sample grids, first batch, first step
+
+Each stage has its wall and CPU seconds, medians over the repeats. `imports` has what some modules take to import, each
+in a fresh Python. There is no ratio: compare the stages with each other.
+
+examples:
+  python benchmarks/first_step.py
+  python benchmarks/first_step.py --recipe dcgan-cpu-64 --repeats 5
+"""
 
 from __future__ import annotations
 
@@ -14,81 +29,62 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import cpu_time
-from measure import count, machine, table
+import psutil
+from measure import ROOT, count, machine, run_timed, table
 
 from catgan.command import Parser, UserError, run_command, say
 from catgan.files import cache_dir
 from trainer.data.open import open_data
 from trainer.recipes import DEFAULT_CPU, resolve
 
-NAME = "first_step.py"
-ROOT = Path(__file__).resolve().parents[1]
-
-STAGES = (
-    ("opened", "run ", "Python, imports, options, MLflow's run opened"),
-    ("started", "training ", "Ray and its workers, imports there"),
-    ("drawn", "kimg ", "statistics of the reals, networks, first grids, first batch, first step"),
-)
-"""Name, the words that a line begins with when the stage is over, what it consists of."""
+STAGES = {"opened": "run ", "started": "training ", "drawn": "kimg "}
+"""Stages by name, with the first words of the line that appears when the stage is over."""
 
 IMPORTS = ("torch", "mlflow.tracking", "ray.train.torch", "trainer.launch.driver", "trainer.launch.worker")
 
-_DESCRIPTION = """\
-Starts `trainer/run.py` on this machine, in one process and through Ray Train, with the statistics of the real
-pictures in the cache and without, and notes when its lines appear, up to the first step. Wall and CPU seconds of each
-stage, medians; then what some imports take by themselves, each in a fresh Python.
-
-examples:
-  python benchmarks/first_step.py
-  python benchmarks/first_step.py --recipe dcgan-cpu-64 --repeats 5
-"""
+Times = tuple[float, float]
+"""Wall and CPU seconds."""
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION)
-    parser.add_argument("--recipe", default=f"{DEFAULT_CPU}-32", help="as run.py takes it (default: %(default)s)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1], help="as run.py takes it (default: 0 1)")
-    parser.add_argument("--repeats", type=count, default=3, metavar="N", help="of each (default: %(default)s)")
+    parser = Parser("python benchmarks/first_step.py", __doc__)
+    add = parser.add_argument
+    add("--recipe", default=f"{DEFAULT_CPU}-32", help="as run.py takes it (default: %(default)s)")
+    add("--workers", type=int, nargs="+", default=[0, 1], help="as run.py takes it (default: 0 1)")
+    add("--repeats", type=count, default=3, metavar="N", help="of each (default: %(default)s)")
     a = parser.parse_args(argv)
     config = resolve(a.recipe, None, gpu=False)
     data = open_data(None, config.model.size, config.loader).root
-    settings = [(workers, cached) for workers in a.workers for cached in (False, True)]
-    found: dict[tuple[int, bool], list[dict[str, tuple[float, float]]]] = {setting: [] for setting in settings}
-    imports: dict[str, list[tuple[float, float]]] = {name: [] for name in IMPORTS}
+    found: dict[tuple[int, bool], list[dict[str, Times]]] = {(w, c): [] for w in a.workers for c in (False, True)}
+    imports: dict[str, list[Times]] = {name: [] for name in IMPORTS}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(a.repeats):
             for workers in a.workers:
                 cache = Path(folder, f"cache-{i}-{workers}")
                 cache.mkdir()
-                for network in cache_dir().glob("efflite0-*.onnx"):  # kept: only the statistics are to be missing
+                for network in cache_dir().glob("efflite0-*.onnx"):  # keep it: only the statistics are to be missing
                     (cache / network.name).symlink_to(network)
-                for cached in (False, True):  # the first one fills the cache
+                for cached in (False, True):  # the first run fills the cache
                     stages = _start(config.recipe, data, Path(folder, f"{i}-{workers}-{cached}"), workers, cache)
                     found[workers, cached].append(stages)
                     say(f"round {i + 1}/{a.repeats}, --workers {workers}, cached {cached}: {stages}")
             for name in IMPORTS:
-                imports[name].append(_import(name))
-    results = [
-        {"workers": workers, "cached": cached, **_medians(found[workers, cached])} for workers, cached in settings
-    ]
-    names = [name for name, *_ in STAGES]
+                imports[name].append(run_timed(["-c", f"import {name}"], os.environ | {"PYTHONPATH": str(ROOT)})[1:])
+    results = [{"workers": w, "cached": c, **_stage_medians(rounds)} for (w, c), rounds in found.items()]
     table(
-        ("workers", "cached", *(f"{name} s (CPU)" for name in names), "in all"),
+        ("workers", "cached", *(f"{name} s (CPU)" for name in STAGES), "total s"),
         [
-            (r["workers"], r["cached"], *(f"{r[n]['seconds']} ({r[n]['cpu_seconds']})" for n in names), r["seconds"])
+            (r["workers"], r["cached"], *(f"{r[n]['seconds']} ({r[n]['cpu_seconds']})" for n in STAGES), r["seconds"])
             for r in results
         ],
     )
-    for name, _, what in STAGES:
-        say(f"{name}: {what}")
-    alone = {name: _median_pair(pairs) for name, pairs in imports.items()}
-    table(("import", "s", "CPU s"), [(name, *pair.values()) for name, pair in alone.items()])
+    alone = {name: _medians(times) for name, times in imports.items()}
+    table(("import", "s", "CPU s"), [(name, *times.values()) for name, times in alone.items()])
     return {"recipe": config.recipe, "results": results, "imports": alone, "machine": machine()}
 
 
-def _start(recipe: str, data: str, run_dir: Path, workers: int, cache: Path) -> dict[str, tuple[float, float]]:
-    """Wall and CPU seconds of each stage of a training that is ended after its first step.
+def _start(recipe: str, data: str, run_dir: Path, workers: int, cache: Path) -> dict[str, Times]:
+    """The stages of a training that is ended after its first step.
 
     Raises:
         UserError: it ended before that; with its last line.
@@ -116,41 +112,38 @@ def _start(recipe: str, data: str, run_dir: Path, workers: int, cache: Path) -> 
         process.wait()
 
 
-def _stages(lines: Iterator[str], pid: int, began: float) -> Iterator[tuple[str, tuple[float, float]]]:
+def _stages(lines: Iterator[str], pid: int, began: float) -> Iterator[tuple[str, Times]]:
     cpu, printed = 0.0, "nothing was printed"
-    for name, words, _ in STAGES:
+    for name, words in STAGES.items():
         for line in lines:
             printed = line.strip()
             if re.match(rf"(\([^)]*\) )?{words}", line):  # Ray puts the worker's name in brackets before it
                 break
         else:
-            raise UserError(f"the training ended before it had {name}: {printed}")
-        now, used = time.perf_counter(), cpu_time.of_tree(pid)
+            raise UserError(f"the training ended before the stage {name!r} was over: {printed}")
+        now, used = time.perf_counter(), _cpu_seconds(pid)
         yield name, (round(now - began, 2), round(used - cpu, 2))
         began, cpu = now, used
 
 
-def _import(name: str) -> tuple[float, float]:
-    before, began = os.times(), time.perf_counter()
-    subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": "."})
-    after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return time.perf_counter() - began, cpu
+def _cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process and everything below it, children that have ended included."""
+    root, total = psutil.Process(pid), 0.0
+    for process in (root, *root.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:4])  # user and system, its own and of ended children
+    return total
 
 
-def _medians(rounds: list[dict[str, tuple[float, float]]]) -> dict[str, Any]:
-    stages = {name: _median_pair([stages[name] for stages in rounds]) for name in rounds[0]}
+def _stage_medians(rounds: list[dict[str, Times]]) -> dict[str, Any]:
+    stages = {name: _medians([stages[name] for stages in rounds]) for name in STAGES}
     return stages | {"seconds": round(sum(stage["seconds"] for stage in stages.values()), 2)}
 
 
-def _median_pair(pairs: list[tuple[float, float]]) -> dict[str, float]:
-    seconds, cpu = zip(*pairs, strict=True)
+def _medians(times: list[Times]) -> dict[str, float]:
+    seconds, cpu = zip(*times, strict=True)
     return {"seconds": round(statistics.median(seconds), 2), "cpu_seconds": round(statistics.median(cpu), 2)}
 
 
-def entry() -> None:
-    run_command(NAME, main)
-
-
 if __name__ == "__main__":
-    entry()
+    run_command("first_step.py", main)

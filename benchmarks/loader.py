@@ -1,4 +1,23 @@
-"""Our train stream against torchvision's ImageFolder + DataLoader and against plain webdataset: the same pictures."""
+"""How fast are training batches read from shards, compared with ImageFolder and with plain webdataset?
+
+Reads shuffled batches of 64 of the same drawn cats, with nothing else to do:
+
+  ours                  trainer.data.stream.train_batches, uint8; decoded once, then kept in shared memory
+  ours, decoding        the same with --loader.memory-mib 0: lossless WebP from shards, decoded every time
+  ImageFolder ToTensor  torchvision's ImageFolder over PNG files, DataLoader, ToTensor: float32, as users write it
+  ImageFolder uint8     the same with PILToTensor: a quarter of the bytes
+  webdataset uint8      WebDataset(...).shuffle(...).decode("pil") over our shards, DataLoader, PILToTensor
+
+  ratio           our images/s over the fastest alternative's, the lowest of all settings; above 1 ours is faster
+  ratio_decoding  the same when ours decodes every time
+
+Files and shards were just written, so they are read from memory: a slow disk or a network, where one large file beats
+many small ones, is not measured.
+
+examples:
+  python benchmarks/loader.py
+  python benchmarks/loader.py --sizes 64 --workers 0 2 4
+"""
 
 from __future__ import annotations
 
@@ -10,65 +29,42 @@ from pathlib import Path
 from typing import Any
 
 import webdataset
-from measure import Work, compare, count, device, machine, positive, table
+from measure import Work, add_turn_options, compare, count, device, machine, table
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor, ToTensor
 
-from catgan.command import Parser, run_command, say
+from catgan.command import Parser, number, run_command, say
+from trainer.config import LoaderConfig
 from trainer.data.build.shards import write_shards
 from trainer.data.drawn.synth import draw_many
 from trainer.data.manifest import Manifest
-from trainer.data.stream import eval_images, train_batches
+from trainer.data.stream import StreamPosition, TrainStream, eval_images
 
-NAME = "loader.py"
 BATCH = 64
 BUFFER = 2000
-SEGMENT = 20_000 // BATCH  # batches; our stream is seeded afresh, and its buffer filled, at each snapshot
-SETTLE = 12  # batches; more than any of the loaders has read ahead
+SEGMENT = 20_000 // BATCH  # batches; at each snapshot our stream is seeded again and fills its buffer
+SETTLE = 12  # batches; more than any of the loaders reads ahead
 OURS, DECODING = "ours", "ours, decoding"
 FOLDER_FLOAT, FOLDER_UINT8, WEBDATASET = "ImageFolder ToTensor", "ImageFolder uint8", "webdataset uint8"
-MEMORY = 2 << 30
-
-_DESCRIPTION = f"""\
-Images per second of reading shuffled batches of {BATCH}, with nothing else to do, over the same drawn cats:
-
-  {OURS:22s}trainer.data.stream.train_batches: uint8 batches, decoded in the first epoch and kept in shared memory
-  {DECODING:22s}the same with --loader.memory-mib 0, as a set that is too large reads: lossless WebP from shards
-  {FOLDER_FLOAT:22s}torchvision's ImageFolder over PNG files, DataLoader, ToTensor: float32, as users write it
-  {FOLDER_UINT8:22s}the same with PILToTensor: uint8 like ours, a quarter of the bytes to hand over
-  {WEBDATASET:22s}WebDataset(...).shuffle(...).decode("pil") over our shards, DataLoader, PILToTensor
-
-`ratio` is ours over another's speed, the lowest of all sizes, workers and others; `ratio_decoding` is that of decoding
-each time. Files and shards were just written,
-so they come from memory: what one large file saves on a slow disk or over a network is not in these numbers.
-
-examples:
-  python benchmarks/loader.py
-  python benchmarks/loader.py --sizes 64 --workers 0 2 4
-"""
+MEMORY_MIB = 2048
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION)
-    parser.add_argument(
-        "--sizes", type=count, nargs="+", default=[32, 64, 128], metavar="PX", help="sides (default: 32 64 128)"
-    )
-    parser.add_argument(
+    parser = Parser("python benchmarks/loader.py", __doc__)
+    add = parser.add_argument
+    add("--sizes", type=count, nargs="+", default=[32, 64, 128], metavar="PX", help="sides (default: 32 64 128)")
+    add(
         "--workers",
-        type=int,
-        choices=range(65),
+        type=number(int, 0, 64),
         nargs="+",
         default=[0, 1],
         metavar="N",
-        help="reader processes, 0 to 64; 0 reads in this process (default: 0 1)",
+        help="reader processes; 0 reads in this process (default: 0 1)",
     )
-    parser.add_argument("--num", type=count, default=2048, metavar="N", help="cats to draw (default: %(default)s)")
-    parser.add_argument(
-        "--seconds", type=positive, default=2, metavar="S", help="length of a turn (default: %(default)s)"
-    )
-    parser.add_argument("--repeats", type=count, default=5, metavar="N", help="rounds of turns (default: %(default)s)")
+    add("--num", type=count, default=2048, metavar="N", help="cats to draw (default: %(default)s)")
+    add_turn_options(parser, seconds=2)
     a = parser.parse_args(argv)
     if a.num < 2 * BATCH:
         parser.error(f"--num {a.num}: give {2 * BATCH} or more")
@@ -89,38 +85,27 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def _draw(folder: Path, num: int, size: int) -> Manifest:
-    """Drawn cats as shards, and those of the train split as PNG files in one class of an ImageFolder."""
+    """Write drawn cats as shards, and the train split also as PNG files in one class of an ImageFolder."""
     say(f"drawing {num} cats at {size}x{size}")
     manifest = write_shards(folder / "shards", draw_many(0, num, size), size=size)
     files = folder / "files" / "cats"
     files.mkdir(parents=True)
-    pictures = itertools.chain.from_iterable(eval_images(manifest, "train"))
-    for i, picture in enumerate(pictures):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(files / f"{i:06d}.png")
+    for i, image in enumerate(itertools.chain.from_iterable(eval_images(manifest, "train"))):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(files / f"{i:06d}.png")
     return manifest
 
 
 def _measure(manifest: Manifest, files: Path, workers: int, seconds: float, repeats: int) -> dict[str, Any]:
-    """The comparison with so many reader processes. They end when the streams go, on return."""
-    segment = SEGMENT - SEGMENT % max(workers, 1)  # train_batches takes a divisor of it as the number of readers
-    ours, decoding = (
-        train_batches(
-            manifest,
-            rank=0,
-            seed=0,
-            nimg=0,
-            batch=BATCH,
-            batches_per_segment=segment,
-            images_per_segment=segment * BATCH,
-            readers=workers,
-            buffer=BUFFER,
-            memory=memory,
-        )
-        for memory in (MEMORY, 0)
+    """The comparison with this number of reader processes. They end with the streams, on return."""
+    segment = SEGMENT - SEGMENT % max(workers, 1)  # the number of readers must divide it
+    start = StreamPosition(
+        seed=0, rank=0, nimg=0, batch=BATCH, batches_per_segment=segment, images_per_segment=segment * BATCH
     )
-    for _ in range(
-        -(-2 * manifest.splits["train"].images // BATCH)
-    ):  # the first epoch decodes, and is not the question
+    ours, decoding = (
+        TrainStream(manifest, start, LoaderConfig(workers=workers, shuffle_buffer=BUFFER, memory_mib=memory))
+        for memory in (MEMORY_MIB, 0)
+    )
+    for _ in range(-(-2 * manifest.splits["train"].images // BATCH)):  # not counted: the first epoch decodes
         next(ours)
     ways: dict[str, Work] = {
         OURS: partial(_read, ours),
@@ -133,7 +118,7 @@ def _measure(manifest: Manifest, files: Path, workers: int, seconds: float, repe
     result = compare(what, ways, seconds=seconds, repeats=repeats, settle=SETTLE)
     others = [name for name in ways if name not in (OURS, DECODING)]
     ratios = result["ratios"]
-    # Both are relative to ours in the same rounds, so their quotient is decoding relative to another.
+    # Both ratios are relative to ours in the same rounds, so their quotient compares decoding with the other.
     return result | {
         "ratio": min(ratios[name] for name in others),
         "ratio_decoding": round(min(ratios[name] for name in others) / ratios[DECODING], 3),
@@ -146,7 +131,6 @@ def _read(stream: Iterator[Any]) -> int:
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:
-    """Epoch after epoch."""
     while True:
         yield from loader
 
@@ -163,7 +147,7 @@ def _image_folder(files: Path, transform: Any, workers: int) -> DataLoader[Any]:
 
 
 def _webdataset(shards: list[str], workers: int) -> DataLoader[Any]:
-    pictures = (
+    images = (
         webdataset.WebDataset(shards, shardshuffle=len(shards))
         .repeat()
         .shuffle(BUFFER)
@@ -171,12 +155,8 @@ def _webdataset(shards: list[str], workers: int) -> DataLoader[Any]:
         .to_tuple("webp")
         .map_tuple(PILToTensor())
     )
-    return DataLoader(pictures, batch_size=BATCH, num_workers=workers)
-
-
-def entry() -> None:
-    run_command(NAME, main)
+    return DataLoader(images, batch_size=BATCH, num_workers=workers)
 
 
 if __name__ == "__main__":
-    entry()
+    run_command("loader.py", main)

@@ -1,62 +1,64 @@
-"""What the benchmarks share: rates measured in turns, ratios of them, a table for people."""
+"""Helpers of the benchmark scripts: speeds measured in alternating turns, their ratios, and a table for the terminal.
+
+The speed of a machine drifts, by up to a half within minutes on shared hardware. Alternatives are therefore measured in
+short turns, a b c a b c, and each ratio is taken within one round, between turns that are seconds apart.
+"""
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import platform
-import socket
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
-from catgan.command import say
+from catgan.command import UserError, number, say
+from catgan.machine import cores
 from trainer.data.build.progress import progress
 
+ROOT = Path(__file__).resolve().parents[1]
+
 Work = Callable[[], int]
-"""A unit of work, such as a training step. Returns the images it was about."""
+"""One unit of work, such as a training step. Returns the number of images it processed."""
+
+count = number(int, 1, 10**9)
+"""Argument type: a whole number from 1."""
+positive = number(float, 1e-6, 1e6)
+"""Argument type: a number above 0."""
 
 
-def positive(text: str) -> float:
-    """An argument type: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a number above 0")
-    return value
-
-
-def count(text: str) -> int:
-    """An argument type: a whole number, 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed is a whole number from 1")
-    return int(text)
+def add_turn_options(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """Add ``--seconds`` and ``--repeats``, which ``compare`` takes."""
+    add = parser.add_argument
+    add("--seconds", type=positive, default=seconds, metavar="S", help="length of a turn (default: %(default)s)")
+    add("--repeats", type=count, default=5, metavar="N", help="rounds of turns (default: %(default)s)")
 
 
 def device() -> torch.device:
-    """The GPU if there is one, else the CPU with as many threads as this process may use cores."""
+    """The GPU if there is one, else the CPU, with one thread per core that this process may use."""
     if torch.cuda.is_available():
         return torch.device("cuda")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(cores)
+    torch.set_num_threads(cores())
     return torch.device("cpu")
 
 
 def wait_for_device() -> None:
-    """GPUs work on after a call returns; a clock must be read only when they are done."""
+    """Wait until the GPU has finished: calls return before their work is done, so read no clock without this."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def machine() -> str:
-    """What the numbers were measured on, for the record beside them."""
+    """Processor or GPU, threads and versions, to record beside the numbers."""
     versions = f"PyTorch {torch.__version__}, Python {platform.python_version()}"
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, {versions}"
@@ -67,7 +69,7 @@ def machine() -> str:
 
 
 def rate(work: Work, seconds: float) -> float:
-    """Images per second of doing ``work`` over and over for ``seconds``, at least once."""
+    """Images per second of repeating ``work`` for ``seconds``, at least once."""
     images = 0
     wait_for_device()
     began = time.perf_counter()
@@ -80,20 +82,19 @@ def rate(work: Work, seconds: float) -> float:
 
 
 def compare(what: str, ways: Mapping[str, Work], *, seconds: float, repeats: int, settle: int) -> dict[str, Any]:
-    """Measure several ways of doing the same in turns: a b c, a b c, ...
-
-    A machine's speed drifts, so a ratio is taken within each round, between neighbours in time, and of the rounds the
-    median. Each turn begins with ``settle`` units of work that are not counted: what the way before left in caches,
-    and what a loader read ahead in its pause, is used up by then.
+    """Measure several ways of doing the same work in alternating turns.
 
     Args:
-        what: the label of the progress bar.
-        ways: the first is the one that the others are compared with.
+        what: label of the progress bar.
+        ways: the first one is compared with each of the others.
         seconds: length of a turn.
+        repeats: rounds; each has one turn of every way.
+        settle: units of work at the start of a turn that are not counted. They use up what a loader read ahead while
+            it was paused, and refill the caches.
 
     Returns:
-        ``images_per_second`` {way: median}, ``ratios`` {other way: the first way's speed over the other's}, and
-        ``ratio``, the lowest of these.
+        ``images_per_second`` {way: median}, ``ratios`` {other way: median of the first way's speed over the other's},
+        and ``ratio``, the lowest of these.
     """
     turns = [name for _ in range(repeats) for name in ways]
     speeds: dict[str, list[float]] = {name: [] for name in ways}
@@ -115,27 +116,34 @@ def median_ratio(ours: Sequence[float], other: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, other, strict=True))
 
 
-def quartiles(ratios: Sequence[float]) -> list[float]:
-    """The lower one, the median and the upper one; three times the same of a single value."""
-    return [round(q, 3) for q in (statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [*ratios] * 3)]
+def run_timed(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[str, float, float]:
+    """Run Python with ``arguments`` in the repository's root. Returns its stdout, and the wall seconds and CPU seconds
+    that it and its children took.
 
-
-def of_two_processes(work: Callable[..., None], *arguments: object) -> Any:
-    """What rank 0 of two processes puts into its queue, which is little: a pipe holds it until both have ended.
-
-    Args:
-        work: called in both as ``work(rank, address, queue, *arguments)``; ``address`` is for ``init_process_group``.
+    Raises:
+        UserError: it failed; with the last line of its stderr.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    torch.multiprocessing.spawn(work, (address, queue, *arguments), nprocs=2)
-    return queue.get()
+    before, began = os.times(), time.perf_counter()
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    wall, after = time.perf_counter() - began, os.times()
+    if done.returncode:
+        printed = done.stderr.strip().splitlines() or ["nothing was printed"]
+        raise UserError(f"python {' '.join(arguments[:2])} ended with status {done.returncode}: {printed[-1]}")
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return done.stdout, wall, cpu
+
+
+def textured(rng: np.random.Generator, width: int, height: int, cells: tuple[int, int], contrast: int) -> Image.Image:
+    """A synthetic photo: smooth coloured structure of ``cells`` (columns, rows) with grey levels below ``contrast``,
+    plus camera-like grain, so that it compresses and decodes about like a photo."""
+    coarse = Image.fromarray(rng.integers(0, contrast, (*cells[::-1], 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    grain = rng.integers(-12, 13, (height, width, 1), dtype=np.int16)
+    return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print ``rows`` under ``columns`` on stderr, aligned to the right, after what they were measured on."""
+    """Print the machine and, right-aligned, ``rows`` under ``columns`` on stderr."""
     cells = [list(columns), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     say(f"\n{machine()}\n")

@@ -1,4 +1,17 @@
-"""The banded search for near-duplicates against comparing all hashes with all, and how long it takes for many."""
+"""How fast is the search for near-duplicates, compared with comparing all hashes with all?
+
+Images per second on random hashes, a tenth of which are near-duplicates of another:
+
+  ours          trainer.data.build.duplicates.near_duplicates, with thumbnails, down to the images to drop
+  all with all  NumPy's XOR and bit count of each hash with all later ones, without thumbnails, down to the pairs
+
+  ratio    our speed over the other's; above 1 ours is faster. It grows with the number of images
+  seconds  what ours takes for --many images
+
+examples:
+  python benchmarks/near_duplicates.py
+  python benchmarks/near_duplicates.py --many 1000000    takes minutes and 0.5 GB
+"""
 
 from __future__ import annotations
 
@@ -7,64 +20,44 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from measure import compare, count, device, machine, positive, table
+from measure import add_turn_options, compare, count, device, machine, table
 
 from catgan.command import Parser, run_command, say
 from trainer.data.build.duplicates import MAX_BITS, near_duplicates
 
-NAME = "near_duplicates.py"
 OURS, BRUTE = "ours", "all with all"
-ROWS = 256  # hashes compared with all others at a time: what fits into a cache is fastest
+ROWS = 256  # hashes compared with all later ones at a time: fastest when they fit into a cache
 
-_DESCRIPTION = f"""\
-Pictures per second of looking for near-duplicates among random hashes, a tenth of them near-duplicates of another:
-
-  {OURS:14s}trainer.data.build.duplicates.near_duplicates, with the thumbnails, down to the pictures to drop
-  {BRUTE:14s}numpy's XOR and bit count of each hash with all later ones, without thumbnails, down to the pairs
-
-`ratio` is ours over the other's speed; it grows with the number of pictures. `seconds` is ours for --many pictures.
-
-examples:
-  python benchmarks/near_duplicates.py
-  python benchmarks/near_duplicates.py --many 1000000    needs minutes and 0.5 GB
-"""
-
-Pictures = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Images = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """The arguments of ``near_duplicates``."""
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION)
-    parser.add_argument(
-        "--num", type=count, default=20_000, metavar="N", help="pictures to compare with (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--many", type=count, default=100_000, metavar="N", help="pictures to take the time of (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seconds", type=positive, default=2, metavar="S", help="length of a turn (default: %(default)s)"
-    )
-    parser.add_argument("--repeats", type=count, default=5, metavar="N", help="rounds of turns (default: %(default)s)")
+    parser = Parser("python benchmarks/near_duplicates.py", __doc__)
+    add = parser.add_argument
+    add("--num", type=count, default=20_000, metavar="N", help="images of the comparison (default: %(default)s)")
+    add("--many", type=count, default=100_000, metavar="N", help="images of `seconds` (default: %(default)s)")
+    add_turn_options(parser, seconds=2)
     a = parser.parse_args(argv)
     device()
-    pictures = _pictures(a.num)
-    ways = {OURS: partial(_ours, pictures), BRUTE: partial(_brute_force, pictures)}
-    result = compare(f"{a.num} pictures", ways, seconds=a.seconds, repeats=a.repeats, settle=1)
-    say(f"looking through {a.many} pictures")
-    many = _pictures(a.many)
+    images = _images(a.num)
+    ways = {OURS: partial(_ours, images), BRUTE: partial(_brute_force, images)}
+    result = compare(f"{a.num} images", ways, seconds=a.seconds, repeats=a.repeats, settle=1)
+    say(f"searching {a.many} images")
+    many = _images(a.many)
     began = time.perf_counter()
     _ours(many)
     seconds = round(time.perf_counter() - began, 2)
     speeds = result["images_per_second"]
     table(
-        ("pictures", *(f"{way}/s" for way in speeds), "ratio", f"s for {a.many}"),
+        ("images", *(f"{way}/s" for way in speeds), "ratio", f"s for {a.many}"),
         [(a.num, *speeds.values(), result["ratio"], seconds)],
     )
     return {"num": a.num} | result | {"many": a.many, "seconds": seconds, "machine": machine()}
 
 
-def _pictures(num: int) -> Pictures:
-    """The last tenth are copies of others with up to 4 bits changed."""
+def _images(num: int) -> Images:
+    """Random images; the last tenth are copies of others with up to 4 bits of the hash changed."""
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, num, dtype=np.uint64)
     thumbnails = rng.integers(0, 256, (num, 8, 8, 3), dtype=np.uint8)
@@ -76,22 +69,18 @@ def _pictures(num: int) -> Pictures:
     return hashes, thumbnails, rng.integers(0, 2**24, num), np.arange(num)
 
 
-def _ours(pictures: Pictures) -> int:
-    near_duplicates(*pictures)
-    return len(pictures[0])
+def _ours(images: Images) -> int:
+    near_duplicates(*images)
+    return len(images[0])
 
 
-def _brute_force(pictures: Pictures) -> int:
-    hashes = pictures[0]
+def _brute_force(images: Images) -> int:
+    hashes = images[0]
     for start in range(0, len(hashes), ROWS):
         bits = np.bitwise_count(hashes[start : start + ROWS, None] ^ hashes[start + 1 :])
         np.nonzero(bits <= MAX_BITS)
     return len(hashes)
 
 
-def entry() -> None:
-    run_command(NAME, main)
-
-
 if __name__ == "__main__":
-    entry()
+    run_command("near_duplicates.py", main)

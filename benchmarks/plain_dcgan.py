@@ -1,8 +1,8 @@
-"""DCGAN in the obvious way: what a reader of PyTorch's DCGAN tutorial writes, and the benchmarks' point of reference.
+"""DCGAN written the obvious way, as in PyTorch's DCGAN tutorial: the baseline of step.py and race.py.
 
-Two nn.Sequential, a backward for the reals and one for the fakes, Adam(2e-4, 0.5), float32, the default memory
-layout, and a wait for the device in each step to have the losses as numbers. What differs from the tutorial: the size
-is a parameter, and the discriminator ends in logits (BCEWithLogitsLoss) instead of a sigmoid.
+Two nn.Sequential, one backward for the reals and one for the fakes, Adam(2e-4, 0.5), float32, the default memory
+layout, and a wait for the device in each step to read the losses. It differs from the tutorial in two points: the size
+is a parameter, and the discriminator returns logits (BCEWithLogitsLoss) instead of a sigmoid.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Z_DIM = 100
 
 
 def generator(size: int, width: int) -> nn.Sequential:
-    """``z [n, 100]`` -> pictures ``[n, 3, size, size]`` in [-1, 1]; ``width`` channels at half the side."""
+    """``z [n, 100]`` -> images ``[n, 3, size, size]`` in [-1, 1]; ``width`` channels at half the side."""
     channels = width * size // 8
     layers: list[nn.Module] = [
         nn.Unflatten(1, (Z_DIM, 1, 1)),
@@ -33,7 +33,7 @@ def generator(size: int, width: int) -> nn.Sequential:
 
 
 def discriminator(size: int, width: int) -> nn.Sequential:
-    """Pictures ``[n, 3, size, size]`` -> logits ``[n, 1, 1, 1]``."""
+    """Images ``[n, 3, size, size]`` -> logits ``[n, 1, 1, 1]``."""
     layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
     channels = width
     while channels < width * size // 8:

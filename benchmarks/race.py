@@ -1,214 +1,156 @@
-"""Recipes against each other at equal training time on one machine: how good are the pictures of each?"""
+"""Which recipe generates the best images after the same training time on this machine?
+
+Trains each recipe on the same images for the same minutes, one after the other, and evaluates it at equal intervals.
+The clock is stopped during evaluations and all images are in memory, so neither evaluating nor loading counts. Every
+second seed trains the recipes in reverse order, so that a machine that slows down favours none.
+
+Recipes are those of trainer/run.py, and "plain": the DCGAN loop of plain_dcgan.py with the EMA of the recipe dcgan.
+
+  distance       Fréchet distance of the EMA generator, the one that a training exports; lower is better
+  distance_live  the same of the raw generator with batch norm's running statistics
+  distance_std   standard deviation of `distance` over the seeds; smaller differences mean nothing
+  kid            kernel distance of the EMA generator; lower is better
+  precision      share of the generated images that look like real ones; higher is better
+  recall         share of the real images that look like generated ones (variety); higher is better
+
+Interrupted? The same command continues after the last finished training. The folder --out gets results.json, table.md,
+curves.png and sample grids NAME-seedS-II.png.
+
+examples:
+  python benchmarks/race.py                    the default recipe and the plain loop on drawn cats
+  python benchmarks/race.py --data shards/cats64 --recipes dcgan-cpu --seeds 1 --minutes 1      a first look
+  python benchmarks/race.py --data shards/cats32 --recipes dcgan-cpu,r3gan-cpu,plain --minutes 10
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from functools import partial
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import count, device, machine, positive
-from measure import table as print_table
-from race_data import check_size, open_at, train_files
-from race_foreign import Foreign, parse_foreign, run_foreign
-from race_judge import MIN_NUM, Judge, choose_split
-from race_report import CURVES, TABLE, check_matplotlib, draw_curves, write_results, write_table
-from race_schedule import Entrant, Race
-from race_training import PLAIN, PLAIN_BATCH, Contestant, plain_contestant, recipe_contestant, train
+from measure import ROOT, count, device, machine, positive, table
+from race_report import check_matplotlib, draw_curves, load_trainings, mean_row, write_results, write_table
+from race_training import MIN_NUM, Contestant, Scores, choose_split, plain_contestant, recipe_contestant, train
 
-from catgan.command import Parser, UserError, run_command
-from trainer.config import Config
+from catgan.command import Parser, UserError, run_command, say
+from trainer.config import Config, LoaderConfig
 from trainer.data.manifest import Manifest
+from trainer.data.open import open_data
 from trainer.data.stream import eval_images
 from trainer.features.extractors import CHOICES, choose_extractor
 from trainer.launch.checks import problems
 from trainer.metrics.evaluate import Evaluator
 from trainer.recipes import resolve
 
-NAME = "race.py"
+PLAIN = "plain"
 PRINTED = ("recipe", "distance", "distance_std", "distance_live", "kid", "precision", "recall", "kimg")
-
-_DESCRIPTION = f"""\
-Trains each recipe on the same pictures for the same minutes, one after the other on this machine, and measures at
-equal intervals how good the generated pictures are. The clock stands still during evaluations, and all pictures are
-in memory, so neither judging nor loading has a part in the result. With several seeds the order turns round from seed
-to seed: a machine that slows down favours none.
-
-  distance       Fréchet distance of the averaged weights (EMA), which are what a training ships; lower is better
-  distance_live  the same of the live weights with batch norm's running statistics
-  kid            kernel distance of the averaged weights; lower is better
-  precision      share of the generated pictures that look like real ones; higher is better
-  recall         share of the real pictures that look like generated ones: variety; higher is better
-
-Recipes are those of trainer/run.py, and "{PLAIN}": the DCGAN loop of plain_dcgan.py (batch {PLAIN_BATCH}), which is
-given the recipe dcgan's average. Cut off? The same command continues after the last finished training.
-
-A foreign training script joins with --foreign. Its command is split into words as a shell would, but no shell runs it.
-In the words {{data}} stands for a folder of PNG training pictures, {{out}} for an empty folder for its results,
-{{seconds}} for its training time, {{seed}}, {{size}} and {{num}} for these numbers. It must leave gen.onnx (latents "z"
-in, "image" out, as catexport writes it) or at least {{num}} PNG pictures in {{out}}, and may leave progress.json
-with {{"images": N}}, the images it trained on. It is ended when it takes 1.2 times its seconds and a minute.
-
-OUT gets results.json, {TABLE}, {CURVES} and sample grids NAME-seedS-II.png.
-"""
-
-_EXAMPLES = """\
-examples:
-  python benchmarks/race.py                                   the default recipe and the plain loop on drawn cats
-  python benchmarks/race.py --data shards/cats64 --size 32 --recipes dcgan-cpu,r3gan-cpu,plain --minutes 10
-  python benchmarks/race.py --data shards/cats64 --recipes dcgan-cpu --seeds 1 --minutes 1    a first look
-  python benchmarks/race.py --data shards/cats64 --recipes r3gan \\
-      --foreign 'theirs=python theirs/train.py --images {data} --results {out} --stop-after {seconds} --seed {seed}'
-"""
-
-
-class Track:
-    """What all trainings of a race share. The pictures are read when the first training needs them."""
-
-    def __init__(self, a: argparse.Namespace, manifest: Manifest, judge: Judge, out: Path, place: torch.device) -> None:
-        self.minutes, self.intervals, self.num = a.minutes, a.intervals, a.num
-        self.manifest, self.judge, self.out = manifest, judge, out
-        self.place = place
-        self._pictures: torch.Tensor | None = None
-
-    def pictures(self) -> torch.Tensor:
-        """All train pictures where the training happens, uint8 ``[n, 3, size, size]``."""
-        if self._pictures is None:
-            self._pictures = torch.cat(list(eval_images(self.manifest, "train"))).to(self.place)
-        return self._pictures
-
-    def train(
-        self, name: str, make: Callable[[torch.Tensor, torch.device], Contestant], seed: int, label: str
-    ) -> dict[str, Any]:
-        pictures = self.pictures()
-        torch.manual_seed(seed)
-        contestant = make(pictures, self.place)
-        return train(contestant, label, self.minutes, self.intervals, self.judge, partial(self._sheet, name, seed))
-
-    def run_foreign(self, foreign: Foreign, seed: int, label: str) -> dict[str, Any]:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what the trainings before left reserved is the script's to use
-        seconds = round(self.minutes * 60, 3)
-        values = {
-            "data": train_files(self.manifest, self.out),
-            "out": (self.out / f"{foreign.name}-seed{seed}").absolute(),
-            "seconds": int(seconds) if seconds.is_integer() else seconds,
-            "seed": seed,
-            "size": self.manifest.size,
-            "num": self.num,
-        }
-        return run_foreign(foreign, values, label, self.minutes, self.judge, self._sheet(foreign.name, seed, 1))
-
-    def _sheet(self, name: str, seed: int, i: int) -> Path:
-        return self.out / f"{name}-seed{seed}-{i:02d}.png"
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     a = _parse(argv)
     place = device()
-    foreigns = [parse_foreign(text) for text in a.foreign]
     data = Manifest.load(a.data) if a.data else None
-    names = [name.strip() for name in a.recipes.split(",")] if a.recipes is not None else [None, PLAIN]
-    size = a.size or (data.size if data else _size(names))
-    check_size(size, data)
-    recipes = [_recipe(name, size) for name in names]
-    _refuse_twins([*(c.recipe if c else name for name, c in recipes), *(foreign.name for foreign in foreigns)])
+    recipes, size = _recipes(a.recipes, data.size if data else a.size)
     check_matplotlib()
-    out = _folder(a.out)
-    manifest = open_at(data, size)
+    out = _make_folder(a.out)
+    manifest = data or open_data(None, size, LoaderConfig())
     split = choose_split(manifest, a.split, a.num)
-    judge = Judge(Evaluator(choose_extractor(a.extractor), manifest, a.num, split))
-    track = Track(a, manifest, judge, out, place)
-    entrants = [
-        *(_entrant(track, name, config) for name, config in recipes),
-        *(Entrant(f.name, {"command": f.command}, partial(track.run_foreign, f)) for f in foreigns),
-    ]
-    header = {
-        "metric": judge.evaluator.name,
+    scores = Scores(Evaluator(choose_extractor(a.extractor), manifest, a.num, split))
+    conditions = {
+        "metric": scores.evaluator.name,
         "split": split,
-        "n_real": judge.evaluator.num_real,
         "minutes": a.minutes,
         "size": size,
-        "seeds": a.seeds,
         "dataset_digest": manifest.digest,
         "machine": machine(),
     }
-    race = Race(entrants, header, a.intervals, a.num, out)
-    failures = race.run(judge)
-    record = race.record()
-    if record["results"]:
-        write_table(out, record)
-        draw_curves(out, record, race.by_name())
-        print_table(PRINTED, [[row[column] for column in PRINTED] for row in record["results"]])
-    if failures:
-        raise UserError("; ".join(failures))
-    write_results(out, record, race.trainings)
+    header = conditions | {"n_real": scores.evaluator.num_real, "seeds": a.seeds}
+    conditions |= {"intervals": a.intervals, "num": a.num, "code": _code_digest()}
+    plan = [
+        _settings(name, seed, recipes[name], conditions)
+        for seed in range(a.seeds)
+        for name in (recipes if seed % 2 == 0 else reversed(recipes))
+    ]
+    trainings = load_trainings(out)
+    images: torch.Tensor | None = None
+    for i, settings in enumerate(plan, 1):
+        name, seed = settings["recipe"], settings["seed"]
+        label = f"{name} seed {seed}"
+        if _find(trainings, settings):
+            say(f"{label} is finished already, see {out}")
+            continue
+        if images is None:
+            scores.prepare()
+            images = torch.cat(list(eval_images(manifest, "train"))).to(place)
+        say(f"training {i} of {len(plan)}: {label}")
+        contestant = _start(recipes[name], images, seed)
+        sheet = str(out / f"{name}-seed{seed}")
+        result = train(contestant, label, a.minutes, a.intervals, scores, sheet)
+        trainings.append({"settings": settings, **result})
+        write_results(out, header, trainings)
+    raced = {name: [_find(trainings, settings) for settings in plan if settings["recipe"] == name] for name in recipes}
+    record = header | {"results": [mean_row(name, found) for name, found in raced.items()], "out": str(out)}
+    write_results(out, record, trainings)
+    write_table(out, record)
+    draw_curves(out, record, raced)
+    table(PRINTED, [[row[column] for column in PRINTED] for row in record["results"]])
     return record
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION, _EXAMPLES)
+    parser = Parser("python benchmarks/race.py", __doc__)
     add = parser.add_argument
     add("--data", metavar="SHARDS", help="folder of shards (default: drawn cats)")
-    add("--size", type=count, metavar="N", help="side in pixels; larger pictures are shrunk (default: the shards')")
-    add(
-        "--recipes",
-        metavar="A,B",
-        help=f'recipes, separated by commas (default: this machine\'s default, and "{PLAIN}")',
-    )
+    add("--size", type=count, metavar="N", help="side of the drawn cats in pixels (default: the first recipe's)")
+    add("--recipes", metavar="A,B", help="separated by commas (default: this machine's default recipe, and plain)")
     add("--minutes", type=positive, default=5.0, metavar="M", help="training time of each (default: %(default)s)")
-    add(
-        "--seeds", type=count, default=3, metavar="N", help="trainings of each: seeds 0 to N - 1 (default: %(default)s)"
-    )
+    add("--seeds", type=count, default=3, metavar="N", help="train each with seeds 0 to N - 1 (default: %(default)s)")
     add("--intervals", type=count, default=5, metavar="N", help="evaluations of a training (default: %(default)s)")
-    add("--num", type=count, default=2048, metavar="N", help="pictures per evaluation (default: %(default)s)")
-    add("--extractor", choices=CHOICES, default="auto", help="network that judges (default: %(default)s, as run.py)")
+    add("--num", type=count, default=2048, metavar="N", help="images per evaluation (default: %(default)s)")
+    add("--extractor", choices=CHOICES, default="auto", help="metric network (default: %(default)s, as run.py)")
     add(
         "--split",
         choices=("auto", "val", "train"),
         default="auto",
-        help="real pictures to judge by; auto (default): val if it has --num of them, else train. Trained on: train",
+        help="real images to evaluate against; auto: val if it has --num of them, else train (default: %(default)s)",
     )
-    add("--foreign", action="append", default=[], metavar="NAME=COMMAND", help="a foreign script; may be given again")
     add("--out", default="out/race", metavar="OUT", help="folder (default: %(default)s)")
     a = parser.parse_args(argv)
     if a.num < MIN_NUM:
-        raise UserError(f"--num {a.num}: precision and recall need at least {MIN_NUM} pictures")
+        raise UserError(f"--num {a.num}: precision and recall need at least {MIN_NUM} images")
+    if a.data and a.size:
+        raise UserError("--size is for drawn cats; for shards of another size: catdata build SHARDS OUT --size N")
     return a
 
 
-def _size(names: Sequence[str | None]) -> int:
-    """The size of drawn cats for these recipes: the first one's own."""
-    name = next((name for name in names if name != PLAIN), None)
-    return resolve(name, None, gpu=torch.cuda.is_available()).model.size
-
-
-def _recipe(name: str | None, size: int) -> tuple[str, Config | None]:
-    """The name of a row and the configuration of a recipe (None: this machine's default); the plain loop has none.
+def _recipes(wanted: str | None, size: int | None) -> tuple[dict[str, Config | None], int]:
+    """The configurations by name, None for the plain loop, and their size; if none is given, the first recipe's.
 
     Raises:
-        UserError: there is no such recipe, or not of this size.
+        UserError: no such recipe, not of this size, or given twice.
     """
-    if name == PLAIN:
-        return PLAIN, None
-    if name == "":
-        raise UserError(f"--recipes has an empty name: give names of run.py's recipes or {PLAIN}, separated by commas")
-    config = resolve(name, size, gpu=torch.cuda.is_available())
-    if config.model.size != size:
-        raise UserError(f"{config.recipe}: the pictures are {size}x{size}; name recipes of that size, or give --size")
-    if found := problems(config):
-        raise UserError(f"{config.recipe} at {size}x{size}: {'; '.join(found)}")
-    return name or config.recipe, config
+    gpu = torch.cuda.is_available()
+    names = [None, PLAIN] if wanted is None else [name.strip() for name in wanted.split(",")]
+    if "" in names:
+        raise UserError(f"--recipes has an empty name: give run.py's recipes or {PLAIN}, separated by commas")
+    size = size or resolve(next((name for name in names if name != PLAIN), None), None, gpu).model.size
+    found: dict[str, Config | None] = {}
+    for name in names:
+        config = resolve("dcgan" if name == PLAIN else name, size, gpu)
+        if config.model.size != size:
+            raise UserError(f"{config.recipe}: the images are {size}x{size}; name recipes of that size")
+        if wrong := problems(config):
+            raise UserError(f"{name or config.recipe} at {size}x{size}: {'; '.join(wrong)}")
+        if name in found or (name != PLAIN and any(c and c.recipe == config.recipe for c in found.values())):
+            raise UserError(f"--recipes has {name} twice: give each recipe once")
+        found[name or config.recipe] = None if name == PLAIN else config
+    return found, size
 
 
-def _refuse_twins(names: Sequence[str]) -> None:
-    if twins := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{', '.join(twins)} would take part twice: give each once")
-
-
-def _folder(out: str) -> Path:
+def _make_folder(out: str) -> Path:
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -216,15 +158,29 @@ def _folder(out: str) -> Path:
     return Path(out)
 
 
-def _entrant(track: Track, name: str, config: Config | None) -> Entrant:
-    if config is None:
-        return Entrant(name, {"batch": PLAIN_BATCH}, partial(track.train, name, plain_contestant))
-    return Entrant(name, config.to_dict(), partial(track.train, name, partial(recipe_contestant, config)))
+def _start(config: Config | None, images: torch.Tensor, seed: int) -> Contestant:
+    torch.manual_seed(seed)
+    return recipe_contestant(config, images) if config else plain_contestant(images)
 
 
-def entry() -> None:
-    run_command(NAME, main)
+def _settings(name: str, seed: int, config: Config | None, conditions: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal for a finished training to count, as JSON holds it (tuples become lists)."""
+    settings = {"recipe": name, "seed": seed, **conditions, "config": config.to_dict() if config else None}
+    return json.loads(json.dumps(settings))
+
+
+def _find(trainings: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any] | None:
+    return next((training for training in trainings if training["settings"] == settings), None)
+
+
+def _code_digest() -> str:
+    """SHA-256 (hex, its start) of the code that trains: results of another version do not count."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in [*sorted((ROOT / "trainer").rglob("*.py")), here / "race_training.py", here / "plain_dcgan.py"]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 if __name__ == "__main__":
-    entry()
+    run_command("race.py", main)

@@ -1,4 +1,4 @@
-"""What race.py leaves behind: results.json, a table and the curves."""
+"""What race.py writes: results.json, a Markdown table and curves."""
 
 from __future__ import annotations
 
@@ -25,108 +25,101 @@ _DIGITS = {
     "kimg": 3,
     "seconds": 2,
 }
-_COLUMNS = ("recipe", "distance", "live", "KID", "precision", "recall", "images/s", "kimg", "seconds")
+_COLUMNS = {  # heading: key and format of a row's entry
+    "raw": ("distance_live", ".1f"),
+    "KID": ("kid", ".3g"),
+    "precision": ("precision", ".3f"),
+    "recall": ("recall", ".3f"),
+    "images/s": ("images_per_second", ".0f"),
+    "kimg": ("kimg", ".1f"),
+    "seconds": ("seconds", ".0f"),
+}
+
+Training = Mapping[str, Any]
+"""A finished training: its settings and what ``race_training.train`` returns."""
 
 
 def check_matplotlib() -> None:
-    """Raises UserError where the curves could not be drawn, before hours went into them."""
+    """Raises UserError if the curves could not be drawn: better now than after hours of training."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("curves.png needs matplotlib: pip install 'catgan[dev]'")
 
 
 def load_trainings(folder: Path) -> list[dict[str, Any]]:
-    """The finished trainings in the folder of a race, none if it is new.
+    """The finished trainings in the folder of a race; none if it is new.
 
     Raises:
-        UserError: results.json is not one of a race.
+        UserError: results.json is not from a race.
     """
     path = folder / RESULTS
     if not path.exists():
         return []
     try:
         trainings = json.loads(path.read_text(encoding="utf-8"))["trainings"]
-        sound = all({"settings", "curve"} <= set(training) for training in trainings)
+        valid = all({"settings", "curve"} <= set(training) for training in trainings)
     except (OSError, ValueError, LookupError, TypeError):
-        sound = False
-    if not sound:
-        raise UserError(f"{path} is not of a race: give another --out, or move it away")
+        valid = False
+    if not valid:
+        raise UserError(f"{path} is not from a race: give another --out, or move it away")
     return trainings
 
 
-def mean_row(name: str, trainings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The row of one recipe: means over its trainings, one a seed, of what stands at the end and of the curves."""
-    curves = [training["curve"] for training in trainings]
-    curve = [_mean(points) for points in zip(*curves, strict=True)]
-    speeds = _mean([{key: t[key] for key in ("images_per_second", "seconds")} for t in trainings])
-    finals = [curve[-1]["distance"] for curve in curves]
+def mean_row(name: str, trainings: Sequence[Training]) -> dict[str, Any]:
+    """The row of one recipe: means over its trainings, one per seed, of the final values and of the curves."""
+    curve = [_mean(points) for points in zip(*(training["curve"] for training in trainings), strict=True)]
+    speed = _mean([{key: training[key] for key in ("images_per_second", "seconds")} for training in trainings])
+    finals = [training["curve"][-1]["distance"] for training in trainings]
     keys = ("distance", "distance_live", "kid", "precision", "recall")
     return {
         "recipe": name,
         **{key: curve[-1][key] for key in keys},
-        "images_per_second": speeds["images_per_second"],
+        "images_per_second": speed["images_per_second"],
         "kimg": curve[-1]["kimg"],
         "distance_std": round(statistics.stdev(finals), 2) if len(finals) > 1 else None,
-        "seconds": speeds["seconds"],
+        "seconds": speed["seconds"],
         "seeds": len(trainings),
         "curve": curve,
     }
 
 
-def _mean(records: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """The mean of each entry; null where it is null in one of them."""
-    means: dict[str, float | None] = {}
-    for key in records[0]:
-        values = [record[key] for record in records]
-        known = [value for value in values if value is not None]
-        means[key] = round(statistics.fmean(known), _DIGITS[key]) if len(known) == len(values) else None
-    return means
+def _mean(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each entry."""
+    return {key: round(statistics.fmean(record[key] for record in records), _DIGITS[key]) for key in records[0]}
 
 
-def write_results(folder: Path, record: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> None:
-    """results.json: what is printed, and every training with its settings and curve."""
+def write_results(folder: Path, record: Mapping[str, Any], trainings: Sequence[Training]) -> None:
+    """Write results.json: ``record``, and every training with its settings and curve."""
     with atomic_path(folder / RESULTS) as temporary:
         temporary.write_text(json.dumps({**record, "trainings": trainings}, indent=1) + "\n", encoding="utf-8")
 
 
 def write_table(folder: Path, record: Mapping[str, Any]) -> None:
-    """table.md: a line on how it was measured, and the results as a Markdown table, the smallest distance first."""
+    """Write table.md: a line on how it was measured, and the results as a table, the smallest distance first."""
     seeds = "one seed" if record["seeds"] == 1 else f"means over {record['seeds']} seeds"
+    headings = ("recipe", "distance", *_COLUMNS)
     lines = [
-        f"{record['metric']} (distance, of the averaged weights) against {record['n_real']:,} pictures of the"
+        f"{record['metric']} (distance, of the EMA generator) against {record['n_real']:,} images of the"
         f" {record['split']} split at {record['size']}x{record['size']} after {record['minutes']:g} minutes of"
         f" training, {seeds}; {record['machine']}.",
         "",
-        f"| {' | '.join(_COLUMNS)} |",
-        "|---" * len(_COLUMNS) + "|",
+        f"| {' | '.join(headings)} |",
+        "|---" * len(headings) + "|",
     ]
     for row in sorted(record["results"], key=lambda row: row["distance"]):
         spread = "" if row["distance_std"] is None else f" ± {row['distance_std']:.1f}"
-        cells = [
-            row["recipe"],
-            f"{row['distance']:.1f}{spread}",
-            _cell(row["distance_live"], ".1f"),
-            _cell(row["kid"], ".3g"),
-            _cell(row["precision"], ".3f"),
-            _cell(row["recall"], ".3f"),
-            _cell(row["images_per_second"], ".0f"),
-            _cell(row["kimg"], ".1f"),
-            _cell(row["seconds"], ".0f"),
-        ]
+        cells = [row["recipe"], f"{row['distance']:.1f}{spread}"]
+        cells += [format(row[key], form) for key, form in _COLUMNS.values()]
         lines.append(f"| {' | '.join(cells)} |")
     with atomic_path(folder / TABLE) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def draw_curves(folder: Path, record: Mapping[str, Any], trainings: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """curves.png: the distance against minutes and against images: seeds as thin lines, their mean as a thick one.
+def draw_curves(folder: Path, record: Mapping[str, Any], trainings: Mapping[str, Sequence[Training]]) -> None:
+    """Draw curves.png: the distance by minutes and by images, a thin line per seed and a thick one for their mean.
 
     Args:
-        record: what is printed.
-        trainings: of each recipe.
+        record: what race.py prints.
+        trainings: those of each recipe.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -140,9 +133,7 @@ def draw_curves(folder: Path, record: Mapping[str, Any], trainings: Mapping[str,
         for i, row in enumerate(record["results"]):
             for training in trainings[row["recipe"]]:
                 axis.plot(*_line(training["curve"], x), color=f"C{i}", linewidth=0.8, alpha=0.5)
-            places, distances = _line(row["curve"], x)
-            if places:  # a foreign script need not tell its images
-                axis.plot(places, distances, color=f"C{i}", linewidth=2.2, marker="o", label=row["recipe"])
+            axis.plot(*_line(row["curve"], x), color=f"C{i}", linewidth=2.2, marker="o", label=row["recipe"])
         axis.set_xlabel(labels[x])
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
@@ -150,12 +141,11 @@ def draw_curves(folder: Path, record: Mapping[str, Any], trainings: Mapping[str,
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
         axis.legend()
-    axes[0].set_ylabel(f"{record['metric']}, averaged weights")
+    axes[0].set_ylabel(f"{record['metric']}, EMA generator")
     figure.suptitle(f"{record['size']}x{record['size']}, {record['machine']}", fontsize="medium")
     with atomic_path(folder / CURVES) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
 
 def _line(curve: Sequence[Mapping[str, Any]], x: str) -> tuple[list[float], list[float]]:
-    points = [point for point in curve if point[x] is not None]
-    return [point[x] for point in points], [point["distance"] for point in points]
+    return [point[x] for point in curve], [point["distance"] for point in curve]

@@ -1,137 +1,191 @@
-"""The trainings of race.py behind one interface, and the clock that they run by."""
+"""Training and evaluation for race.py: a recipe or the plain loop behind one interface, trained for some minutes."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from measure import wait_for_device
 from plain_dcgan import Z_DIM, PlainDCGAN
 from torch import Tensor
 
-from catgan.command import say
+from catgan.command import UserError, say
 from infer.grid import grid
 from infer.latents import latents
 from trainer.config import Config
+from trainer.data.manifest import Manifest
+from trainer.data.stream import eval_images
 from trainer.ema import EMA
+from trainer.metrics.catfid.manifold import NEIGHBOURS, precision_recall
+from trainer.metrics.evaluate import Evaluator
+from trainer.metrics.kernel import kernel_distance
 from trainer.recipes import resolve
+from trainer.sample import generate
 from trainer.step import GAN
-from trainer.tracking.recorder import generate
 
-PLAIN = "plain"
 PLAIN_BATCH = 64
-GRID = 64  # pictures in a sample grid
-STEPS_PER_LOOK = 10  # at the clock, where looking means waiting for a GPU
+GRID = 64  # images in a sample grid
+MIN_NUM = NEIGHBOURS + 1
+STEPS_PER_CLOCK = 10  # steps between two looks at the clock where each means waiting for a GPU
 
-Pictures = Callable[[Sequence[int]], Tensor]
-"""Makes the pictures of some seeds, uint8 ``[len(seeds), 3, size, size]``."""
-
-
-class Judge(Protocol):
-    """How good are pictures? See ``race_judge.Judge``."""
-
-    def measure(self, pictures: Pictures) -> dict[str, float]: ...
-
-    def distance(self, pictures: Pictures) -> float: ...
+Sample = Callable[[Sequence[int]], Tensor]
+"""Generates the images of some seeds, uint8 ``[len(seeds), 3, size, size]``."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Contestant:
     """A training in progress."""
 
     batch: int
     step: Callable[[int], object]
-    """``step(nimg)`` trains on one batch, the average included."""
-    settle: Callable[[], object]
-    """Makes the average fit to draw; called before it does."""
-    average: Pictures
-    live: Pictures
+    """``step(nimg)`` trains on one batch and updates the EMA; ``nimg`` is the number of images seen before."""
+    recompute_ema_statistics: Callable[[], object]
+    """Recomputes the EMA generator's batch-norm statistics; called before ``sample_ema``."""
+    sample_ema: Sample
+    sample_raw: Sample
 
 
-def plain_contestant(pictures: Tensor, place: torch.device) -> Contestant:
-    """The plain loop on ``pictures``, uint8 ``[n, 3, size, size]``, with the average of the recipe dcgan."""
-    size = pictures.shape[-1]
+def recipe_contestant(config: Config, images: Tensor) -> Contestant:
+    """A recipe on ``images``, uint8 ``[n, 3, size, size]``, on their device, trained as ``trainer.loop`` does."""
+    gan = GAN(config, images.device)
+
+    def step(nimg: int) -> None:
+        more_reals = _batch(images, config.batch) if gan.fresh_reals else None
+        gan.step(_batch(images, config.batch), nimg, more_reals)
+        gan.ema.update(gan.generator, config.batch, nimg + config.batch)
+
+    return Contestant(
+        config.batch, step, gan.recompute_ema_statistics, partial(generate, gan), partial(generate, gan, raw=True)
+    )
+
+
+def plain_contestant(images: Tensor) -> Contestant:
+    """The plain loop on ``images``, uint8 ``[n, 3, size, size]``, on their device, with the EMA of the recipe dcgan."""
+    place, size = images.device, images.shape[-1]
     plain = PlainDCGAN(size, place)
     rule = resolve("dcgan", size, gpu=False).ema
     ema = EMA(plain.generator, rule.half_life_kimg * 1000, rule.ramp)
 
     def step(nimg: int) -> None:
-        plain.step(_draw(pictures, PLAIN_BATCH))
+        plain.step(_batch(images, PLAIN_BATCH))
         ema.update(plain.generator, PLAIN_BATCH, nimg + PLAIN_BATCH)
 
+    def recompute() -> None:
+        random = torch.Generator().manual_seed(0)
+        ema.recompute_statistics(torch.randn(64, Z_DIM, generator=random).to(place) for _ in range(16))
+
     @torch.no_grad()
-    def make(average: bool, seeds: Sequence[int]) -> Tensor:
-        # Batch norm with its running statistics, as a shipped generator has them.
-        module = (ema.module if average else plain.generator).eval()
-        made = module(torch.from_numpy(latents(seeds, Z_DIM)).to(place))
+    def sample(raw: bool, seeds: Sequence[int]) -> Tensor:
+        generator = (plain.generator if raw else ema.module).eval()  # batch norm's running statistics, as exported
+        made = generator(torch.from_numpy(latents(seeds, Z_DIM)).to(place))
         plain.generator.train()
         return ((made.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-    def settle() -> None:
-        random = torch.Generator().manual_seed(0)
-        ema.settle(torch.randn(64, Z_DIM, generator=random).to(place) for _ in range(16))
-
-    return Contestant(PLAIN_BATCH, step, settle, partial(make, True), partial(make, False))
+    return Contestant(PLAIN_BATCH, step, recompute, partial(sample, False), partial(sample, True))
 
 
-def recipe_contestant(config: Config, pictures: Tensor, place: torch.device) -> Contestant:
-    """A recipe of ours on ``pictures``, uint8 ``[n, 3, size, size]``, as ``trainer.loop`` trains it."""
-    gan = GAN(config, place)
-
-    def step(nimg: int) -> None:
-        more_reals = _draw(pictures, config.batch) if gan.fresh_reals else None
-        gan.step(_draw(pictures, config.batch), nimg, more_reals)
-        gan.ema.update(gan.generator, config.batch, nimg + config.batch)
-
-    average, live = (partial(generate, gan, average=average) for average in (True, False))
-    return Contestant(config.batch, step, gan.settle_average, average, live)
+def _batch(images: Tensor, batch: int) -> Tensor:
+    return images[torch.randint(len(images), (batch,), device=images.device)]
 
 
-def _draw(pictures: Tensor, batch: int) -> Tensor:
-    return pictures[torch.randint(len(pictures), (batch,), device=pictures.device)]
+def choose_split(manifest: Manifest, wanted: str, num: int) -> str:
+    """The split to evaluate against; says which and why.
+
+    With fewer reals than fakes a Fréchet distance is mostly the bias of the reals' covariance, so "auto" takes the val
+    split only if it has ``num`` images.
+
+    Raises:
+        UserError: the split has too few images.
+    """
+    images = {name: split.images for name, split in manifest.splits.items()}
+    split = wanted
+    if wanted == "auto":
+        split = "val" if images["val"] >= num else "train"
+    if images[split] < MIN_NUM:
+        raise UserError(f"the {split} split has {images[split]} images: evaluating needs at least {MIN_NUM}")
+    say(f"evaluating against the {split} split, {images[split]:,} images (val has {images['val']:,}, --num is {num:,})")
+    if images[split] < num:
+        say(f"warning: fewer than --num {num:,} real images: all distances are biased upwards; kid is not")
+    return split
+
+
+class Scores:
+    """Evaluates generators, each the same way."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self._real: Tensor | None = None
+
+    def prepare(self) -> None:
+        """Read the real images: all for the Fréchet distance (cached), as many as there are fakes for the rest."""
+        e = self.evaluator
+        e.prepare()
+        batches = itertools.islice(eval_images(e.manifest, e.split, batch_size=64), -(-e.num_fake // 64))
+        self._real = torch.cat([e.extractor(images) for images in batches])[: e.num_fake]
+
+    def measure(self, sample: Sample) -> dict[str, float]:
+        """distance, kid, precision and recall, from one pass through the metric network."""
+        assert self._real is not None, "prepare() first"
+        features: list[Tensor] = []
+        distance = self.evaluator(sample, features.append)["value"]
+        fake = torch.cat(features)
+        precision, recall = precision_recall(self._real, fake)
+        return {
+            "distance": round(distance, 2),
+            "kid": round(kernel_distance(self._real, fake)[0], 5),
+            "precision": round(precision, 4),
+            "recall": round(recall, 4),
+        }
+
+    def distance(self, sample: Sample) -> float:
+        """The Fréchet distance alone."""
+        return round(self.evaluator(sample)["value"], 2)
 
 
 def train(
-    contestant: Contestant, label: str, minutes: float, intervals: int, judge: Judge, sheets: Callable[[int], Path]
+    contestant: Contestant, label: str, minutes: float, intervals: int, scores: Scores, sheet: str
 ) -> dict[str, Any]:
-    """Train for ``minutes`` by a clock that stands still during evaluations.
+    """Train for ``minutes`` by a clock that is stopped during evaluations.
 
     Args:
-        label: what the lines on stderr begin with.
+        label: first words of the progress lines.
         intervals: evaluations, at equal intervals of training time, the last one at the end.
-        sheets: the file for the sample grid of evaluation 1, 2, ...
+        sheet: path of the sample grids; ``-01.png``, ``-02.png``, ... is appended.
 
     Returns:
         ``curve`` with a point for each evaluation, ``images_per_second``, ``kimg`` and ``seconds`` of training.
     """
     curve: list[dict[str, Any]] = []
     nimg, trained = 0, 0.0
-    steps = STEPS_PER_LOOK if torch.cuda.is_available() else 1
+    steps = STEPS_PER_CLOCK if torch.cuda.is_available() else 1
     for i in range(1, intervals + 1):
-        until = minutes * 60 * i / intervals
-        while trained < until:
+        while trained < minutes * 60 * i / intervals:
             began = time.perf_counter()
             for _ in range(steps):
                 contestant.step(nimg)
                 nimg += contestant.batch
             wait_for_device()
             trained += time.perf_counter() - began
-        contestant.settle()
+        contestant.recompute_ema_statistics()
         point = {
             "minutes": round(trained / 60, 3),
             "kimg": round(nimg / 1000, 3),
-            **judge.measure(contestant.average),
-            "distance_live": judge.distance(contestant.live),
+            **scores.measure(contestant.sample_ema),
+            "distance_live": scores.distance(contestant.sample_raw),
         }
-        save_sheet(contestant.average, sheets(i))
-        say(describe(label, point, minutes, nimg / trained))
         curve.append(point)
+        _save_sheet(contestant.sample_ema, Path(f"{sheet}-{i:02d}.png"))
+        say(
+            f"{label}: {point['minutes']:.2f} of {minutes:g} minutes, {point['kimg']:g} kimg at"
+            f" {nimg / trained:.0f} images/s, distance {point['distance']:g} (raw {point['distance_live']:g}),"
+            f" kid {point['kid']:g}, precision {point['precision']:.3f}, recall {point['recall']:.3f}"
+        )
     return {
         "curve": curve,
         "images_per_second": round(nimg / trained, 1),
@@ -140,18 +194,6 @@ def train(
     }
 
 
-def describe(label: str, point: dict[str, Any], minutes: float, rate: float | None) -> str:
-    """The line for people about one evaluation."""
-    return (
-        f"{label}: {point['minutes']:.2f} of {minutes:g} minutes"
-        + (f", {point['kimg']:g} kimg at {rate:.0f} images/s" if rate is not None else "")
-        + f", distance {point['distance']:g}"
-        + (f" (live {point['distance_live']:g})" if point["distance_live"] is not None else "")
-        + f", kid {point['kid']:g}, precision {point['precision']:.3f}, recall {point['recall']:.3f}"
-    )
-
-
-def save_sheet(pictures: Pictures, path: Path, num: int = GRID) -> None:
-    """The pictures of the seeds from 0 on as one sample grid."""
-    shown = pictures(range(num)).permute(0, 2, 3, 1).cpu().numpy()
-    grid(np.ascontiguousarray(shown)).save(path)
+def _save_sheet(sample: Sample, path: Path) -> None:
+    """Save the images of seeds 0 to ``GRID`` - 1 as one grid."""
+    grid(sample(range(GRID)).permute(0, 2, 3, 1).contiguous().cpu().numpy()).save(path)

@@ -1,29 +1,10 @@
-"""Our training step against a DCGAN loop written the obvious way: same networks, batch and pictures in memory."""
+"""How fast is the training step, compared with a DCGAN loop written the obvious way?
 
-from __future__ import annotations
+Measures trainer.step.GAN with the recipe dcgan-SIZE, EMA update included, against the loop in plain_dcgan.py. Both
+train networks of the same shape on the same uint8 batches from memory. The images are noise: their content does not
+change the work.
 
-from dataclasses import replace
-from typing import Any
-
-import torch
-from measure import compare, count, device, machine, positive, table
-from plain_dcgan import PlainDCGAN
-
-from catgan.command import Parser, run_command
-from trainer.config import Config
-from trainer.recipes import SIZES, resolve
-from trainer.step import GAN
-
-NAME = "step.py"
-SEED = 0
-SETTLE = 3
-NUM_PICTURES = 1024
-
-_DESCRIPTION = """\
-Images per second of trainer.step.GAN with the recipe dcgan-SIZE, with its average of the weights, and of the plain
-loop in plain_dcgan.py. Both train networks of the same shape on the same uint8 batches out of memory; the pictures
-are noise, since what they show does not change the work. `ratio` is ours over the plain loop's speed, the lowest of
-all batches.
+  ratio    our images/s over the plain loop's, the lowest of all batch sizes; above 1 ours is faster
 
 examples:
   python benchmarks/step.py
@@ -31,25 +12,33 @@ examples:
   python benchmarks/step.py --precision fp32             without bf16, where the processor has it
 """
 
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from measure import add_turn_options, compare, count, device, machine, table
+from plain_dcgan import PlainDCGAN
+
+from catgan.command import Parser, run_command
+from trainer.config import Config
+from trainer.recipes import SIZES, resolve
+from trainer.step import GAN
+
+SEED = 0
+SETTLE = 3
+NUM_IMAGES = 1024
+
 
 def main(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(f"python benchmarks/{NAME}", _DESCRIPTION)
-    parser.add_argument(
-        "--batch", type=count, nargs="+", default=[16, 64], metavar="N", help="batches to measure (default: 16 64)"
-    )
-    parser.add_argument(
-        "--size", type=int, choices=SIZES, default=32, help="side of the pictures in pixels (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--width", type=count, default=64, metavar="N", help="channels at half the side (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--precision", choices=("auto", "fp32"), default="auto", help="of our step (default: %(default)s, as trained)"
-    )
-    parser.add_argument(
-        "--seconds", type=positive, default=5, metavar="S", help="length of a turn (default: %(default)s)"
-    )
-    parser.add_argument("--repeats", type=count, default=5, metavar="N", help="rounds of turns (default: %(default)s)")
+    parser = Parser("python benchmarks/step.py", __doc__)
+    add = parser.add_argument
+    add("--batch", type=count, nargs="+", default=[16, 64], metavar="N", help="batch sizes (default: 16 64)")
+    add("--size", type=int, choices=SIZES, default=32, help="side of the images in pixels (default: %(default)s)")
+    add("--width", type=count, default=64, metavar="N", help="channels at half the side (default: %(default)s)")
+    add("--precision", choices=("auto", "fp32"), default="auto", help="of our step (default: %(default)s)")
+    add_turn_options(parser, seconds=5)
     a = parser.parse_args(argv)
     place = device()
     base = resolve(f"dcgan-{a.size}", None, gpu=False)
@@ -70,16 +59,16 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 def _measure(config: Config, place: torch.device, seconds: float, repeats: int) -> tuple[dict[str, Any], bool]:
-    """The comparison for one batch, and whether our step multiplied in bf16."""
+    """The comparison for one batch size, and whether our step used bf16."""
     torch.manual_seed(SEED)
     size, batch = config.model.size, config.batch
-    pictures = torch.randint(256, (max(NUM_PICTURES, batch), 3, size, size), dtype=torch.uint8)
+    images = torch.randint(256, (max(NUM_IMAGES, batch), 3, size, size), dtype=torch.uint8)
     gan = GAN(config, place)
     plain = PlainDCGAN(size, place, config.model.g_width)
     nimg = 0
 
     def reals() -> torch.Tensor:
-        return pictures[torch.randint(len(pictures), (batch,))]
+        return images[torch.randint(len(images), (batch,))]
 
     def ours() -> int:
         nonlocal nimg
@@ -96,9 +85,5 @@ def _measure(config: Config, place: torch.device, seconds: float, repeats: int) 
     return compare(f"batch {batch}", ways, seconds=seconds, repeats=repeats, settle=SETTLE), gan.bf16
 
 
-def entry() -> None:
-    run_command(NAME, main)
-
-
 if __name__ == "__main__":
-    entry()
+    run_command("step.py", main)

@@ -1,4 +1,4 @@
-"""The benchmarks are scripts in a folder of their own, which Python puts on the path when it runs one."""
+"""Fixtures that import the benchmark scripts, which are not in a package, and control the clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 
 class Clock:
-    """Seconds that pass only where a test says so."""
+    """Replaces time.perf_counter; advances only when a test sets ``now``."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -23,7 +23,7 @@ class Clock:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports a module of ``benchmarks/`` by its name."""
+    """Import a module of ``benchmarks/`` by name."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     return importlib.import_module
 

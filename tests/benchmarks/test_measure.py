@@ -1,4 +1,4 @@
-"""Rates and ratios on a clock that only work moves."""
+"""Rates and ratios, on a clock that only the measured work advances."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from types import ModuleType
 from typing import Protocol
 
 import pytest
+
+from catgan.command import UserError
 
 
 class Clock(Protocol):
@@ -24,7 +26,7 @@ def test_rate_counts_whole_units_of_work(measure: ModuleType, clock: Clock) -> N
 
 
 def test_ratios_survive_a_machine_that_slows_down(measure: ModuleType, clock: Clock) -> None:
-    """Ours is twice as fast as b and half as fast as c in every round, while all become 10 times slower."""
+    """Ours is twice as fast as b and half as fast as c in every round, while all become 10 times slower per round."""
     order: list[str] = []
 
     def work(name: str, seconds: float) -> int:
@@ -45,7 +47,8 @@ def test_median_ratio_pairs_rounds(measure: ModuleType) -> None:
     assert measure.median_ratio([1, 9, 3], [1, 1, 1]) == 3
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "x"])
-def test_positive_refuses(measure: ModuleType, text: str) -> None:
-    with pytest.raises(measure.argparse.ArgumentTypeError, match="above 0"):
-        measure.positive(text)
+def test_failed_commands_are_user_errors(measure: ModuleType) -> None:
+    out, wall, cpu = measure.run_timed(["-c", "print(7)"], {})
+    assert (out, wall > 0, cpu > 0) == ("7\n", True, True)
+    with pytest.raises(UserError, match="python -c import no_such_module ended with status 1: ModuleNotFoundError"):
+        measure.run_timed(["-c", "import no_such_module"], {})
