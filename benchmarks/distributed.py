@@ -48,7 +48,6 @@ from trainer.distributed.context import LocalContext
 from trainer.launch import ray as launch_ray
 from trainer.launch.worker import Job, work
 from trainer.recipes import DEFAULT_CPU, resolve
-from trainer.tracking.tracker import open_run
 
 PROCESS, TORCHRUN, RAY = WAYS = ("process", "torchrun", "ray")
 
@@ -126,8 +125,7 @@ class Training:
         self.way, self.images = way, 1000 * config.track.tick_kimg
         self.metrics, self.log = run_dir / "metrics.jsonl", run_dir.with_suffix(".log")
         run_dir.mkdir()
-        run_id = open_run(run_dir, "", "benchmark", config=config.to_dict(), manifest=manifest, offline=True)
-        job = Job(config.to_dict(), manifest.root, str(run_dir), "", run_id, None)
+        job = Job(config.to_dict(), manifest.root, str(run_dir), tracking_uri="", run_id="benchmark", resume_from=None)
         job_file = run_dir.with_suffix(".json")
         job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]

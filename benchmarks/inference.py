@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import ROOT, add_turn_options, compare, count, machine, median_ratio, table
+from measure import ROOT, add_turn_options, compare, count, machine, median_ratio, run_timed, table
 
 from catgan.command import Parser, run_command, say
 from catgan.machine import cores
@@ -107,7 +106,7 @@ def _warm(module: torch.nn.Module, onnx: Path, batch: int, a: Any) -> dict[str, 
             return ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
     ways: dict[str, Any] = {OURS: lambda: len(ours(z)), EAGER: lambda: len(pytorch(module))}
-    networks = [module]
+    networks: list[Any] = [module]
     if not a.no_compile:
         compiled = torch.compile(module, dynamic=False)
         networks.append(compiled)
@@ -146,19 +145,16 @@ def _child(command: list[str]) -> tuple[float, float]:
     """Seconds and peak resident memory (MB) of a process.
 
     Raises:
-        CalledProcessError: it failed.
+        UserError: it failed; with the last line of its stderr.
     """
     # Run by a process of its own: the system reports only the peak of the largest of all children so far.
     watch = (
         "import resource, subprocess, sys, time; t = time.perf_counter();"
-        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
-        "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        "status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode;"
+        "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(status)"
     )
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", watch, *command], check=True, capture_output=True, text=True, env=env
-    )
-    took, peak = map(float, done.stdout.split())
+    out, *_ = run_timed(["-S", "-c", watch, *command], os.environ | {"PYTHONPATH": str(ROOT)})
+    took, peak = map(float, out.split())
     return took, peak / (1 << 20 if sys.platform == "darwin" else 1 << 10) * 1.048576
 
 

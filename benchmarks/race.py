@@ -91,7 +91,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         result = train(contestant, label, a.minutes, a.intervals, scores, sheet)
         trainings.append({"settings": settings, **result})
         write_results(out, header, trainings)
-    raced = {name: [_find(trainings, settings) for settings in plan if settings["recipe"] == name] for name in recipes}
+    finished = [_find(trainings, settings) for settings in plan]
+    raced = {name: [t for t in finished if t and t["settings"]["recipe"] == name] for name in recipes}
     record = header | {"results": [mean_row(name, found) for name, found in raced.items()], "out": str(out)}
     write_results(out, record, trainings)
     write_table(out, record)

@@ -88,7 +88,7 @@ def test_near_duplicates_has_ratio_and_seconds(script: Script) -> None:
     assert result["seconds"] >= 0
 
 
-@pytest.mark.parametrize("name", ["step", "loader", "distributed", "checkpoint", "first_step", "near_duplicates", "race"])
+@pytest.mark.parametrize("name", ["step", "loader", "distributed", "checkpoint", "first_step", "fid", "race"])
 def test_unknown_options_are_named(script: Script, name: str) -> None:
     with pytest.raises(UserError, match="--frobnicate"):
         script(name).main(["--frobnicate", "1"])
