@@ -8,7 +8,7 @@ from typing import Any
 from catgan.command import Parser, dispatch, number, run_command, say
 from catgan.location import join
 from trainer.data.build.build import build
-from trainer.data.build.prepare import KEEP
+from trainer.data.build.prepare import OPTIONAL_CHECKS
 from trainer.data.build.progress import progress
 from trainer.data.build.shards import write_shards
 from trainer.data.build.verify import verify
@@ -154,7 +154,7 @@ def _build(argv: list[str]) -> dict[str, Any]:
         type=_kinds,
         default=(),
         metavar="KIND[,KIND]",
-        help=f"do not reject for these reasons: {', '.join(KEEP)}",
+        help=f"do not reject for these reasons: {', '.join(OPTIONAL_CHECKS)}",
     )
     parser.add_argument(
         "--labels",
@@ -202,8 +202,8 @@ def _build(argv: list[str]) -> dict[str, Any]:
 def _kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(text.split(","))
     for kind in kinds:
-        if kind not in KEEP:
-            raise argparse.ArgumentTypeError(f"{kind!r} is given, allowed are {', '.join(KEEP)}")
+        if kind not in OPTIONAL_CHECKS:
+            raise argparse.ArgumentTypeError(f"{kind!r} is given, allowed are {', '.join(OPTIONAL_CHECKS)}")
     return kinds
 
 

@@ -1,8 +1,9 @@
-"""Pictures, in files as people have them, made into a data set.
+"""Build a data set from image files.
 
-One process reads the sources in order and keeps the books; the others decode, judge, resize and encode. Every picture
-looked at is kept, or listed in ``rejected.csv`` with the reason. All that is known is in the ``Store`` of a hidden
-folder, so a build that was killed goes on where it was.
+The stages, in the order of this file: list the files of the sources, read them, prepare them in worker processes,
+record the results in the ``Store``, reject near-duplicates, write the shards, publish the folder or upload it. Every
+image is kept, or listed in ``rejected.csv`` with the reason. The store is in a hidden folder, from which a build that
+was killed continues.
 """
 
 from __future__ import annotations
@@ -13,48 +14,48 @@ import csv
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from catgan.command import say
 from catgan.files import cache_dir
 from catgan.location import is_url
 from catgan.machine import cores
 from trainer.data.build import prepare, sources, upload
-from trainer.data.build.duplicates import near_duplicates
+from trainer.data.build.duplicates import near_duplicates, split_signatures
+from trainer.data.build.errors import NoUsableImageError, ResumableError
 from trainer.data.build.faces import FaceFinder
-from trainer.data.build.folder import Worthless, partial_folder, publish, work_folder
+from trainer.data.build.folder import partial_folder, publish, work_folder
 from trainer.data.build.labels import Labels
-from trainer.data.build.prepare import KEEP, Options, Results
+from trainer.data.build.prepare import Options, PreparedFile, RawFile, prepare_files
 from trainer.data.build.progress import progress
-from trainer.data.build.remote import Halted
-from trainer.data.build.shards import plan, tool, write_data_set
+from trainer.data.build.shards import DataSetSpec, plan, tool, write_data_set
 from trainer.data.build.sheet import IMAGES, rejected_sheet
 from trainer.data.build.sources import Member, Source
-from trainer.data.build.store import File, Store
-from trainer.data.build.workers import workers
+from trainer.data.build.store import File, Rejected, Store
+from trainer.data.build.workers import map_ordered, worker_processes, worker_threads
 from trainer.data.images import ImageError
 from trainer.data.manifest import Manifest
 
-REMOTE_READS = 16  # objects of a bucket that are fetched at a time
+REMOTE_READS = 16  # files of a bucket that are fetched at the same time
+_CHUNK_BYTES = 1 << 20  # of the files that are sent to a process together
 
 
 @dataclass
 class Report:
-    """What became of the pictures looked at.
+    """What became of the images.
 
     Attributes:
-        kept: pictures in the data set.
-        rejected: pictures that are not, by kind of reason.
-        shards: files they are in, or would be.
-        enlarged: kept pictures that were smaller than the data set's size.
-        resumed: files that an earlier process had looked at already.
+        kept: number of images in the data set.
+        rejected: number of other images by kind of reason.
+        shards: number of shards, also of a dry run.
+        enlarged: number of kept images that were smaller than the data set's size.
+        resumed: number of files that an earlier process had read already.
     """
 
     kept: int = 0
@@ -73,7 +74,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Job:
-    """All that decides what comes out: a build goes on from the work of another if their jobs are equal."""
+    """All that decides the result. A build continues the work of an earlier one if their jobs are equal."""
 
     sources: list[Source]
     options: Options
@@ -82,23 +83,26 @@ class _Job:
     val_fraction: float
 
     def identity(self) -> dict[str, Any]:
+        """Equal for equal jobs; JSON, stored with the work."""
         return {
             "tool": tool(),
-            "sources": [[source.place, source.kind, source.version] for source in self.sources],
+            "sources": [[source.absolute_location, source.kind, source.version] for source in self.sources],
             "labels": self.labels and self.labels.identity,
             "seed": self.seed,
-            **self.recorded(),
+            **self.spec().options,
         }
 
-    def recorded(self) -> dict[str, Any]:
-        """The options in the manifest: those that say how pictures were chosen only where they were used."""
+    def spec(self) -> DataSetSpec:
+        """The data set, with the options for its manifest; those that were not used are left out."""
         options = self.options
         recorded: dict[str, Any] = {"size": options.size, "crop": options.crop, "min_size": options.min_size}
         if options.crop == "face":
             recorded["faces"] = options.faces
         if options.keep:
             recorded["keep"] = list(options.keep)
-        return {**recorded, "val_fraction": self.val_fraction}
+        recorded["val_fraction"] = self.val_fraction
+        names = tuple(source.name for source in self.sources)
+        return DataSetSpec(options.size, self.seed, self.val_fraction, names, recorded)
 
 
 def build(
@@ -116,63 +120,53 @@ def build(
     processes: int | None = None,
     dry_run: bool = False,
 ) -> tuple[Manifest | None, Report]:
-    """Build the data set ``out`` from folders, zips, tars, data sets and single pictures, here or elsewhere.
+    """Build the data set ``out`` from folders, zips, tars, data sets and single images, local or remote.
 
-    A build that was killed or interrupted, or that the network failed, goes on when it is called again with the same
-    arguments and unchanged sources; ``processes`` may differ.
+    A build that was killed, interrupted or stopped by the network continues when it is called again with the same
+    arguments and unchanged sources; only ``processes`` may differ.
 
     Args:
-        paths: paths, or URLs, see ``sources.check``.
+        paths: paths or URLs, see ``sources.identify``.
         out: a path, or the URL of a folder in a bucket.
-        size: side of the pictures in the data set, in pixels.
-        crop: ``"center"``, ``"none"`` or ``"face"``, and ``faces``: see ``prepare.Options``.
-        keep: checks to switch off, of ``prepare.KEEP``.
-        labels: see ``labels.Labels``; None for a data set without.
-        val_fraction: share of the pictures kept for validation, 0 to 1.
-        seed: of the order in the shards and the choice of the validation pictures.
-        min_size: pictures whose shorter side has fewer pixels are rejected; None is half of ``size``, rounded up.
-        processes: to decode with; None is one for each core, 0 decodes in this one.
-        dry_run: write nothing to ``out``, nor look at it. There is no manifest then.
+        size: side of the data set's images, in pixels.
+        crop: ``"center"``, ``"none"`` or ``"face"``; see ``prepare.Options``, also for ``faces``.
+        keep: checks to switch off, of ``prepare.OPTIONAL_CHECKS``.
+        labels: see ``labels.Labels``; None for a data set without labels.
+        val_fraction: share of the images kept for validation, 0 to 1.
+        seed: of the order of the images, which decides which are for validation.
+        min_size: reject images with a shorter side below this; None is half of ``size``, rounded up.
+        processes: worker processes; None is one for each core, 0 prepares in this process.
+        dry_run: neither read nor write ``out``, only count; the returned manifest is None.
 
     Raises:
-        UserError: a source cannot be read at all, no picture is usable, or ``out`` is taken. Nothing is left behind.
-        Halted: something failed that may not fail again. The work is kept.
+        UserError: a source cannot be read at all, or ``out`` is not empty.
+        NoUsableImageError: all images were rejected. Nothing is kept.
+        ResumableError: a failure that may be temporary. The work so far is kept.
     """
+    min_size = -(-size // 2) if min_size is None else min_size
     job = _Job(
-        sources=[sources.check(path) for path in paths],
-        options=Options(size, crop, -(-size // 2) if min_size is None else min_size, faces, tuple(sorted(set(keep)))),
+        sources=[sources.identify(path) for path in paths],
+        options=Options(size, crop, min_size, faces, tuple(sorted(set(keep)))),
         labels=None if labels is None else Labels(labels),
         seed=seed,
         val_fraction=val_fraction,
     )
     if crop == "face":
-        FaceFinder().load()  # here, once, instead of in all processes that look for faces
+        FaceFinder().load()  # fails early, and exports the network once instead of in each process
     processes = cores() if processes is None else processes
     if dry_run:
-        with tempfile.TemporaryDirectory() as scratch, Store(Path(scratch), seed, pictures=False) as store:
-            return None, _collect(store, job, processes)
-    url = upload.check(str(out)) if is_url(out) else ""
-    hidden = cache_dir() / "builds" / hashlib.sha256(url.encode()).hexdigest()[:16] if url else partial_folder(out)
-    with work_folder(hidden, out) as folder:
-        with Store(folder, seed) as store:
-            same = store.note("job") == job.identity()
-            if url:
-                upload.check_vacant(url, store.uploads() if same else ())
-            if not same:
-                if store.note("job") is not None:
-                    say(f"{folder} was left by a build with other options or sources: beginning afresh")
-                store.clear()
-                store.set_note("job", job.identity())
-            report = _collect(store, job, processes)
-            manifest = write_data_set(
-                store,
-                folder,
-                size=size,
-                seed=seed,
-                val_fraction=val_fraction,
-                source=[source.name for source in job.sources],
-                options=job.recorded(),
-            )
+        with tempfile.TemporaryDirectory() as scratch, Store(Path(scratch), seed, images=False) as store:
+            return None, _complete_store(store, job, processes)
+    return _build_and_publish(job, out, processes)
+
+
+def _build_and_publish(job: _Job, out: str | Path, processes: int) -> tuple[Manifest, Report]:
+    url = upload.check_url(str(out)) if is_url(out) else ""
+    with work_folder(_upload_folder(url) if url else partial_folder(out), out) as folder:
+        with Store(folder, job.seed) as store:
+            _begin_or_continue(store, job, folder, url)
+            report = _complete_store(store, job, processes)
+            manifest = write_data_set(store, folder, job.spec())
             _write_rejections(store, folder, report)
             if url:
                 upload.upload(folder, url, store)
@@ -181,187 +175,178 @@ def build(
     return Manifest.load(out), report
 
 
-def _collect(store: Store, job: _Job, processes: int) -> Report:
-    """Look at every picture of the sources that the store does not know yet, then at all of them together."""
-    resumed = _read(store, job, processes)
+def _upload_folder(url: str) -> Path:
+    return cache_dir() / "builds" / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def _begin_or_continue(store: Store, job: _Job, folder: Path, url: str) -> None:
+    """Clear the store unless its work belongs to this job. Raises UserError if the bucket holds other objects."""
+    earlier = store.note("job")
+    is_same = earlier == job.identity()
+    if url:
+        upload.check_vacant(url, store.uploads() if is_same else ())
+    if is_same:
+        return
+    if earlier is not None:
+        say(f"the work in {folder} is of a build with other options or sources: starting over")
+    _start_over(store, job)
+
+
+def _start_over(store: Store, job: _Job) -> None:
+    store.clear()
+    store.set_note("job", job.identity())
+
+
+def _complete_store(store: Store, job: _Job, processes: int) -> Report:
+    """Complete the store: prepare the files that it lacks, then reject near-duplicates."""
+    resumed = _read_sources(store, job, processes)
     if "near-duplicate" not in job.options.keep and not store.note("compared"):
-        _drop_near_duplicates(store)
+        _reject_near_duplicates(store)
         store.set_note("compared", True)
-    report = Report(len(store), store.rejected(), resumed=resumed, enlarged=store.smaller_than(job.options.size))
+    report = Report(len(store), store.num_rejected(), resumed=resumed)
     if not report.kept:
         name, reason, _ = next(store.rejections(), ("", "", None))
-        why = f"{report}, beginning with {name} ({reason})" if report.rejected else "no file to look at"
-        raise Worthless(f"no usable picture in {', '.join(source.location for source in job.sources)}: {why}")
+        why = f"{report}, beginning with {name} ({reason})" if report.rejected else "there are no files"
+        locations = ", ".join(source.location for source in job.sources)
+        raise NoUsableImageError(f"no usable image in {locations}: {why}")
+    report.enlarged = store.num_smaller_than(job.options.size)
     report.shards = len(plan(store, job.val_fraction))
     return report
 
 
-def _read(store: Store, job: _Job, processes: int) -> int:
-    """Fill the store. Returns the number of files that it knew already."""
-    is_read = store.note("read")
-    if is_read and all(source.kind != "folder" for source in job.sources):  # whose versions are in the job
-        return store.num_files()
-    files = _files(job)
-    try:
-        resumed = _skip(files, store.files())
-        if is_read:
-            if (new := next(files, None)) is None:
-                return resumed
-            raise _ChangedError(new[0].name)
-    except _ChangedError as error:
-        say(f"{error} is new or has changed since the build was left: beginning afresh")
-        store.clear()
-        store.set_note("job", job.identity())
-        files, resumed = _files(job), 0
-    total = _count(job.sources)
+@dataclass(frozen=True)
+class _Listed:
+    """A file of a source that was not read yet."""
+
+    file: File
+    member: Member
+    source: Source
+
+
+def _read_sources(store: Store, job: _Job, processes: int) -> int:
+    """Read and prepare the files that the store lacks. Returns the number of files that it had already."""
+    was_complete = bool(store.note("read"))
+    if was_complete and all(source.kind != "folder" for source in job.sources):
+        return store.num_files()  # archives cannot have changed: their versions are part of the job
+    listed = _list_files(job.sources)
+    changed = _skip_known(listed, store.files(), was_complete)
+    if changed is not None:
+        say(f"{changed} is new or has changed since the build was stopped: starting over")
+        _start_over(store, job)
+        listed, was_complete = _list_files(job.sources), False
+    resumed = store.num_files()
+    if was_complete:
+        return resumed
     if resumed:
-        say(f"going on after {resumed:,} files that were looked at before")
-    looked_at = resumed
-    with contextlib.closing(_results(files, job, processes)) as results:
-        for (file, label), found in progress(results, "read", "picture", total, resumed):
-            assert found, file
-            store.add(file, found, label=label)
-            looked_at += 1
-    assert store.num_files() == looked_at, (store.num_files(), looked_at)
+        say(f"continuing after {resumed:,} files that were read before")
+    # Each face takes half a second, so that with faces large chunks would lose much work when a build is stopped.
+    chunk_files = 4 if job.options.crop == "face" else 32
+    with contextlib.ExitStack() as stack:
+        threads = stack.enter_context(worker_threads(REMOTE_READS))
+        pool = stack.enter_context(worker_processes(processes, prepare.__name__)) if processes else None
+        chunks = _chunks(_read_files(listed, job.labels, threads), chunk_files)
+        prepared = map_ordered(partial(prepare_files, options=job.options), chunks, pool, 3 * processes)
+        _record(store, prepared, _count(job.sources), resumed)
     store.set_note("read", True)
     return resumed
 
 
-_Listed = tuple[File, Member, Source]
-
-
-class _ChangedError(Exception):
-    """The file, by name, that is not what the store has in its place."""
-
-
-def _files(job: _Job) -> Iterator[_Listed]:
+def _list_files(listed_sources: Iterable[Source]) -> Iterator[_Listed]:
     number = itertools.count()
-    for source in job.sources:
+    for source in listed_sources:
         for member in source.members():
-            yield File(next(number), member.name, member.length, member.version), member, source
+            yield _Listed(File(next(number), member.name, member.length, member.version), member, source)
 
 
-def _skip(files: Iterator[_Listed], known: Iterator[File]) -> int:
-    """Advance ``files`` past those that are known. Returns how many these are."""
-    skipped = 0
+def _skip_known(listed: Iterator[_Listed], known: Iterable[File], all_known: bool) -> str | None:
+    """Advance ``listed`` past the files that are ``known``.
+
+    Args:
+        all_known: whether no file may follow these.
+
+    Returns:
+        The name of the first file that is missing, new or changed; None if there is none.
+    """
     for file in known:
-        listed = next(files, None)
-        if listed is None or listed[0] != file:
-            raise _ChangedError(file.name)
-        skipped += 1
-    return skipped
+        found = next(listed, None)
+        if found is None or found.file != file:
+            return file.name
+    if all_known and (found := next(listed, None)) is not None:
+        return found.file.name
+    return None
 
 
-def _count(listed: list[Source]) -> int | None:
-    """How many files there are to look at, if that is known."""
-    counts = [source.count() for source in listed]
+def _read_files(listed: Iterable[_Listed], labels: Labels | None, threads: Executor) -> Iterator[RawFile]:
+    """Read files in order; those of buckets several at a time, because of the latency of each request."""
+    read = partial(_read_file, labels=labels)
+    for concurrent, group in itertools.groupby(listed, lambda one: one.source.allows_concurrent_reads):
+        yield from map_ordered(read, group, threads if concurrent else None, REMOTE_READS)
+
+
+def _read_file(listed: _Listed, labels: Labels | None) -> RawFile:
+    label = None
+    if labels is not None:
+        label = labels.of(listed.member.name, listed.source.kind)
+        if label is None:
+            return RawFile(listed.file, None, Rejected("no label"))
+    try:
+        return RawFile(listed.file, label, listed.member.read())
+    except ImageError as error:
+        return RawFile(listed.file, label, Rejected(str(error)))
+
+
+def _chunks(files: Iterable[RawFile], max_files: int) -> Iterator[list[RawFile]]:
+    """Chunks of enough small files to be worth a message between processes, and few large ones, to bound the memory."""
+    chunk: list[RawFile] = []
+    size = 0
+    for file in files:
+        chunk.append(file)
+        size += 0 if isinstance(file.content, Rejected) else len(file.content)
+        if len(chunk) == max_files or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _record(store: Store, prepared: Iterable[list[PreparedFile]], total: int | None, resumed: int) -> None:
+    """Add prepared files to the store, with a progress bar."""
+    recorded = resumed
+    try:
+        for file in progress(itertools.chain.from_iterable(prepared), "read", "image", total, resumed):
+            store.add(file.file, file.results, label=file.label)
+            recorded += 1
+    except BrokenProcessPool:
+        raise ResumableError("a worker process was killed, perhaps for lack of memory: try --processes 1") from None
+    assert store.num_files() == recorded, (store.num_files(), recorded)
+
+
+def _count(counted: Iterable[Source]) -> int | None:
+    """The number of files, if all sources know theirs."""
+    counts = [source.count() for source in counted]
     return None if None in counts else sum(filter(None, counts))
 
 
-_Labelled = tuple[File, str | None]
-_Content = tuple[_Labelled, bytes | str]
-"""A file and its label, and its content or the reason why it has none."""
-
-
-def _results(files: Iterator[_Listed], job: _Job, processes: int) -> Generator[tuple[_Labelled, Results]]:
-    """What comes of each file, in order."""
-    # Faces take half a second each: what is under way when a build is stopped should not be much.
-    chunks = _chunks(_contents(files, job.labels), 4 if job.options.crop == "face" else 32)
-    if not processes:
-        for labelled, contents in chunks:
-            yield from zip(labelled, prepare.prepare(contents, job.options), strict=True)
+def _reject_near_duplicates(store: Store) -> None:
+    kept = store.signatures()
+    if len(kept.rows) < 2:
         return
-    with workers(processes, __name__) as pool:
-        try:
-            yield from _in_processes(chunks, job.options, pool, 3 * processes)
-        except BrokenProcessPool:
-            raise Halted("a decoding process was killed, perhaps for want of memory: try --processes 1") from None
-
-
-def _in_processes(
-    chunks: Iterator[_Chunk], options: Options, pool: ProcessPoolExecutor, ahead: int
-) -> Iterator[tuple[_Labelled, Results]]:
-    running: collections.deque[tuple[list[_Labelled], Future[list[Results]]]] = collections.deque()
-    while True:
-        for labelled, contents in itertools.islice(chunks, ahead - len(running)):
-            running.append((labelled, pool.submit(prepare.prepare, contents, options)))
-        if not running:
-            return
-        labelled, future = running.popleft()
-        yield from zip(labelled, future.result(), strict=True)
-
-
-_Chunk = tuple[list[_Labelled], list[bytes | str]]
-
-
-def _chunks(contents: Iterator[_Content], most: int) -> Iterator[_Chunk]:
-    """Enough small files to be worth a message between processes, few enough large ones to bound the memory."""
-    labelled: list[_Labelled] = []
-    together: list[bytes | str] = []
-    size = 0
-    for file, content in contents:
-        labelled.append(file)
-        together.append(content)
-        size += len(content)
-        if len(labelled) == most or size >= 1 << 20:
-            yield labelled, together
-            labelled, together, size = [], [], 0
-    yield labelled, together
-
-
-def _contents(files: Iterator[_Listed], labels: Labels | None) -> Iterator[_Content]:
-    """The content of each file in order; of buckets several at a time, since each answer takes its time."""
-    ahead: collections.deque[tuple[_Labelled, Future[bytes | str]]] = collections.deque()
-    threads = ThreadPoolExecutor(REMOTE_READS)
-    try:
-        for file, member, source in files:
-            label = None if labels is None else labels.of(member.name, source.kind)
-            if labels is not None and label is None:
-                member = Member(member.name, problem="no label")
-            if source.kind == "folder" and source.remote:
-                ahead.append(((file, label), threads.submit(_content, member)))
-                if len(ahead) < REMOTE_READS:
-                    continue
-            else:
-                content = _content(member)
-                yield from ((labelled, future.result()) for labelled, future in ahead)
-                ahead.clear()
-                yield (file, label), content
-                continue
-            labelled, future = ahead.popleft()
-            yield labelled, future.result()
-        yield from ((labelled, future.result()) for labelled, future in ahead)
-    finally:
-        threads.shutdown(cancel_futures=True)
-
-
-def _content(member: Member) -> bytes | str:
-    try:
-        return member.read()
-    except ImageError as error:
-        return str(error)
-
-
-def _drop_near_duplicates(store: Store) -> None:
-    ids, signatures, pixels, keys = store.signatures()
-    if len(ids) < 2:
-        return
-    say(f"comparing {len(ids):,} pictures with each other")
-    hashes = np.ascontiguousarray(signatures[:, :8]).view(">u8")[:, 0].astype(np.uint64)
-    dropped = near_duplicates(hashes, signatures[:, 8:], pixels, keys)
-    for index, (kept, distance) in sorted(dropped.items()):
-        store.drop(ids[index], f"{KEEP['near-duplicate']}: of ", ids[kept], distance)
+    say(f"comparing {len(kept.rows):,} images with each other")
+    hashes, thumbnails = split_signatures(kept.signatures)
+    dropped = near_duplicates(hashes, thumbnails, kept.pixels, kept.keys)
+    for index, (of, distance) in sorted(dropped.items()):
+        store.reject_near_duplicate(kept.rows[index], kept.rows[of], distance)
 
 
 def _write_rejections(store: Store, folder: Path, report: Report) -> None:
-    """``rejected.csv``, and ``rejected.png`` if there is something to show."""
-    # Names of files need not be UTF-8; what is not is written escaped.
+    """Write ``rejected.csv``, and ``rejected.png`` if any rejected image has a preview."""
+    # File names need not be UTF-8: other bytes are written as escapes.
     path = folder / "rejected.csv"
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("file", "reason", "score"))
         for name, reason, score in store.rejections():
             table.writerow((name, reason, "" if score is None else f"{score:.4g}"))
-    shown = {kind: pictures for kind in sorted(report.rejected) if (pictures := store.shown(kind, IMAGES))}
-    if shown:
-        rejected_sheet(shown).save(folder / "rejected.png")
+    previews = {kind: images for kind in sorted(report.rejected) if (images := store.previews(kind, IMAGES))}
+    if previews:
+        rejected_sheet(previews).save(folder / "rejected.png")

@@ -1,7 +1,7 @@
-"""Pictures that would teach a generator nothing good: banners, darkness, blank pages and blur.
+"""Checks for images that are of no use in training: banners, dark images, blank pages and blurred images.
 
-The limits are for cropped faces. They let through every usable one of 12,000 photographs of cats at 64x64 and 128x128,
-of which they reject one: a crop of a wall.
+The limits are for cropped faces. Of 12,000 photographs of cats, cropped to 64x64 and 128x128, they reject one, which
+shows a wall.
 """
 
 from __future__ import annotations
@@ -13,25 +13,32 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_ASPECT = 3.0
-"""Longer over shorter side of the original: photographs have 1 to 2, phones' panoramas and banners more than 3."""
+"""Longer over shorter side of the original: photographs have 1 to 2, panoramas and banners more than 3."""
 
 MIN_HIGHLIGHT = 30.0
-"""Luminance (0 to 255) of the brightest hundredth. Black cats at night have 41 and more, thanks to their eyes."""
+"""The 99th percentile of the luminance (0 to 255). Black cats at night have 41 and more, because of their eyes."""
 
 MIN_CONTRAST = 8.0
-"""Standard deviation of the luminance (0 to 255). Blank pages and walls have up to 6, the dullest face 8.5."""
+"""Standard deviation of the luminance (0 to 255). Blank pages and walls have up to 6, the dullest face has 8.5."""
 
 MIN_SHARPNESS = 0.5
-"""See ``sharpness``. Photographs have 0.6 to 4 and 2 to 3 as a rule; enlarged twice 0.5 to 1.2, four times 0.3; behind
-a Gaussian blur of 1, 1.3 and 2 pixels about 0.6, 0.4 and 0.2."""
+"""See ``sharpness``. Photographs have 0.6 to 4, mostly 2 to 3; enlarged twice 0.5 to 1.2, four times 0.3; after a
+Gaussian blur of 1, 1.3 and 2 pixels about 0.6, 0.4 and 0.2."""
 
-_MEASURED = 128
+_MEASURED_SIZE = 128  # pixels
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
 class Flaw:
-    """Why a picture is not worth keeping: the score that passed its limit. ``str`` gives the reason on one line."""
+    """A failed check.
+
+    Attributes:
+        kind: of reason, as in ``rejected.csv``.
+        score: what was measured.
+        limit: what ``score`` had to reach, or not to exceed.
+        detail: both in words. ``str`` of a flaw gives ``kind: detail``, on one line.
+    """
 
     kind: str
     score: float
@@ -43,23 +50,24 @@ class Flaw:
 
 
 def shape_flaw(width: int, height: int) -> Flaw | None:
-    """What is wrong with the shape of an original of ``width`` x ``height`` pixels: "too narrow"."""
+    """The flaw "too narrow" if an original of ``width`` x ``height`` pixels has it."""
     aspect = max(width, height) / min(width, height)
     if aspect <= MAX_ASPECT:
         return None
     return Flaw("too narrow", aspect, MAX_ASPECT, f"{width}x{height}, at most {MAX_ASPECT:g} to 1")
 
 
-def picture_flaws(picture: Image.Image) -> list[Flaw]:
-    """What is wrong with a square RGB picture of the size that is trained on, 8 pixels or more: "too dark", "flat",
-    "blurred", in this order. What is nearly black is flat as well, and the first flaw says best what it is.
+def image_flaws(image: Image.Image) -> list[Flaw]:
+    """The flaws "too dark", "flat" and "blurred", in this order, of a square RGB image of 8 pixels or more.
 
-    Measured at 128 pixels at most, since larger photographs are seldom sharp to the pixel and good all the same: of a
-    picture at 1024, a Gaussian blur below about 9 pixels passes.
+    A nearly black image has all three; the first one describes it best.
+
+    Larger images are measured at 128 pixels, because large photographs are rarely sharp to the pixel and good all the
+    same. So of an image of 1024 pixels a Gaussian blur of less than about 9 pixels passes.
     """
-    if picture.width > _MEASURED:
-        picture = picture.resize((_MEASURED, _MEASURED), Image.Resampling.LANCZOS)
-    luma = np.asarray(picture, np.float32) @ _LUMA
+    if image.width > _MEASURED_SIZE:
+        image = image.resize((_MEASURED_SIZE, _MEASURED_SIZE), Image.Resampling.LANCZOS)
+    luma = np.asarray(image, np.float32) @ _LUMA
     highlight = float(np.quantile(luma, 0.99))
     contrast = float(luma.std())
     sharp = sharpness(luma)
@@ -77,16 +85,19 @@ def picture_flaws(picture: Image.Image) -> list[Flaw]:
 
 
 def sharpness(luma: NDArray[np.float32]) -> float:
-    """How fine the structure of a picture is, luminance [h, w] of any range: 0 (smooth) to 8 (a checkerboard).
+    """How fine the structures of an image are, from 0 (smooth, or one colour) to 8 (a checkerboard).
 
-    The energy of the Laplacian over that of the gradient, both by finite differences. A wave of angular frequency w
-    per pixel has 2 - 2 cos w, about w squared, along each axis, so this is the mean of that, weighted by the gradient
-    energy. White noise has 5, and 0 is also what one colour has.
+    Args:
+        luma: [h, w], luminance in any range.
 
-    The variance of the Laplacian alone (Pech-Pacheco et al., ICPR 2000) measures contrast as much as sharpness.
-    Dividing it by the variance of the picture is not enough: a soft white cat before black needs few sharp edges for
-    much variance. Of faces blurred by 1 pixel at 64x64 this found 68% where it rejected 0.2% of the photographs; with
-    the gradient below the line it is 99.8%.
+    The energy of the Laplacian over the energy of the gradient, both by finite differences. For a wave of angular
+    frequency w per pixel along an axis the ratio is 2 - 2 cos w, about w squared, so the score is the mean of w
+    squared, weighted by gradient energy. White noise has 5.
+
+    The variance of the Laplacian alone (Pech-Pacheco et al., ICPR 2000) measures contrast as much as sharpness, and
+    dividing it by the variance of the image does not help enough: a softly lit white cat on black has a high variance
+    but few sharp edges. At the limit that rejects 0.2% of the photographs, that ratio detects 68% of the 64x64 faces
+    blurred by 1 pixel; with the gradient energy as the divisor it is 99.8%.
     """
     luma = luma.astype(np.float64)
     dy, dx = np.diff(luma, axis=0), np.diff(luma, axis=1)

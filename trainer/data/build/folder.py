@@ -1,4 +1,4 @@
-"""Where data sets are made: folders that appear whole or not at all."""
+"""The folders in which data sets are made: hidden until they are complete, then renamed to their final name."""
 
 from __future__ import annotations
 
@@ -14,31 +14,25 @@ from pathlib import Path
 from catgan.command import UserError, say
 from catgan.files import is_at
 from catgan.location import local_path
-from trainer.data.build.remote import Halted
-from trainer.data.build.store import NAME, holds_work
+from trainer.data.build.errors import NoUsableImageError, ResumableError
+from trainer.data.build.store import STORE_FILE, holds_work
 
 LOCK = ".lock"
 
 
-class Worthless(UserError):
-    """A mistake that makes all work done so far useless: going on would only repeat it."""
-
-
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """A folder to fill that takes the name ``out`` when the block ends, and vanishes when the block raises.
+    """A folder to fill, which is renamed to ``out`` when the block ends and deleted when the block raises.
 
-    It lies hidden beside ``out``. What a killed process left there is removed by the next one with the same ``out``; a
-    lock, which the system drops with the process, tells it from the work of a process that still runs.
+    It is hidden beside ``out``. What a killed process left there is deleted by the next one with the same ``out``; a
+    file lock, which the system releases with the process, shows whether the process still runs.
 
     Raises:
         UserError: ``out`` is a file or a folder that is not empty, or cannot be written.
     """
-    out = local_path(out).resolve()
+    out = _vacant(out)
     folder = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
-            raise UserError(f"{out} exists and is not an empty folder: give another OUT, or remove it first")
         out.parent.mkdir(parents=True, exist_ok=True)
         for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
             _remove_if_abandoned(leftover)
@@ -57,31 +51,31 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def work_folder(folder: Path, out: str | Path) -> Iterator[Path]:
-    """The folder ``folder``, locked, with all that an earlier process left in it; made if need be.
+    """The folder ``folder``, locked, created if it is missing, otherwise as an earlier process left it.
 
-    It goes when the block ends or raises Worthless, or when there is nothing in it yet. Else it stays, whatever the
-    block raises and when the process is killed.
+    It is deleted when the block ends, raises NoUsableImageError, or is stopped by an error of the user or Ctrl-C before
+    its store holds any work. In all other cases, and when the process is killed, it is kept.
 
     Args:
-        out: what is made in it, for the messages.
+        out: the data set that is made in the folder, for messages.
 
     Raises:
-        UserError: another process works in it.
-        Halted: it cannot be written, or the block could not write something.
+        UserError: another process uses the folder.
+        ResumableError: the folder cannot be written, or the block raised an OSError or SQLite's Error.
     """
     try:
         with _locked(folder, out):
             try:
                 yield folder
             except (UserError, KeyboardInterrupt) as error:
-                if isinstance(error, Worthless) or not holds_work(folder):
+                if isinstance(error, NoUsableImageError) or not holds_work(folder):
                     shutil.rmtree(folder, ignore_errors=True)
-                elif not isinstance(error, Halted):  # which says so itself
-                    say(f"{folder} keeps what is done: the same command goes on from there")
+                elif not isinstance(error, ResumableError):  # whose message says so itself
+                    say(f"the work so far is kept in {folder}: run the same command to continue")
                 raise
             shutil.rmtree(folder, ignore_errors=True)
     except (OSError, sqlite3.Error) as error:
-        raise Halted(f"cannot write {out}, by way of {folder}: {error}") from error
+        raise ResumableError(f"cannot write {out}, which is made in {folder}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -98,29 +92,35 @@ def _locked(folder: Path, out: str | Path) -> Iterator[None]:
             if is_at(folder / LOCK, lock.fileno()):
                 yield
                 return
-            # Whoever held the lock before has removed the folder in the meantime.
+            # The process that held the lock has deleted the folder between open and flock: try again.
 
 
 def partial_folder(out: str | Path) -> Path:
-    """Where ``out``, a path, is made: hidden beside it.
+    """The hidden folder beside the path ``out`` in which the data set ``out`` is made.
 
     Raises:
         UserError: ``out`` is a file or a folder that is not empty.
     """
+    out = _vacant(out)
+    return out.with_name(f".{out.name}.partial")
+
+
+def _vacant(out: str | Path) -> Path:
+    """``out`` as an absolute path. Raises UserError unless it is missing or an empty folder."""
     out = local_path(out).resolve()
     try:
         if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
             raise UserError(f"{out} exists and is not an empty folder: give another OUT, or remove it first")
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}") from error
-    return out.with_name(f".{out.name}.partial")
+    return out
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Give a ``work_folder``, within its block, the name ``out``. The store goes last: until then nothing is lost."""
+    """Rename a ``work_folder``, within its block, to ``out``. The store is deleted last, so no failure loses work."""
     out = out.resolve()
     folder.replace(out)
-    for path in (*out.glob(f"{NAME}*"), out / LOCK):
+    for path in (*out.glob(f"{STORE_FILE}*"), out / LOCK):
         path.unlink()
 
 

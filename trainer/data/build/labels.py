@@ -1,4 +1,4 @@
-"""Which class a picture belongs to: by the folder it lies in, or by a table."""
+"""The class of each image, from its folder or from a table."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Labels:
     """The labels of a data set.
 
     Args:
-        given: ``"folder"`` for the name of the folder a file lies in, or a CSV file with the header ``file,label``.
-            A picture belongs to the row whose ``file`` is its name in ``rejected.csv`` or the end of it, from a slash
-            on; to the longest such.
+        given: ``"folder"`` to label each file with the name of its folder, or the path of a CSV file with the header
+            ``file,label``. A row applies to the files whose name (as in ``rejected.csv``) equals its ``file`` or ends
+            with ``/`` and its ``file``; if several rows apply, the longest ``file`` wins.
 
     Raises:
-        UserError: the CSV cannot be read, has another header, an empty field, or a file twice.
+        UserError: the CSV file cannot be read, has another header, an empty field, or lists a file twice.
     """
 
     def __init__(self, given: str | Path) -> None:
@@ -28,16 +28,16 @@ class Labels:
 
     @property
     def identity(self) -> str:
-        """Equal for equal labels."""
+        """Equal for equal labels: a SHA-256 (hex) of the table, or ``"folder"``."""
         if self._table is None:
             return FOLDER
         return hashlib.sha256(repr(sorted(self._table.items())).encode("utf-8", "surrogatepass")).hexdigest()
 
     def of(self, name: str, kind: str) -> str | None:
-        """The label of the member ``name`` of a source of this kind (see ``sources.Source``); None if it has none."""
+        """The label of the file ``name`` in a source of this ``kind`` (see ``sources.Source``); None if it has none."""
         parts = PurePosixPath(name).parts
         if self._table is None:
-            # The archive itself, or a shard, is no folder.
+            # The first part of a name in an archive is the archive itself, which is not a folder.
             folders = parts[:-1] if kind == "folder" else parts[1:-1] if kind in ("zip", "tar") else ()
             return _printable(folders[-1]) if folders else None
         tails = ("/".join(parts[start:]) for start in range(len(parts)))
@@ -56,7 +56,7 @@ def _read(path: Path) -> dict[str, str]:
                     raise UserError(f"{path}, line {rows.line_num}: give a file and a label, not {','.join(row)!r}")
                 name = str(PurePosixPath(row[0]))
                 if name in table:
-                    raise UserError(f"{path}, line {rows.line_num}: {row[0]} is there twice")
+                    raise UserError(f"{path}, line {rows.line_num}: {row[0]} is listed twice")
                 table[name] = _printable(row[1])
     except (OSError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {error} (--labels takes `{FOLDER}` or a CSV file)") from None
@@ -64,5 +64,5 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _printable(label: str) -> str:
-    """Names of folders need not be UTF-8; what is not is written escaped."""
+    """``label`` with bytes that are not UTF-8, which file names may hold, as escapes."""
     return label.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Archives, pictures and folders of pictures in buckets and on web servers, as ``sources`` reads them."""
+"""Files, folders and archives in buckets and on web servers, for ``sources``."""
 
 from __future__ import annotations
 
@@ -8,160 +8,165 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from fsspec.spec import AbstractFileSystem
 
 from catgan.command import UserError
 from catgan.location import filesystem, is_url, retry
+from trainer.data.build.errors import ResumableError
 
-_BLOCK = 4 << 20  # bytes fetched at a time of an archive: a few hundred pictures, or a header and the next picture
+_BLOCK = 4 << 20  # bytes of an archive fetched at a time: a few hundred images, or a header and the next image
 
 
-class Halted(UserError):
-    """What the user's command was not to blame for: the work done so far is kept, and the same command goes on."""
+class RemoteFile(NamedTuple):
+    """A file below a URL: its path from there on, length in bytes, ``version_of`` it, and how to get its content."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(f"{message}; what is done is kept, the same command goes on from there")
+    path: str
+    length: int
+    version: str
+    fetch: Callable[[], bytes]
 
 
 def name_of(url: str) -> str:
-    """The last part of a URL's path, or the bucket or server."""
+    """The last part of a URL's path; the bucket or server if the path is empty."""
     parts = urlsplit(url)
     name = parts.path.rstrip("/").rpartition("/")[2] or parts.netloc
     return unquote(name) if parts.scheme in ("http", "https") else name
 
 
-def stamp(info: dict[str, Any]) -> str:
-    """What changes when a remote file does, as far as its server tells: the ETag, else the time of the change."""
+def version_of(info: dict[str, Any]) -> str:
+    """What changes when a remote file does, as far as its server tells: the ETag, else the time of the last change."""
     found = (info.get(key) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime", "Last-Modified"))
     return str(next(filter(None, found), ""))
 
 
 def info(url: str) -> dict[str, Any]:
-    """What a server says of a URL: type ("file" or "directory"), size, ETag...
+    """What the server says about a URL: type ("file" or "directory"), size, ETag and others.
 
     Raises:
-        UserError: there is nothing, or the server cannot be asked.
+        UserError: there is nothing at the URL, or the server does not answer.
     """
-    place, path = filesystem(url)
+    fs, path = filesystem(url)
     try:
-        return dict(retry(lambda: place.info(path), url))
+        return dict(retry(lambda: fs.info(path), url))
     except FileNotFoundError as error:
-        if isinstance(error.__cause__, OSError):  # so fsspec's http reports a server that does not answer
+        if isinstance(error.__cause__, OSError):  # how fsspec's http reports a server that does not answer
             raise UserError(f"cannot read {url}: {error.__cause__}") from None
-        raise UserError(f"there is nothing at {url}: give a folder, zip, tar or picture") from None
+        raise UserError(f"there is nothing at {url}: give a folder, zip, tar or image") from None
     except OSError as error:
         raise UserError(f"cannot read {url}: {error}") from None
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file. Raises UserError if the server cannot be asked."""
-    place, path = filesystem(url)
+    """Whether there is a file at the URL. Raises UserError if the server does not answer."""
+    fs, path = filesystem(url)
     try:
-        return bool(retry(lambda: place.info(path), url)["type"] == "file")
+        return bool(retry(lambda: fs.info(path), url)["type"] == "file")
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise UserError(f"cannot read {url}: {error}") from None
 
 
-def files(url: str) -> Iterator[tuple[str, int, str, Callable[[], bytes]]]:
-    """The objects below a prefix: name from there on, bytes, ``stamp``, and how to get the content; files come before
-    folders, both by name, and one folder's names are in memory at a time.
+def files(url: str) -> Iterator[RemoteFile]:
+    """The files below a URL in a fixed order: of each folder first its files, then its subfolders, both by name.
+
+    Only one folder's listing is in memory at a time.
 
     Raises:
-        Halted: the listing failed in spite of retries.
+        ResumableError: the listing failed in spite of retries.
     """
-    place, path = filesystem(url)
-    yield from _files(place, path.rstrip("/"), "", url)
+    fs, path = filesystem(url)
+    yield from _files(fs, path.rstrip("/"), "", url)
 
 
-def _files(place: AbstractFileSystem, path: str, inside: str, url: str) -> Iterator[tuple[str, int, str, Any]]:
+def _files(fs: AbstractFileSystem, path: str, prefix: str, url: str) -> Iterator[RemoteFile]:
     try:
-        # ls fails for a folder that has gone in the meantime, or that is empty.
-        found = retry(lambda: place.ls(path, detail=True), url)
+        # ls fails if the folder was deleted in the meantime, or is empty.
+        found = retry(lambda: fs.ls(path, detail=True), url)
     except OSError as error:
-        raise Halted(f"cannot list {url}: {error}") from None
+        raise ResumableError(f"cannot list {url}: {error}") from None
     folders = []
     for entry in sorted(found, key=lambda entry: entry["name"]):
         full = entry["name"].rstrip("/")
         name = full.rpartition("/")[2]
-        if full == path:  # an object that stands for the folder
+        if full == path:  # an object that represents the folder itself
             continue
         if entry["type"] == "directory":
-            folders.append((full, f"{inside}{name}/"))
+            folders.append((full, f"{prefix}{name}/"))
         else:
-            fetch = functools.partial(_fetch, place, full, entry["size"], f"{url.rstrip('/')}/{inside}{name}")
-            yield inside + name, entry["size"] or 0, stamp(entry), fetch
-    for full, deeper in folders:
-        yield from _files(place, full, deeper, url)
+            fetch = functools.partial(_fetch, fs, full, entry["size"], f"{url.rstrip('/')}/{prefix}{name}")
+            yield RemoteFile(prefix + name, entry["size"] or 0, version_of(entry), fetch)
+    for full, inner_prefix in folders:
+        yield from _files(fs, full, inner_prefix, url)
 
 
 def fetch(url: str, length: int | None) -> bytes:
-    """The content of the file at ``url``.
+    """The content of the file at ``url``, which must have ``length`` bytes if that is known.
 
     Raises:
-        FileNotFoundError, PermissionError: this file cannot be had.
-        Halted: the network or the server failed in spite of retries.
+        FileNotFoundError, PermissionError: this file cannot be read.
+        ResumableError: the network or the server failed in spite of retries.
     """
-    place, path = filesystem(url)
-    return _fetch(place, path, length, url)
+    fs, path = filesystem(url)
+    return _fetch(fs, path, length, url)
 
 
-def _fetch(place: AbstractFileSystem, path: str, length: int | None, url: str) -> bytes:
-    def whole() -> bytes:
-        # Asked for a whole file, s3fs asks for its length first.
-        data: bytes = place.cat_file(path, start=0, end=length) if length else place.cat_file(path)
+def _fetch(fs: AbstractFileSystem, path: str, length: int | None, url: str) -> bytes:
+    def read() -> bytes:
+        # Without a range, s3fs would first request the length.
+        data: bytes = fs.cat_file(path, start=0, end=length) if length else fs.cat_file(path)
         if length is not None and len(data) != length:
             raise OSError(f"{len(data)} bytes instead of {length}")
         return data
 
     try:
-        return retry(whole, url)
+        return retry(read, url)
     except (FileNotFoundError, PermissionError):
         raise
     except OSError as error:
-        raise Halted(f"cannot read {url}: {error}") from None
+        raise ResumableError(f"cannot read {url}: {error}") from None
 
 
 def open_file(location: str | Path) -> IO[bytes]:
-    """The file at ``location`` to read and seek in; of a remote one only what is looked at is fetched, in blocks.
+    """Open the file at ``location``, a path or a URL, to read and seek in.
 
-    A web server that sends files only as a whole has the file copied to a temporary one.
+    Of a remote file only the blocks that are read are fetched. If a web server does not support ranges, the whole file
+    is copied to a temporary file.
 
     Raises:
-        Halted: opening, or reading later on, failed in spite of retries.
+        ResumableError: opening, or reading later on, failed in spite of retries.
     """
     if not is_url(location):
         return Path(location).open("rb")
     url = str(location)
-    place, path = filesystem(url)
-    raw = _Blocks(place, path, url)
+    fs, path = filesystem(url)
+    blocks = _BlockReader(fs, path, url)
     try:
-        raw.seek(1)  # a server that knows no ranges has no trouble with the first byte
-        raw.read(1)
+        blocks.seek(1)  # reading the first byte would work without ranges, too
+        blocks.read(1)
     except ValueError:
-        with raw:
-            return _copied(place, path, url)
-    raw.seek(0)
-    return io.BufferedReader(raw, _BLOCK)
+        with blocks:
+            return _temporary_copy(fs, path, url)
+    blocks.seek(0)
+    return io.BufferedReader(blocks, _BLOCK)
 
 
-class _Blocks(io.RawIOBase):
-    """A remote file whose reads are tried again when they fail."""
+class _BlockReader(io.RawIOBase):
+    """A remote file that is read in ranges; failed reads are retried."""
 
-    def __init__(self, place: AbstractFileSystem, path: str, url: str) -> None:
+    def __init__(self, fs: AbstractFileSystem, path: str, url: str) -> None:
         self._url = url
-        self._file = self._attempt(lambda: place.open(path, "rb", cache_type="none"))
+        self._file = self._retry(lambda: fs.open(path, "rb", cache_type="none"))
         self._position = 0
 
-    def _attempt(self, action: Callable[[], Any]) -> Any:
+    def _retry(self, action: Callable[[], Any]) -> Any:
         try:
             return retry(action, self._url)
         except OSError as error:
-            raise Halted(f"cannot read {self._url}: {error}") from None
+            raise ResumableError(f"cannot read {self._url}: {error}") from None
 
     def readable(self) -> bool:
         return True
@@ -177,7 +182,7 @@ class _Blocks(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        data = self._attempt(lambda: self._read(len(buffer)))
+        data = self._retry(lambda: self._read(len(buffer)))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -200,19 +205,19 @@ class _Blocks(io.RawIOBase):
         super().close()
 
 
-def _copied(place: AbstractFileSystem, path: str, url: str) -> IO[bytes]:
+def _temporary_copy(fs: AbstractFileSystem, path: str, url: str) -> IO[bytes]:
     copy = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
 
-    def whole() -> None:
+    def download() -> None:
         copy.seek(0)
         copy.truncate()
-        with place.open(path, "rb", block_size=0) as file:
+        with fs.open(path, "rb", block_size=0) as file:
             shutil.copyfileobj(file, copy, _BLOCK)
 
     try:
-        retry(whole, url)
+        retry(download, url)
     except OSError as error:
         copy.close()
-        raise Halted(f"cannot read {url}: {error}") from None
+        raise ResumableError(f"cannot read {url}: {error}") from None
     copy.seek(0)
     return copy

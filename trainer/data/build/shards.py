@@ -1,4 +1,4 @@
-"""Writing data sets: pictures in, shuffled shards with their manifest and contact sheet out."""
+"""Writing data sets: shuffled shards, the manifest and the contact sheet."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import itertools
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,28 +19,48 @@ from PIL import Image
 from trainer.data.build.folder import new_folder
 from trainer.data.build.progress import progress
 from trainer.data.build.sheet import IMAGES, kept_sheet
-from trainer.data.build.store import NAME, File, Sample, Store
+from trainer.data.build.store import STORE_FILE, File, Sample, Store
 from trainer.data.images import encode, pixel_digest
 from trainer.data.manifest import SPLITS, Manifest, Shard, Split, canonical_json
 
-# Readers mix shards, so there should be at least four for each reader: 16 serve 2 ranks with 2 readers each. Many
-# small shards cost nothing but files; large ones make the shuffle coarse and a retried download dear.
+# Readers mix shards, so there should be at least four for each reader: 16 are enough for 2 ranks with 2 readers each.
+# Small shards cost nothing but files; large ones make the shuffle coarse and the retry of a download expensive.
 _MIN_SHARDS = 16
 _MAX_IMAGES = 512
 _MAX_BYTES = 64 << 20
 
 
+@dataclass(frozen=True)
+class DataSetSpec:
+    """How images become a data set.
+
+    Attributes:
+        size: side of the images, in pixels.
+        seed: of the order of the images, which decides the split.
+        val_fraction: share of the images in the split ``val``, 0 to 1.
+        source: names of the sources, for the manifest.
+        options: other options, for the manifest.
+    """
+
+    size: int
+    seed: int
+    val_fraction: float
+    source: tuple[str, ...]
+    options: Mapping[str, Any]
+
+
 def tool() -> str:
+    """Name and version of this program, for the manifest."""
     try:
         return f"catgan {version('catgan')}"
-    except PackageNotFoundError:  # run from a plain checkout, as a Ray job is
+    except PackageNotFoundError:  # a plain checkout, as in a Ray job
         return "catgan"
 
 
 def plan(store: Store, val_fraction: float) -> list[tuple[str, int, int]]:
-    """The shards for the kept pictures: file name, and numbers of the first picture and of that after the last.
+    """The shards for the kept images: (file name, number of the first image, number after the last image).
 
-    ``val`` gets ``val_fraction`` of the pictures, but at least one and not all if there are two or more.
+    The split ``val`` gets ``val_fraction`` of the images, but at least one and, of two or more images, not all.
     """
     total = len(store)
     num_val = min(max(round(total * val_fraction), 1), total - 1) if val_fraction > 0 else 0
@@ -49,7 +70,7 @@ def plan(store: Store, val_fraction: float) -> list[tuple[str, int, int]]:
 
 
 def _parts(store: Store, start: int, stop: int, min_shards: int) -> Iterator[tuple[int, int]]:
-    """Pictures ``start`` to ``stop`` in parts for one shard each, which differ by at most one picture."""
+    """Divide the images ``start`` to ``stop`` - 1 into parts of one shard each, which differ by at most one image."""
     images = stop - start
     size = store.bytes_between(start, stop)
     parts = min(max(min_shards, -(-images // _MAX_IMAGES), -(-size // _MAX_BYTES)), images)
@@ -57,41 +78,35 @@ def _parts(store: Store, start: int, stop: int, min_shards: int) -> Iterator[tup
         yield start + images * i // parts, start + images * (i + 1) // parts
 
 
-def write_data_set(
-    store: Store,
-    folder: Path,
-    *,
-    size: int,
-    seed: int,
-    val_fraction: float,
-    source: Iterable[str],
-    options: Mapping[str, Any],
-) -> Manifest:
-    """Write the kept pictures of ``store``, at least one, as shards, ``contact.png`` and ``manifest.json``.
+def write_data_set(store: Store, folder: Path, spec: DataSetSpec) -> Manifest:
+    """Write the kept images of ``store``, at least one, as shards, ``contact.png`` and ``manifest.json``.
 
-    The order in the shards follows from the seed and each picture's digest: the same pictures give the same split and
-    order, however the files were packed or named. Shards that the store knows as written are left as they are.
+    The order in the shards follows from the seed and each image's digest: the same images give the same split and
+    order, whatever their files are called and wherever they come from. Shards that the store knows are not written
+    again.
     """
     labels = store.labels()
-    wanted = plan(store, val_fraction)
-    done = sum(1 for _ in itertools.takewhile(lambda part: _is_written(store, folder / part[0]), wanted))
-    samples = store.ordered(wanted[done][1] if done < len(wanted) else len(store))
-    index = {label: i for i, label in enumerate(labels)}
-    for name, first, last in progress(wanted[done:], "write", "shard", len(wanted), done):
-        _write_shard(store, folder / name, itertools.islice(samples, last - first), first, index)
+    planned = plan(store, spec.val_fraction)
+    done = sum(1 for _ in itertools.takewhile(lambda part: _is_written(store, folder / part[0]), planned))
+    samples = store.ordered(planned[done][1] if done < len(planned) else len(store))
+    label_index = {label: i for i, label in enumerate(labels)}
+    for name, first, last in progress(planned[done:], "write", "shard", len(planned), done):
+        shard = _write_shard(folder / name, itertools.islice(samples, last - first), first, label_index)
+        store.set_shard(shard)
     splits: dict[str, list[Shard]] = {split: [] for split in SPLITS}
-    for name, *_ in wanted:
-        splits[name.partition("-")[0]].append(_shard(store, name))
-    kept_sheet((picture for picture, *_ in itertools.islice(store.ordered(), IMAGES)), size).save(
-        folder / "contact.png"
-    )
+    for name, *_ in planned:
+        written = store.shard(name)
+        assert written is not None, name
+        splits[name.partition("-")[0]].append(written)
+    sheet = kept_sheet((image for image, *_ in itertools.islice(store.ordered(), IMAGES)), spec.size)
+    sheet.save(folder / "contact.png")
     manifest = Manifest(
         root=str(folder),
-        size=size,
+        size=spec.size,
         splits={split: Split(tuple(shards)) for split, shards in splits.items()},
-        seed=seed,
-        source=tuple(source),
-        options=dict(options),
+        seed=spec.seed,
+        source=spec.source,
+        options=dict(spec.options),
         tool=tool(),
         labels=tuple(labels),
     )
@@ -101,36 +116,32 @@ def write_data_set(
 
 def _is_written(store: Store, path: Path) -> bool:
     shard = store.shard(path.name)
-    return shard is not None and path.is_file() and path.stat().st_size == shard[2]
-
-
-def _shard(store: Store, name: str) -> Shard:
-    found = store.shard(name)
-    assert found is not None, name
-    return Shard(name, *found)
+    return shard is not None and path.is_file() and path.stat().st_size == shard.bytes
 
 
 def _write_shard(
-    store: Store, path: Path, samples: Iterable[tuple[bytes, bytes, str | None]], first: int, index: Mapping[str, int]
-) -> None:
-    number = first
+    path: Path, samples: Iterable[tuple[bytes, bytes, str | None]], first: int, label_index: Mapping[str, int]
+) -> Shard:
+    """Write a shard of (encoded image, JSON record, label), whose keys are the numbers from ``first``."""
+    images = 0
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, (picture, record, label) in enumerate(samples, first):
+        for image, record, label in samples:
             if label is not None:
-                record = canonical_json(json.loads(record) | {"label": index[label]})
-            for suffix, data in (("webp", picture), ("json", record)):
+                record = canonical_json(json.loads(record) | {"label": label_index[label]})
+            for suffix, data in (("webp", image), ("json", record)):
                 # TarInfo's defaults (time 0, no owner) keep the bytes the same on every machine and day.
-                info = tarfile.TarInfo(f"{number:08d}.{suffix}")
+                info = tarfile.TarInfo(f"{first + images:08d}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
+            images += 1
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    store.set_shard(path.name, number - first + 1, sha256, path.stat().st_size)
+    return Shard(path.name, images, sha256, path.stat().st_size)
 
 
 def write_shards(
     out: str | Path,
-    pictures: Iterable[tuple[np.ndarray, Mapping[str, Any]]],
+    images: Iterable[tuple[np.ndarray, Mapping[str, Any]]],
     *,
     size: int,
     seed: int = 0,
@@ -138,22 +149,22 @@ def write_shards(
     source: Iterable[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Write pictures that are ready, uint8 ``[size, size, 3]`` each with its JSON record, as the data set ``out``.
+    """Write finished images, each uint8 RGB [size, size, 3] with its JSON record, as the data set ``out``.
+
+    Duplicates are kept. For ``seed``, ``val_fraction``, ``source`` and ``options`` see ``DataSetSpec``.
 
     Raises:
-        UserError: ``out`` is taken or cannot be written.
+        UserError: ``out`` is not empty, or cannot be written.
     """
     with new_folder(out) as folder:
         with Store(folder, seed) as store:
-            for number, (pixels, record) in enumerate(pictures):
+            for number, (pixels, record) in enumerate(images):
                 assert pixels.shape == (size, size, 3), pixels.shape
                 assert pixels.dtype == np.uint8, pixels.dtype
                 image = Image.fromarray(pixels)
                 sample = Sample(encode(image), pixel_digest(image), size, size)
                 store.add(File(number, str(number), 0, ""), [sample], record, unique=False)
-            write_data_set(
-                store, folder, size=size, seed=seed, val_fraction=val_fraction, source=source, options=options or {}
-            )
-        for path in folder.glob(f"{NAME}*"):
+            write_data_set(store, folder, DataSetSpec(size, seed, val_fraction, tuple(source), options or {}))
+        for path in folder.glob(f"{STORE_FILE}*"):
             path.unlink()
     return Manifest.load(out)

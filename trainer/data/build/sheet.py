@@ -1,4 +1,4 @@
-"""Contact sheets: what was kept and what was rejected, at a glance."""
+"""Contact sheets: grids of kept and of rejected images, to review a data set at a glance."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ from PIL import Image, ImageDraw, ImageFont
 
 from infer.grid import grid
 
-IMAGES = 64  # on a sheet
-_SIDE = 128
+IMAGES = 64
+"""The most images on a sheet."""
+
+_SIDE = 128  # pixels
 _CAPTION = 16  # pixels
 
 
-def kept_sheet(pictures: Iterable[bytes], size: int) -> Image.Image:
-    """Encoded pictures of ``size`` pixels, at 128 pixels at most; there must be one."""
+def kept_sheet(images: Iterable[bytes], size: int) -> Image.Image:
+    """A sheet of encoded images of ``size`` pixels, at least one, each shown at 128 pixels at most."""
     side = min(size, _SIDE)
     return grid(
-        np.stack([np.asarray(_opened(picture).resize((side, side), Image.Resampling.LANCZOS)) for picture in pictures])
+        np.stack([np.asarray(_decode(image).resize((side, side), Image.Resampling.LANCZOS)) for image in images])
     )
 
 
-def rejected_sheet(pictures: Mapping[str, list[bytes]]) -> Image.Image:
-    """Encoded pictures by the kind of their reason, which is written below each; there must be one.
+def rejected_sheet(images: Mapping[str, list[bytes]]) -> Image.Image:
+    """A sheet of encoded images, at least one, by kind of reason, which is written below each image.
 
-    Of each kind as many are shown as of the others, while there are some.
+    The sheet is shared evenly: kinds take turns until the sheet is full or their images run out.
     """
-    rounds = itertools.zip_longest(*([(kind, picture) for picture in some] for kind, some in pictures.items()))
-    turns = [tile for turn in rounds for tile in turn if tile is not None][:IMAGES]
-    turns.sort(key=lambda tile: tile[0])
-    return grid(np.stack([_tile(_opened(picture), kind) for kind, picture in turns]))
+    rounds = itertools.zip_longest(*([(kind, image) for image in of_kind] for kind, of_kind in images.items()))
+    tiles = [tile for turn in rounds for tile in turn if tile is not None][:IMAGES]
+    tiles.sort(key=lambda tile: tile[0])
+    return grid(np.stack([_tile(_decode(image), kind) for kind, image in tiles]))
 
 
-def _opened(picture: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(picture)) as image:
+def _decode(encoded: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(encoded)) as image:
         return image.convert("RGB")
 
 
-def _tile(picture: Image.Image, caption: str) -> np.ndarray:
+def _tile(image: Image.Image, caption: str) -> np.ndarray:
     tile = Image.new("RGB", (_SIDE, _SIDE + _CAPTION), "white")
-    tile.paste(picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
+    tile.paste(image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
+    # A single space of this font is 2 pixels wide and hardly visible.
     ImageDraw.Draw(tile).text((3, _SIDE + 2), caption.replace(" ", "  "), "black", ImageFont.load_default(11))
     return np.asarray(tile)

@@ -1,9 +1,10 @@
-"""Where pictures come from: folders, zips, tars, data sets of ours and single files, all as a row of ``Member``s.
+"""Sources of images: folders, zips, tars, data sets made before and single files, each as a sequence of ``Member``s.
 
-They lie on this machine, in buckets or on web servers. A web server has no folders, only data sets and files.
-Members are read into memory only, never unpacked, so a name like ``../../x`` or a link in an archive leads nowhere.
-Not listed, by name alone: hidden files, ``__MACOSX`` and notes beside pictures (``.json``, ``.txt``, ``.csv``...).
-Everything else is, and a member that cannot be read says why.
+A source is on this machine, in a bucket or on a web server; on a web server it cannot be a folder, except a data set.
+Members are read into memory and never unpacked to disk, so names like ``../../x`` and links in archives do no harm.
+
+Not listed, by their names alone, are hidden files, ``__MACOSX`` and annotations beside images (``.json``, ``.txt``,
+``.csv`` and others). All other files are listed, those that cannot be read with the reason.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from trainer.data.manifest import MANIFEST, Manifest
 from trainer.data.tars import StrictInfo
 
 MAX_BYTES = 256 << 20
-"""Longer files are not read: they have to fit into memory, and a zip can unpack to any length."""
+"""Longer files are rejected: a file must fit into memory, and a member of a zip can unpack to any length."""
 
-_NOTES = {".json", ".txt", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".cls"}
+_ANNOTATIONS = {".json", ".txt", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".cls"}
 _ARCHIVES = {".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".rar", ".7z"}
 
-# What reading a file, a member of a zip or of a tar raises when it is damaged, encrypted or packed unusually.
+# What reading a file, or a member of an archive, raises if it is damaged, encrypted or compressed in a rare way.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -47,9 +48,14 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a source: its name from the source on, its length in bytes and how to get it, or a known problem.
+    """A file of a source.
 
-    ``version`` changes when a file of a folder does; those of archives have their archive's.
+    Attributes:
+        name: its path, beginning with the name of the source.
+        length: in bytes.
+        fetch: returns its content; None if it cannot be read.
+        problem: why it cannot be read.
+        version: changes when a file in a folder does; empty in archives, whose sources have a version.
     """
 
     name: str
@@ -59,7 +65,7 @@ class Member:
     version: str = ""
 
     def read(self) -> bytes:
-        """The content. Raises ImageError with the reason if there is none to be had."""
+        """The content. Raises ImageError with the reason if it cannot be read."""
         if self.fetch is None:
             raise ImageError(self.problem)
         if _suffix(self.name) in _ARCHIVES:
@@ -69,16 +75,20 @@ class Member:
         try:
             return self.fetch()
         except (FileNotFoundError, PermissionError) as error:
-            raise ImageError(f"not readable: {error.strerror or 'gone, or no permission'}") from None
+            raise ImageError(f"not readable: {error.strerror or 'deleted, or no permission'}") from None
         except _UNREADABLE as error:
             raise ImageError(without_queries(f"not readable: {error}")) from None
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a user named: where it lies, the first part of its members' names, and what it is.
+    """A source that the user named.
 
-    ``kind`` is "folder", "set" (a data set of ours), "tar", "zip" or "file". ``version`` changes when a file does.
+    Attributes:
+        location: a path or a URL.
+        name: the first part of its members' names.
+        kind: "folder", "set" (a data set made before), "tar", "zip" or "file".
+        version: changes when an archive or a single file does; empty for folders and data sets.
     """
 
     location: str
@@ -86,63 +96,68 @@ class Source:
     kind: str
     version: str = ""
 
-    def members(self) -> Iterator[Member]:
-        """The members, in an order that depends on nothing but the source.
+    @property
+    def is_remote(self) -> bool:
+        return is_url(self.location)
 
-        A member of a tar is to be read before the next one is asked for; those of a remote folder may be read at once.
+    @property
+    def absolute_location(self) -> str:
+        """The location, independent of the working directory."""
+        return self.location if self.is_remote else str(Path(self.location).resolve())
+
+    @property
+    def allows_concurrent_reads(self) -> bool:
+        """Whether members may be read in any order and at the same time, which pays for buckets."""
+        return self.kind == "folder" and self.is_remote
+
+    def members(self) -> Iterator[Member]:
+        """The members, in an order that depends on the source alone.
+
+        Unless the source ``allows_concurrent_reads``, each member must be read before the next one is requested.
         """
         if self.kind == "tar":
             return _in_tar(self.location, self.name)
         if self.kind == "zip":
             return _in_zip(self.location, self.name)
         if self.kind == "set":
-            return _in_set(self.location, self.name)
+            return _in_data_set(self.location, self.name)
         if self.kind == "folder":
-            return _in_bucket(self.location, self.name) if self.remote else _in_folder(self.location, self.name)
-        return iter([_remote_file(self) if self.remote else _on_disk(Path(self.location), self.name)])
+            return _in_bucket(self.location, self.name) if self.is_remote else _in_folder(self.location, self.name)
+        return iter([_remote_file(self) if self.is_remote else _on_disk(Path(self.location), self.name)])
 
     def count(self) -> int | None:
-        """How many members there are; None for a tar that would have to be unpacked or fetched to know."""
-        if self.kind == "tar" and (self.remote or not _is_plain_tar(self.location)):
+        """The number of members; None for a tar that would have to be decompressed or fetched for that."""
+        if self.kind == "tar" and (self.is_remote or not _is_plain_tar(self.location)):
             return None
         if self.kind == "set":
             return sum(split.images for split in Manifest.load(self.location).splits.values())
         return sum(1 for _ in self.members())
 
-    @property
-    def place(self) -> str:
-        """The location, whatever the working folder is."""
-        return self.location if self.remote else str(Path(self.location).resolve())
 
-    @property
-    def remote(self) -> bool:
-        return is_url(self.location)
-
-
-def check(source: str | Path) -> Source:
-    """What lies at ``source``, a path or a URL.
+def identify(location: str | Path) -> Source:
+    """The source at ``location``, a path or a URL.
 
     Raises:
-        UserError: nothing does, it cannot be read, or it is an archive that is neither zip nor tar.
+        UserError: there is nothing, it cannot be read, or it is an archive that is neither zip nor tar.
     """
-    if is_url(source):
-        return _check_remote(str(source).rstrip("/"))
-    path = Path(source)
+    if is_url(location):
+        return _identify_remote(str(location).rstrip("/"))
+    path = Path(location)
     name = path.resolve().name
     try:
         if path.is_dir():
             is_set = (path / MANIFEST).is_file() and next(path.glob("train-*.tar"), None)
             return Source(str(path), name, "set" if is_set else "folder")
         if not path.is_file():
-            raise UserError(f"there is nothing at {path}: give a folder, zip, tar or picture")
+            raise UserError(f"there is nothing at {path}: give a folder, zip, tar or image")
         status = path.stat()
         return Source(str(path), name, _kind(str(path)), f"{status.st_size} {status.st_mtime_ns}")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _check_remote(url: str) -> Source:
-    filesystem(url)  # refuses what is no place to read from
+def _identify_remote(url: str) -> Source:
+    filesystem(url)  # raises UserError for URLs that are not allowed
     name = remote.name_of(url)
     # A web server cannot list a folder, but may hold a data set.
     if "?" not in url and _suffix(name) not in _ARCHIVES and remote.exists(join(url, MANIFEST)):
@@ -150,12 +165,12 @@ def _check_remote(url: str) -> Source:
     found = remote.info(url)
     if found["type"] == "directory":
         return Source(url, name, "folder")
-    return Source(url, name, _kind(url), f"{found['size']} {remote.stamp(found)}")
+    return Source(url, name, _kind(url), f"{found['size']} {remote.version_of(found)}")
 
 
 def _kind(location: str) -> str:
     with remote.open_file(location) as file:
-        if tarfile.is_tarfile(file):  # asked first: a tar that ends with a zip passes for a zip
+        if tarfile.is_tarfile(file):  # checked first, because a tar whose last member is a zip also looks like a zip
             return "tar"
         if zipfile.is_zipfile(file):
             return "zip"
@@ -164,16 +179,16 @@ def _kind(location: str) -> str:
     return "file"
 
 
-def _in_set(location: str, name: str) -> Iterator[Member]:
+def _in_data_set(location: str, name: str) -> Iterator[Member]:
     manifest = Manifest.load(location)
     for shard in (shard for split in manifest.splits.values() for shard in split.shards):
         yield from _in_tar(join(location, shard.name), f"{name}/{shard.name}")
 
 
 def _in_bucket(url: str, name: str) -> Iterator[Member]:
-    for inside, length, version, fetch in remote.files(url):
-        if _is_listed(inside):
-            yield Member(f"{name}/{inside}", length, fetch, version=version)
+    for file in remote.files(url):
+        if _is_listed(file.path):
+            yield Member(f"{name}/{file.path}", file.length, file.fetch, version=file.version)
 
 
 def _remote_file(source: Source) -> Member:
@@ -183,7 +198,7 @@ def _remote_file(source: Source) -> Member:
 
 
 def _in_folder(folder: str, name: str) -> Iterator[Member]:
-    """The files, then what is in the folders, both by name. Paths are strings: Path takes longer than the disk."""
+    """Files come before folders, both by name. Paths are strings, because Path is slower than the disk."""
     try:
         with os.scandir(folder) as found:
             entries = sorted((entry for entry in found if _is_listed(entry.name)), key=lambda entry: entry.name)
@@ -210,7 +225,7 @@ def _in_folder(folder: str, name: str) -> Iterator[Member]:
 def _on_disk(file: Path | os.DirEntry[str], name: str) -> Member:
     try:
         status = file.stat()
-    except OSError as error:  # a link to nothing, for one
+    except OSError as error:  # a broken link, for example
         return Member(name, problem=f"not readable: {error.strerror}")
     if not stat.S_ISREG(status.st_mode):  # reading a pipe would never end
         return Member(name, problem="not a file")
@@ -231,7 +246,7 @@ def _in_tar(location: str, name: str) -> Iterator[Member]:
     try:
         with remote.open_file(location) as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=StrictInfo) as tar:
             while (info := tar.next()) is not None:
-                # A TarFile remembers all it has met: a GiB for a million members.
+                # A TarFile keeps all members it has read, 1 GiB for a million.
                 tar.members = []  # type: ignore[attr-defined]
                 if info.isdir() or not _is_listed(info.name):
                     continue
@@ -241,7 +256,7 @@ def _in_tar(location: str, name: str) -> Iterator[Member]:
                 else:
                     yield Member(inside, problem="not a file")
     except _UNREADABLE as error:
-        yield Member(name, problem=f"not readable: the tar breaks off, {error}")
+        yield Member(name, problem=f"not readable: the tar is truncated or damaged, {error}")
 
 
 def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
@@ -264,8 +279,8 @@ def _suffix(name: str) -> str:
 
 
 def _is_listed(name: str) -> bool:
-    """Whether the path ``name`` may be a picture, by its parts: neither hidden, rubbish of macOS nor a note."""
+    """Whether the path ``name`` may be an image, by its name alone: not hidden, of macOS, or an annotation."""
     for part in name.split("/"):
         if part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")):
             return False
-    return _suffix(name) not in _NOTES
+    return _suffix(name) not in _ANNOTATIONS

@@ -1,7 +1,7 @@
-"""What is known of a data set in the making: one SQLite file, so that memory does not grow and a kill costs a second.
+"""The state of a build: one SQLite file, so that memory does not grow with the data set and a killed build continues.
 
-A row is a picture looked at, kept or rejected. Rows are in the order of the sources, and those of one file are written
-in one transaction, so what is in the store is always a beginning of the work.
+A row is an image, kept or rejected. Rows are in the order of the sources, and all rows of one file are written in one
+transaction: the store always holds a complete first part of the work, of which a kill costs the last second.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.manifest import canonical_json
+from trainer.data.manifest import Shard, canonical_json
 
-NAME = "work.sqlite"
-SHOWN = 64  # rejected pictures kept of each kind, for the contact sheet
+STORE_FILE = "work.sqlite"
+
+MAX_PREVIEWS = 64
+"""Rejected images that are stored of each kind of reason, for the contact sheet."""
 
 _FORMAT = 1
 _COMMIT_SECONDS = 1.0
@@ -46,16 +48,27 @@ CREATE TABLE uploads (name TEXT PRIMARY KEY, version TEXT);
 
 
 @dataclass(frozen=True)
+class File:
+    """A file of the sources: its number among all of them, and what shows whether it has changed."""
+
+    number: int
+    name: str
+    length: int
+    version: str
+
+
+@dataclass(frozen=True)
 class Sample:
-    """A picture ready for a shard, encoded at the data set's size.
+    """An image ready for a shard.
 
     Attributes:
-        digest: equal for pictures of which only one is to be kept; decides the place in the data set.
+        image: encoded, at the size of the data set.
+        digest: equal for images of which only one is kept; decides the position in the data set.
         width: of the original, in pixels, as ``height``.
-        signature: by which near-duplicates are found: 8 bytes of perceptual hash, then the thumbnail; or nothing.
+        signature: for the search for near-duplicates, see ``duplicates.signature``; empty if there is none.
     """
 
-    picture: bytes
+    image: bytes
     digest: bytes
     width: int
     height: int
@@ -64,12 +77,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Why there is no sample: ``kind`` or ``kind: detail`` on one line, a number if one decided, and a small picture
-    to show if it could be decoded."""
+    """Why there is no sample.
+
+    Attributes:
+        reason: ``kind`` or ``kind: detail``, on one line.
+        score: the number that decided, if one did.
+        preview: an encoded small copy of the image, if it could be decoded.
+    """
 
     reason: str
     score: float | None = None
-    picture: bytes | None = None
+    preview: bytes | None = None
 
     @property
     def kind(self) -> str:
@@ -77,20 +95,27 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class File:
-    """A file looked at: its number among all, and what tells whether it is still the same."""
+class Signatures:
+    """What the search for near-duplicates needs to know of n kept images.
 
-    number: int
-    name: str
-    length: int
-    version: str
+    Attributes:
+        rows: [n], their rows in the store.
+        signatures: [n, bytes], see ``Sample``.
+        pixels: [n], width times height of the originals.
+        keys: [n], different for different images; decide between images of equal size.
+    """
+
+    rows: list[int]
+    signatures: NDArray[np.uint8]
+    pixels: NDArray[np.int64]
+    keys: NDArray[np.uint64]
 
 
 def holds_work(folder: Path) -> bool:
-    """Whether a store in ``folder``, which is not open, knows of any file."""
-    if not (folder / NAME).is_file():
+    """Whether ``folder`` holds a store, which must not be open, with at least one file."""
+    if not (folder / STORE_FILE).is_file():
         return False
-    with contextlib.closing(sqlite3.connect(folder / NAME)) as db:
+    with contextlib.closing(sqlite3.connect(folder / STORE_FILE)) as db:
         try:
             return db.execute("SELECT 1 FROM samples LIMIT 1").fetchone() is not None
         except sqlite3.DatabaseError:
@@ -98,25 +123,25 @@ def holds_work(folder: Path) -> bool:
 
 
 class Store:
-    """The work on one data set, in ``folder``. One process at a time may have it open.
+    """The state of the build in ``folder``, which is created or continued. Only one process at a time may open it.
 
     Args:
-        seed: of the order of the pictures, see ``ordered``.
-        pictures: whether to store pictures; without them nothing but counting is possible.
+        seed: of the order of the images, see ``ordered``.
+        images: whether to store images; without them a build can only be counted.
     """
 
-    def __init__(self, folder: Path, seed: int, *, pictures: bool = True) -> None:
-        self._path = folder / NAME
-        self._seed, self._pictures = seed, pictures
+    def __init__(self, folder: Path, seed: int, *, images: bool = True) -> None:
+        self._path = folder / STORE_FILE
+        self._seed, self._stores_images = seed, images
         try:
             self._open()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
-            self.clear()  # cut off by a crash of the whole machine
+            self.clear()  # damaged by a crash of the machine, or of another format
 
     def _open(self) -> None:
-        # The folder has a lock of its own, and SQLite's do not work on every network file system.
+        # The folder has a lock of its own, and SQLite's locks do not work on every network file system.
         self._db = sqlite3.connect(f"{self._path.absolute().as_uri()}?nolock=1", uri=True, isolation_level=None)
         self._db.execute("PRAGMA page_size = 8192")
         self._db.execute("PRAGMA journal_mode = TRUNCATE")
@@ -128,18 +153,13 @@ class Store:
             self._db.executescript(_SCHEMA)
         elif found != _FORMAT:
             raise sqlite3.DatabaseError(f"format {found}")
-        self._shown = collections.Counter(
-            dict(
-                self._db.execute(
-                    "SELECT kind, count(*) FROM samples JOIN pictures USING (id) WHERE kind IS NOT NULL GROUP BY kind"
-                )
-            )
-        )
+        previews = "SELECT kind, count(*) FROM samples JOIN pictures USING (id) WHERE kind IS NOT NULL GROUP BY kind"
+        self._num_previews = collections.Counter(dict(self._db.execute(previews)))
         self._db.execute("BEGIN")
         self._committed = time.monotonic()
 
     def close(self) -> None:
-        """Let go of the file. What was not committed is lost."""
+        """Close the file. What was not committed is lost."""
         self._db.close()
 
     def __enter__(self) -> Store:
@@ -149,10 +169,10 @@ class Store:
         self.close()
 
     def clear(self) -> None:
-        """Forget everything, and remove from the folder what was made of it."""
+        """Start over: empty the store, and delete everything else in its folder except hidden files."""
         self._db.close()
         for path in self._path.parent.iterdir():
-            if not path.name.startswith("."):  # the lock is
+            if not path.name.startswith("."):  # the lock file is hidden
                 path.unlink()
         self._open()
 
@@ -162,7 +182,7 @@ class Store:
         self._committed = time.monotonic()
 
     def note(self, name: str) -> Any:
-        """What was noted under ``name``; None if nothing was."""
+        """The JSON value stored by ``set_note``; None if there is none."""
         found = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
         return None if found is None else json.loads(found[0])
 
@@ -171,11 +191,14 @@ class Store:
         self.commit()
 
     def files(self) -> Iterator[File]:
-        """The files looked at, in order."""
+        """The files that were added, in order."""
         rows = self._db.execute("SELECT file, name, length, version FROM samples ORDER BY id")
-        for _, same in itertools.groupby(rows, key=lambda row: row[0]):
-            number, name, length, version = next(same)
+        for _, of_file in itertools.groupby(rows, key=lambda row: row[0]):
+            number, name, length, version = next(of_file)
             yield File(number, os.fsdecode(name), length, version)
+
+    def num_files(self) -> int:
+        return int(self._db.execute("SELECT count(DISTINCT file) FROM samples").fetchone()[0])
 
     def add(
         self,
@@ -186,10 +209,10 @@ class Store:
         *,
         unique: bool = True,
     ) -> None:
-        """Add all that was found in a file.
+        """Add the images of a file, at least one.
 
         Args:
-            record: JSON for the samples; None takes name, width and height.
+            record: JSON of the samples; None for the name of the file and the original's width and height.
             label: of the samples.
             unique: whether to reject a sample with the digest of an earlier one as its duplicate.
         """
@@ -201,14 +224,14 @@ class Store:
             self.commit()
 
     def _unless_duplicate(self, sample: Sample) -> Sample | Rejected:
-        found = self._db.execute(
-            "SELECT name FROM samples WHERE place = ? AND kind IS NULL", (self._place(sample),)
-        ).fetchone()
+        query = "SELECT name FROM samples WHERE place = ? AND kind IS NULL"
+        found = self._db.execute(query, (self._sort_key(sample),)).fetchone()
         if found is None:
             return sample
-        return Rejected(f"duplicate: the same pixels as {os.fsdecode(found[0])}", picture=sample.picture)
+        return Rejected(f"duplicate: the same pixels as {os.fsdecode(found[0])}", preview=sample.image)
 
-    def _place(self, sample: Sample) -> bytes:
+    def _sort_key(self, sample: Sample) -> bytes:
+        """The column ``place``: 32 bytes that put the images in an order which only the seed and the digests decide."""
         return hashlib.sha256(b"%d:" % self._seed + sample.digest).digest()
 
     def _insert(
@@ -216,82 +239,76 @@ class Store:
     ) -> None:
         row: tuple[Any, ...]
         if isinstance(result, Sample):
-            row = (None, None, None, self._place(result), result.width, result.height, label, result.signature)
+            image = result.image
+            row = (None, None, None, self._sort_key(result), result.width, result.height, label, result.signature)
             text = canonical_json(record or {"source": file.name, "width": result.width, "height": result.height})
-            shown = self._pictures
+            is_stored = self._stores_images
         else:
+            image = result.preview or b""
             row = (result.kind, os.fsencode(result.reason), result.score, None, None, None, None, None)
             text = None
-            shown = self._pictures and result.picture is not None and self._shown[result.kind] < SHOWN
-            self._shown[result.kind] += shown
+            is_stored = self._stores_images and image != b"" and self._num_previews[result.kind] < MAX_PREVIEWS
+            self._num_previews[result.kind] += is_stored
         cursor = self._db.execute(
             "INSERT INTO samples VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (file.number, os.fsencode(file.name), file.length, file.version, *row, len(result.picture or b"")),
+            (file.number, os.fsencode(file.name), file.length, file.version, *row, len(image)),
         )
-        if shown:
-            self._db.execute("INSERT INTO pictures VALUES (?, ?, ?)", (cursor.lastrowid, result.picture, text))
+        if is_stored:
+            self._db.execute("INSERT INTO pictures VALUES (?, ?, ?)", (cursor.lastrowid, image, text))
 
     def __len__(self) -> int:
-        """Kept pictures."""
+        """The number of kept images."""
         return int(self._db.execute("SELECT count(*) FROM samples WHERE kind IS NULL").fetchone()[0])
 
-    def rejected(self) -> collections.Counter[str]:
-        """The number of rejected pictures by kind of reason."""
+    def num_smaller_than(self, size: int) -> int:
+        """The number of kept images whose original has a shorter side of fewer than ``size`` pixels."""
+        query = "SELECT count(*) FROM samples WHERE kind IS NULL AND min(width, height) < ?"
+        return int(self._db.execute(query, (size,)).fetchone()[0])
+
+    def num_rejected(self) -> collections.Counter[str]:
+        """The number of rejected images by kind of reason."""
         rows = self._db.execute("SELECT kind, count(*) FROM samples WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind")
         return collections.Counter(dict(rows))
 
     def rejections(self) -> Iterator[tuple[str, str, float | None]]:
-        """(file, reason, score) of each rejected picture, in the order of the sources."""
+        """(file name, reason, score) of each rejected image, in the order of the sources."""
         rows = self._db.execute("SELECT name, reason, score FROM samples WHERE kind IS NOT NULL ORDER BY id")
         for name, reason, score in rows:
             yield os.fsdecode(name), os.fsdecode(reason), score
 
-    def num_files(self) -> int:
-        """Files looked at."""
-        return int(self._db.execute("SELECT count(DISTINCT file) FROM samples").fetchone()[0])
+    def previews(self, kind: str, num: int) -> list[bytes]:
+        """The first rejected images of a kind that have a preview, up to ``num``."""
+        query = "SELECT picture FROM samples JOIN pictures USING (id) WHERE kind = ? ORDER BY samples.id LIMIT ?"
+        return [image for (image,) in self._db.execute(query, (kind, num))]
 
-    def smaller_than(self, size: int) -> int:
-        """Kept pictures whose original has a shorter side of fewer than ``size`` pixels."""
-        return int(
-            self._db.execute(
-                "SELECT count(*) FROM samples WHERE kind IS NULL AND min(width, height) < ?", (size,)
-            ).fetchone()[0]
+    def signatures(self) -> Signatures:
+        """The signatures of the kept images, in any order."""
+        query = "SELECT id, signature, width * height, place FROM samples WHERE kind IS NULL"
+        rows, signatures, pixels, keys = [], bytearray(), [], []
+        for row, signature, area, sort_key in self._db.execute(query):
+            rows.append(row)
+            signatures += signature
+            pixels.append(area)
+            keys.append(int.from_bytes(sort_key[:8], "big"))
+        n = len(rows)
+        table = np.frombuffer(signatures, np.uint8).reshape(n, len(signatures) // max(n, 1))
+        return Signatures(rows, table, np.array(pixels, np.int64), np.array(keys, np.uint64))
+
+    def reject_near_duplicate(self, row: int, of: int, distance: float) -> None:
+        """Reject the kept image ``row`` because it resembles the kept image ``of``."""
+        (name,) = self._db.execute("SELECT name FROM samples WHERE id = ?", (of,)).fetchone()
+        self._db.execute(
+            "UPDATE samples SET kind = ?, reason = ?, score = ? WHERE id = ?",
+            ("near-duplicate", b"near-duplicate: of " + name, distance, row),
         )
 
     def labels(self) -> list[str]:
-        """The labels of kept pictures, sorted."""
+        """The labels of the kept images, sorted."""
         rows = self._db.execute("SELECT DISTINCT label FROM samples WHERE kind IS NULL AND label IS NOT NULL")
         return sorted(label for (label,) in rows)
 
-    def signatures(self) -> tuple[list[int], NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint64]]:
-        """Of the kept pictures: id, signature [n, bytes], pixels of the original, and a key to order equals by."""
-        rows = self._db.execute("SELECT id, signature, width * height, place FROM samples WHERE kind IS NULL")
-        ids, signatures, pixels, keys = [], bytearray(), [], []
-        for identity, signature, area, place in rows:
-            ids.append(identity)
-            signatures += signature
-            pixels.append(area)
-            keys.append(int.from_bytes(place[:8], "big"))
-        n = len(ids)
-        table = np.frombuffer(signatures, np.uint8).reshape(n, len(signatures) // max(n, 1))
-        return ids, table, np.array(pixels, np.int64), np.array(keys, np.uint64)
-
-    def drop(self, identity: int, reason: str, of: int, score: float) -> None:
-        """Reject a kept picture after all: ``reason`` and the name of the picture ``of`` that it resembles."""
-        (name,) = self._db.execute("SELECT name FROM samples WHERE id = ?", (of,)).fetchone()
-        kind = reason.partition(":")[0]
-        self._db.execute(
-            "UPDATE samples SET kind = ?, reason = ?, score = ? WHERE id = ?",
-            (kind, os.fsencode(reason) + name, score, identity),
-        )
-
-    def bytes_between(self, start: int, stop: int) -> int:
-        """The length of the encoded pictures ``start`` to ``stop`` in their final order."""
-        part = "SELECT bytes FROM samples WHERE kind IS NULL ORDER BY place, id LIMIT ? OFFSET ?"
-        return int(self._db.execute(f"SELECT sum(bytes) FROM ({part})", (stop - start, start)).fetchone()[0] or 0)
-
     def ordered(self, start: int = 0) -> Iterator[tuple[bytes, bytes, str | None]]:
-        """Picture, JSON record and label of each kept picture from number ``start`` on.
+        """(encoded image, JSON record, label) of the kept images from number ``start`` in the order of the data set.
 
         The order follows from the seed and the digests alone.
         """
@@ -302,24 +319,25 @@ class Store:
         rows: Iterator[tuple[bytes, bytes, str | None]] = self._db.execute(query, (start,))
         return rows
 
-    def shown(self, kind: str, num: int) -> list[bytes]:
-        """Up to ``num`` rejected pictures of a kind, the first ones."""
-        query = "SELECT picture FROM samples JOIN pictures USING (id) WHERE kind = ? ORDER BY samples.id LIMIT ?"
-        return [picture for (picture,) in self._db.execute(query, (kind, num))]
+    def bytes_between(self, start: int, stop: int) -> int:
+        """The total length of the encoded images ``start`` to ``stop`` - 1 in the order of the data set."""
+        part = "SELECT bytes FROM samples WHERE kind IS NULL ORDER BY place, id LIMIT ? OFFSET ?"
+        return int(self._db.execute(f"SELECT sum(bytes) FROM ({part})", (stop - start, start)).fetchone()[0] or 0)
 
-    def shard(self, name: str) -> tuple[int, str, int] | None:
-        """Pictures, SHA-256 and bytes of a shard that was written."""
-        found: tuple[int, str, int] | None = self._db.execute(
-            "SELECT images, sha256, bytes FROM shards WHERE name = ?", (name,)
-        ).fetchone()
-        return found
+    def shard(self, name: str) -> Shard | None:
+        """The shard of this name, if it was written."""
+        found = self._db.execute("SELECT name, images, sha256, bytes FROM shards WHERE name = ?", (name,)).fetchone()
+        return found and Shard(*found)
 
-    def set_shard(self, name: str, images: int, sha256: str, length: int) -> None:
-        self._db.execute("REPLACE INTO shards VALUES (?, ?, ?, ?)", (name, images, sha256, length))
+    def set_shard(self, shard: Shard) -> None:
+        """Record that a shard was written."""
+        self._db.execute(
+            "REPLACE INTO shards VALUES (?, ?, ?, ?)", (shard.name, shard.images, shard.sha256, shard.bytes)
+        )
         self.commit()
 
     def uploads(self) -> dict[str, str | None]:
-        """What was begun to be uploaded, by name; with the version the server gave it if it arrived."""
+        """The files whose upload began, by name, with the version that the server returned; None if it did not end."""
         return dict(self._db.execute("SELECT name, version FROM uploads"))
 
     def set_upload(self, name: str, version: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Data sets made here and then brought into a bucket: the manifest last, since with it a data set exists."""
+"""Uploading a finished data set to a bucket. The manifest comes last: a data set exists once its manifest does."""
 
 from __future__ import annotations
 
@@ -8,47 +8,48 @@ from typing import Any
 
 from catgan.command import UserError
 from catgan.location import filesystem, retry
+from trainer.data.build.errors import ResumableError
 from trainer.data.build.folder import LOCK
 from trainer.data.build.progress import progress
-from trainer.data.build.remote import Halted, stamp
-from trainer.data.build.store import NAME, Store
+from trainer.data.build.remote import version_of
+from trainer.data.build.store import STORE_FILE, Store
 from trainer.data.manifest import MANIFEST
 
 
-def check(url: str) -> str:
-    """``url`` as it is used from here on. Raises UserError if nothing can be written to such a URL."""
+def check_url(url: str) -> str:
+    """``url`` without a final slash. Raises UserError if nothing can be written to such a URL."""
     filesystem(url)
     if url.startswith("http"):
         raise UserError(f"{url}: nothing can be written to a web server; give a path or a bucket (s3://, gs://, az://)")
     return url.rstrip("/")
 
 
-def check_vacant(url: str, ours: Collection[str]) -> dict[str, tuple[int, str]]:
-    """Whether there is nothing at ``url`` but what this build brought there before it was stopped, by name.
+def check_vacant(url: str, own: Collection[str]) -> dict[str, tuple[int, str]]:
+    """Check that ``url`` holds nothing but objects named in ``own``, which an earlier run of this build uploaded.
 
     Returns:
-        Length and version of each object there, by name.
+        {name: (length in bytes, version)} of each object at ``url``.
 
     Raises:
-        UserError: there is.
-        Halted: the bucket cannot be asked.
+        UserError: it holds something else, or its bucket does not exist.
+        ResumableError: the bucket cannot be listed, in spite of retries.
     """
-    found = _found(url)
-    if strangers := sorted(set(found) - set(ours)):
-        raise UserError(f"{url} is not empty, it holds {strangers[0]}: give another OUT, or remove it first")
+    found = _objects(url)
+    if foreign := sorted(set(found) - set(own)):
+        raise UserError(f"{url} is not empty, it holds {foreign[0]}: give another OUT, or remove it first")
     return found
 
 
 def upload(folder: Path, url: str, store: Store) -> None:
-    """Bring the data set in ``folder`` to ``url``. What is there already, and unchanged, is not sent again.
+    """Upload the data set in ``folder`` to ``url``, except what an earlier run uploaded and nobody has changed.
 
     Raises:
-        Halted: the bucket cannot be written, in spite of retries.
+        ResumableError: the bucket cannot be written, in spite of retries.
     """
-    place, root = filesystem(url)
+    fs, root = filesystem(url)
     known = store.uploads()
-    found = check_vacant(url, known)  # again: the work may have taken hours
-    paths = [path for path in folder.iterdir() if path.name != LOCK and not path.name.startswith(NAME)]
+    found = check_vacant(url, known)  # again, because the build may have taken hours
+    paths = [path for path in folder.iterdir() if path.name != LOCK and not path.name.startswith(STORE_FILE)]
     paths.sort(key=lambda path: (path.name == MANIFEST, path.suffix != ".tar", path.name))
     for path in progress(paths, "upload", "file", len(paths)):
         length, version = found.get(path.name, (None, None))
@@ -58,23 +59,23 @@ def upload(folder: Path, url: str, store: Store) -> None:
         target = f"{root}/{path.name}"
 
         def send(path: Path = path, target: str = target) -> dict[str, Any]:
-            place.put_file(str(path), target)
-            return dict(place.info(target))
+            fs.put_file(str(path), target)
+            return dict(fs.info(target))
 
         try:
             sent = retry(send, f"{url}/{path.name}")
         except OSError as error:
-            raise Halted(f"cannot write {url}/{path.name}: {error}") from None
-        store.set_upload(path.name, stamp(sent))
+            raise ResumableError(f"cannot write {url}/{path.name}: {error}") from None
+        store.set_upload(path.name, version_of(sent))
 
 
-def _found(url: str) -> dict[str, tuple[int, str]]:
-    """Length and version of each object at ``url`` by its name from there on."""
-    place, root = filesystem(url)
+def _objects(url: str) -> dict[str, tuple[int, str]]:
+    """{path from ``url`` on: (length in bytes, version)} of each object below ``url``."""
+    fs, root = filesystem(url)
     try:
-        found = retry(lambda: place.find(root, detail=True), url)
+        found = retry(lambda: fs.find(root, detail=True), url)
     except FileNotFoundError as error:
         raise UserError(f"cannot write {url}: {error}") from None
     except OSError as error:
-        raise Halted(f"cannot look into {url}: {error}") from None
-    return {path.removeprefix(root).lstrip("/"): (info["size"], stamp(info)) for path, info in found.items()}
+        raise ResumableError(f"cannot list {url}: {error}") from None
+    return {path.removeprefix(root).lstrip("/"): (info["size"], version_of(info)) for path, info in found.items()}

@@ -1,4 +1,4 @@
-"""Reading a whole data set and comparing it with its manifest."""
+"""Check a whole data set against its manifest."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from trainer.data.tars import StrictInfo
 
 
 def verify(location: str | Path) -> Manifest:
-    """Read a whole data set: hashes, numbers of pictures, and that each sample is a picture of its size with JSON.
+    """Read the whole data set at ``location``, a path or a URL, and compare it with its manifest.
+
+    Checks each shard's SHA-256 and number of images, that each sample is an RGB image of the right size with its JSON,
+    that no key occurs twice, and that a local folder has no shard which the manifest does not list.
 
     Raises:
-        UserError: the first shard that is not what the manifest says, and in what.
+        UserError: the first difference, with the name of the shard.
     """
     manifest = Manifest.load(location)
     shards = {shard.name: shard for split in manifest.splits.values() for shard in split.shards}
     if not is_url(manifest.root):
-        there = {path.name for path in Path(manifest.root).glob("*.tar")}
-        if strangers := sorted(there - set(shards)):
-            raise UserError(f"{Path(manifest.root, strangers[0])} is not in {MANIFEST}: remove it, or build again")
+        present = {path.name for path in Path(manifest.root).glob("*.tar")}
+        if unlisted := sorted(present - set(shards)):
+            raise UserError(f"{Path(manifest.root, unlisted[0])} is not in {MANIFEST}: remove it, or build again")
     keys: set[str] = set()
     contents = shards_ahead(manifest, shards.values())
     for shard, content in zip(progress(shards.values(), "verify", "shard", len(shards)), contents, strict=True):
@@ -38,17 +41,17 @@ def verify(location: str | Path) -> Manifest:
         try:
             if isinstance(content, OSError):
                 raise content
-            found = _keys(content, shard, manifest.size)
+            shard_keys = _check_shard(content, shard, manifest.size)
         except (OSError, ValueError, tarfile.TarError) as error:
             raise UserError(f"{path} is damaged: {error}; copy it again, or build it again") from None
-        if twice := keys.intersection(found):
-            raise UserError(f"{path}: sample {min(twice)} is also in an earlier shard; build the data set again")
-        keys.update(found)
+        if repeated := keys.intersection(shard_keys):
+            raise UserError(f"{path}: sample {min(repeated)} is also in an earlier shard; build the data set again")
+        keys.update(shard_keys)
     return manifest
 
 
-def _keys(content: bytes, shard: Shard, size: int) -> list[str]:
-    """The keys of a shard, after all checks. Raises ValueError, OSError or TarError with what is wrong."""
+def _check_shard(content: bytes, shard: Shard, size: int) -> list[str]:
+    """The keys of a shard that passes all checks. Raises ValueError, OSError or TarError with the first difference."""
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         raise ValueError("its sha256 is not the manifest's")
     samples: dict[str, set[str]] = {}
@@ -57,7 +60,7 @@ def _keys(content: bytes, shard: Shard, size: int) -> list[str]:
             key, _, suffix = member.name.partition(".")
             file = tar.extractfile(member)
             if file is None or suffix in samples.setdefault(key, set()):
-                raise ValueError(f"{member.name} is no file, or is there twice")
+                raise ValueError(f"{member.name} is not a file, or occurs twice")
             samples[key].add(suffix)
             try:
                 _check_member(suffix, file, size)
@@ -65,9 +68,9 @@ def _keys(content: bytes, shard: Shard, size: int) -> list[str]:
                 raise ValueError(f"{member.name}: {error}") from None
     for key, suffixes in samples.items():
         if suffixes not in ({"webp", "json"}, {"png", "json"}):
-            raise ValueError(f"sample {key} has {', '.join(sorted(suffixes))} instead of a picture and its json")
+            raise ValueError(f"sample {key} has {', '.join(sorted(suffixes))} instead of an image and its json")
     if len(samples) != shard.images:
-        raise ValueError(f"it holds {len(samples)} pictures, the manifest says {shard.images}")
+        raise ValueError(f"it holds {len(samples)} images, the manifest says {shard.images}")
     return list(samples)
 
 

@@ -1,49 +1,85 @@
-"""Processes to share work on pictures with, which never outlive their use."""
+"""Threads and processes for the work on images, with results in order and nothing left running afterwards."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def map_ordered(function: Callable[[T], R], items: Iterable[T], pool: Executor | None, ahead: int) -> Iterator[R]:
+    """``function`` of each item, in order. None as ``pool`` runs it in the caller's thread, one item at a time.
+
+    ``Executor.map`` takes all items at once; this one takes an item only when fewer than ``ahead`` results are
+    pending, which bounds the memory.
+    """
+    if pool is None:
+        yield from map(function, items)
+        return
+    pending: collections.deque[Future[R]] = collections.deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 @contextlib.contextmanager
-def workers(processes: int, module: str) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose processes are gone when the block is left, whatever they are at, and when this process is killed.
-
-    ``ProcessPoolExecutor`` alone would first finish what is queued, and its processes would wait for a killed parent
-    for ever. ``module`` is imported once for all of them. A script that calls this needs the usual
-    ``if __name__ == "__main__":``.
-    """
-    # A fork of this process would copy the locks of its threads (tqdm has one) in whatever state they are.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
-    leash, hand = multiprocessing.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(processes, context, _start, (leash,))
+def worker_threads(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A thread pool that cancels what is queued, and waits for what is running, when the block ends."""
+    pool = ThreadPoolExecutor(threads)
     try:
         yield pool
     finally:
-        hand.close()
         pool.shutdown(cancel_futures=True)
-        leash.close()
 
 
-def _start(leash: Connection) -> None:
-    """Leave Ctrl-C to the parent, and leave when it lets go of the leash, be it by its death.
+@contextlib.contextmanager
+def worker_processes(processes: int, module: str) -> Iterator[ProcessPoolExecutor]:
+    """A process pool whose processes exit at once when the block ends or this process is killed.
 
-    libtiff writes about damaged files straight to stderr, where the parent's progress is; nobody needs it.
+    ``ProcessPoolExecutor`` alone would first finish what is queued, and its processes would outlive a killed parent.
+    A script that uses this needs the usual ``if __name__ == "__main__":``.
+
+    Args:
+        module: imported once, in the fork server, for all processes.
+    """
+    # A plain fork would copy the locks of this process's threads (tqdm has one) in whatever state they are.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    # The parent holds the only writing end. Closing it, or the parent's death, wakes the processes that read.
+    exit_reader, exit_writer = multiprocessing.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(processes, context, _start_process, (exit_reader,))
+    try:
+        yield pool
+    finally:
+        exit_writer.close()
+        pool.shutdown(cancel_futures=True)
+        exit_reader.close()
+
+
+def _start_process(exit_reader: Connection) -> None:
+    """Ignore Ctrl-C, which the parent handles, and exit when the other end of ``exit_reader`` is closed.
+
+    stderr is discarded: libtiff writes about damaged files straight to it, into the parent's progress bar.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def leave() -> None:
-        multiprocessing.connection.wait([leash])
+    def exit_with_parent() -> None:
+        multiprocessing.connection.wait([exit_reader])
         os._exit(1)
 
-    threading.Thread(target=leave, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

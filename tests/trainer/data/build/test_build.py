@@ -19,14 +19,14 @@ from PIL import Image
 from catgan.command import UserError
 from trainer.data.build import sources
 from trainer.data.build.build import Report, build
-from trainer.data.build.prepare import KEEP
+from trainer.data.build.prepare import OPTIONAL_CHECKS
 from trainer.data.build.verify import verify
 from trainer.data.manifest import Manifest
 
 SIZE = 16
 
 
-def picture(seed: int, width: int = 20, height: int = 20) -> Image.Image:
+def noise(seed: int, width: int = 20, height: int = 20) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -44,7 +44,7 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def run(*paths: Path | str, out: Path | str, **options: Any) -> tuple[Manifest, Report]:
-    manifest, report = build(paths, out, **{"size": SIZE, "processes": 0, "keep": KEEP, **options})
+    manifest, report = build(paths, out, **{"size": SIZE, "processes": 0, "keep": OPTIONAL_CHECKS, **options})
     assert manifest is not None
     return manifest, report
 
@@ -64,12 +64,12 @@ def samples(manifest: Manifest, *splits: str) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """40 pictures in a folder and one below it."""
-    return write(tmp_path / "in" / "pics", {f"{'sub/' * (i % 2)}{i:02d}.png": packed(picture(i)) for i in range(40)})
+    """40 images in a folder and its subfolder."""
+    return write(tmp_path / "in" / "pics", {f"{'sub/' * (i % 2)}{i:02d}.png": packed(noise(i)) for i in range(40)})
 
 
-def test_every_picture_arrives_cropped_and_resized(tmp_path: Path) -> None:
-    wide, exact = picture(0, 60, 30), picture(1, SIZE, SIZE)
+def test_images_are_cropped_and_resized(tmp_path: Path) -> None:
+    wide, exact = noise(0, 60, 30), noise(1, SIZE, SIZE)
     source = write(tmp_path / "pics", {"wide.png": packed(wide), "sub/exact.png": packed(exact)})
     manifest, report = run(source, out=tmp_path / "out", val_fraction=0.5)
     found = samples(verify(tmp_path / "out"))
@@ -83,26 +83,26 @@ def test_every_picture_arrives_cropped_and_resized(tmp_path: Path) -> None:
         "size": SIZE,
         "crop": "center",
         "min_size": 8,
-        "keep": sorted(KEEP),
+        "keep": sorted(OPTIONAL_CHECKS),
         "val_fraction": 0.5,
     }
     assert not report.rejected
     assert rejected(tmp_path / "out") == {}
 
 
-def test_what_cannot_be_used_is_listed_with_the_reason(tmp_path: Path) -> None:
-    good = picture(0)
-    jpeg = packed(picture(1, 64, 64), "JPEG", quality=95)
+def test_rejected_files_are_listed_with_the_reason(tmp_path: Path) -> None:
+    good = noise(0)
+    jpeg = packed(noise(1, 64, 64), "JPEG", quality=95)
     files = {
         "a.png": packed(good),
         "b copy.bmp": packed(good, "BMP"),
         "c copy.png": packed(good),
         "empty.jpg": b"",
         "page.jpg": b"<!DOCTYPE html><html>",
-        "small.png": packed(picture(2, 7, 30)),
-        "just.png": packed(picture(3, 8, 30)),
+        "small.png": packed(noise(2, 7, 30)),
+        "just.png": packed(noise(3, 8, 30)),
         "cut.jpg": jpeg[: len(jpeg) // 2],
-        "notes.txt": b"not looked at",
+        "notes.txt": b"not listed",
     }
     manifest, report = run(write(tmp_path / "pics", files), out=tmp_path / "out")
     assert set(samples(manifest)) == {"pics/a.png", "pics/just.png"}
@@ -126,20 +126,20 @@ def test_what_cannot_be_used_is_listed_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_duplicates_are_found_across_sources_and_before_resizing(tmp_path: Path) -> None:
-    one = write(tmp_path / "one", {"a.png": packed(picture(0))})
-    # Equal after resizing to 16x16 of one colour each, but different pictures: all three are kept.
+    one = write(tmp_path / "one", {"a.png": packed(noise(0))})
+    # Equal after resizing to 16x16, but different originals: all three are kept.
     flat = {f"{side}.png": packed(Image.new("RGB", (side, side), "red")) for side in (20, 21, 22)}
-    two = write(tmp_path / "two", {"again.png": packed(picture(0), compress_level=1), **flat})
+    two = write(tmp_path / "two", {"again.png": packed(noise(0), compress_level=1), **flat})
     manifest, _ = run(one, two, out=tmp_path / "out")
     assert set(samples(manifest)) == {"one/a.png", "two/20.png", "two/21.png", "two/22.png"}
     assert rejected(tmp_path / "out") == {"two/again.png": "duplicate: the same pixels as one/a.png"}
     assert manifest.source == ("one", "two")
 
 
-def test_turned_picture_is_a_duplicate_of_its_upright_self(tmp_path: Path) -> None:
+def test_image_with_exif_rotation_is_a_duplicate_of_the_upright_one(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    stored = picture(0, 30, 20)
+    stored = noise(0, 30, 20)
     upright = stored.transpose(Image.Transpose.ROTATE_270)
     source = write(tmp_path / "pics", {"a.png": packed(upright), "b.png": packed(stored, exif=exif)})
     run(source, out=tmp_path / "out")
@@ -147,7 +147,7 @@ def test_turned_picture_is_a_duplicate_of_its_upright_self(tmp_path: Path) -> No
 
 
 def test_min_size_can_be_set(tmp_path: Path) -> None:
-    source = write(tmp_path / "pics", {f"{side}.png": packed(picture(side, side, side)) for side in (4, 15, 16, 40)})
+    source = write(tmp_path / "pics", {f"{side}.png": packed(noise(side, side, side)) for side in (4, 15, 16, 40)})
     manifest, report = run(source, out=tmp_path / "out", min_size=16)
     assert set(samples(manifest)) == {"pics/16.png", "pics/40.png"}
     assert report.enlarged == 0
@@ -156,14 +156,14 @@ def test_min_size_can_be_set(tmp_path: Path) -> None:
     assert report.enlarged == 2
 
 
-def test_crop_none_rejects_what_is_not_square(tmp_path: Path) -> None:
-    source = write(tmp_path / "pics", {"a.png": packed(picture(0, 20, 20)), "b.png": packed(picture(1, 20, 21))})
+def test_crop_none_rejects_images_that_are_not_square(tmp_path: Path) -> None:
+    source = write(tmp_path / "pics", {"a.png": packed(noise(0, 20, 20)), "b.png": packed(noise(1, 20, 21))})
     manifest, _ = run(source, out=tmp_path / "out", crop="none")
     assert set(samples(manifest)) == {"pics/a.png"}
     assert rejected(tmp_path / "out")["pics/b.png"].startswith("not square: 20x21")
 
 
-def test_same_input_and_seed_same_bytes_with_any_number_of_processes(folder: Path, tmp_path: Path) -> None:
+def test_same_input_and_seed_give_the_same_bytes_with_any_number_of_processes(folder: Path, tmp_path: Path) -> None:
     (folder / "broken.png").write_bytes(b"x")
     outs = [tmp_path / "here", tmp_path / "pool"]
     for out, processes in zip(outs, (0, 2), strict=True):
@@ -175,7 +175,7 @@ def test_same_input_and_seed_same_bytes_with_any_number_of_processes(folder: Pat
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes(), name
 
 
-def test_split_and_order_do_not_depend_on_the_packing(folder: Path, tmp_path: Path) -> None:
+def test_split_and_order_do_not_depend_on_the_kind_of_source(folder: Path, tmp_path: Path) -> None:
     files = sorted(path for path in folder.rglob("*.png"))
     with zipfile.ZipFile(tmp_path / "pics.zip", "w") as archive:
         for path in reversed(files):
@@ -195,7 +195,7 @@ def test_split_and_order_do_not_depend_on_the_packing(folder: Path, tmp_path: Pa
     assert {Path(name).name for name in samples(other, "val")} != validation[0]
 
 
-def test_shards_can_be_built_from_shards(folder: Path, tmp_path: Path) -> None:
+def test_data_set_can_be_built_from_a_data_set(folder: Path, tmp_path: Path) -> None:
     first, _ = run(folder, out=tmp_path / "first")
     second, report = run(tmp_path / "first", out=tmp_path / "second")
     assert not report.rejected
@@ -204,10 +204,10 @@ def test_shards_can_be_built_from_shards(folder: Path, tmp_path: Path) -> None:
     assert pixels[0] == pixels[1]
 
 
-def test_large_pictures_and_many_go_through_the_pool(tmp_path: Path) -> None:
-    files = {f"{i}.png": packed(picture(i, 700, 700)) for i in range(4)}
-    files |= {f"small{i}.png": packed(picture(i)) for i in range(70)}
-    assert len(files["0.png"]) > 1 << 20, "a message of its own"
+def test_large_and_many_images_go_through_the_process_pool(tmp_path: Path) -> None:
+    files = {f"{i}.png": packed(noise(i, 700, 700)) for i in range(4)}
+    files |= {f"small{i}.png": packed(noise(i)) for i in range(70)}
+    assert len(files["0.png"]) > 1 << 20, "a chunk of its own"
     manifest, _ = run(write(tmp_path / "pics", files), out=tmp_path / "out", processes=2)
     assert len(samples(manifest)) == 74
 
@@ -215,13 +215,13 @@ def test_large_pictures_and_many_go_through_the_pool(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "complaint"),
     [
-        ({}, "no usable picture in .*pics: no file to look at"),
-        ({"notes.txt": b"x"}, "no usable picture in .*pics: no file to look at"),
+        ({}, "no usable image in .*pics: there are no files"),
+        ({"notes.txt": b"x"}, "no usable image in .*pics: there are no files"),
         ({"a.jpg": b"x", "b.jpg": b"y"}, r"2 not a picture, beginning with pics/a\.jpg \(not a picture\)"),
-        ({"a.png": packed(picture(0, 4, 4))}, r"1 too small.*4x4, the shorter side needs 8"),
+        ({"a.png": packed(noise(0, 4, 4))}, r"1 too small.*4x4, the shorter side needs 8"),
     ],
 )
-def test_nothing_usable_is_a_user_error_and_leaves_nothing(
+def test_no_usable_image_is_a_user_error_and_leaves_nothing(
     tmp_path: Path, files: dict[str, bytes], complaint: str
 ) -> None:
     (tmp_path / "pics").mkdir()
@@ -231,25 +231,25 @@ def test_nothing_usable_is_a_user_error_and_leaves_nothing(
     assert os.listdir(tmp_path) == ["pics"]  # noqa: PTH208
 
 
-def test_killed_worker_is_named_and_its_work_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_worker_process_is_reported_and_work_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def members(source: sources.Source) -> Iterator[sources.Member]:
-        for i in range(33):  # one chunk, which starts the worker, and the beginning of the next
+        for i in range(33):  # one chunk, which starts the worker process, and the first file of the next
             yield sources.Member(f"{i}.png", 0, Path(source.location).read_bytes)
         for child in multiprocessing.active_children():
             child.kill()
             child.join()
 
-    path = write(tmp_path / "in", {"a.png": packed(picture(0))}) / "a.png"
+    path = write(tmp_path / "in", {"a.png": packed(noise(0))}) / "a.png"
     with monkeypatch.context() as patch:
         patch.setattr(sources.Source, "members", members)
         patch.setattr(sources.Source, "count", lambda self: None)
-        with pytest.raises(UserError, match=r"a decoding process was killed.*--processes 1.*what is done is kept"):
+        with pytest.raises(UserError, match=r"a worker process was killed.*--processes 1.*the work so far is kept"):
             run(path, out=tmp_path / "out", processes=1)
     assert not (tmp_path / "out").exists()
     assert len(samples(run(path, out=tmp_path / "out")[0])) == 1
 
 
-def test_a_source_that_is_missing_stops_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+def test_missing_source_is_reported_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing at"):
         run(folder, tmp_path / "none", out=tmp_path / "out")
     assert os.listdir(tmp_path) == ["in"]  # noqa: PTH208
@@ -264,7 +264,7 @@ def test_out_inside_the_source(folder: Path) -> None:
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     source = tmp_path / "pics"
     source.mkdir()
-    for name, data in ((b"caf\xe9.png", packed(picture(0))), (b"th\xe9.png", b"x"), (b'new\n"line.png', b"y")):
+    for name, data in ((b"caf\xe9.png", packed(noise(0))), (b"th\xe9.png", b"x"), (b'new\n"line.png', b"y")):
         (source / os.fsdecode(name)).write_bytes(data)
     run(source, out=tmp_path / "out")
     assert rejected(tmp_path / "out") == {"pics/th\\udce9.png": "not a picture", 'pics/new\n"line.png': "not a picture"}

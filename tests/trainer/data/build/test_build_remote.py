@@ -1,4 +1,4 @@
-"""Sources in buckets and on web servers, and data sets built into buckets, over the real protocols on loopback."""
+"""Sources in buckets and on web servers, and data sets in buckets, over the real protocols on loopback."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from catgan.command import UserError
 from catgan.location import filesystem
 from trainer.data.build import remote, sources
 from trainer.data.build.build import Report, build
-from trainer.data.build.remote import Halted
+from trainer.data.build.errors import ResumableError
 from trainer.data.build.verify import verify
 from trainer.data.manifest import Manifest
 
@@ -39,7 +39,7 @@ def packed(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-PICTURES = {name: packed(i) for i, name in enumerate(NAMES)}
+IMAGES = {name: packed(i) for i, name in enumerate(NAMES)}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AbstractFileSystem]:
-    """An empty bucket ``cats``; address and credentials are in the environment, the cache is a folder of its own."""
+    """An empty bucket ``cats``. The environment has its address and credentials, and a cache folder of its own."""
     S3FileSystem.clear_instance_cache()
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
@@ -70,7 +70,7 @@ def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def pics(tmp_path: Path) -> Path:
-    for name, data in PICTURES.items():
+    for name, data in IMAGES.items():
         (tmp_path / "pics" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pics" / name).write_bytes(data)
     return tmp_path / "pics"
@@ -88,7 +88,7 @@ def put(place: AbstractFileSystem, files: dict[str, bytes]) -> None:
 
 
 def kept(manifest: Manifest) -> set[str]:
-    """The names of the kept pictures."""
+    """The names of the kept images."""
     names = set()
     for path in (path for split in ("train", "val") for path in manifest.paths(split)):
         with tarfile.open(fileobj=io.BytesIO(location.read(path))) as tar:
@@ -102,7 +102,7 @@ def kept(manifest: Manifest) -> set[str]:
 
 def test_bucket_is_listed_like_a_folder(bucket: AbstractFileSystem, pics: Path, tmp_path: Path) -> None:
     hidden = {"notes.txt": b"no", ".hidden.png": b"no", "__MACOSX/a.png": b"no"}
-    put(bucket, {f"cats/pics/{name}": data for name, data in (PICTURES | hidden | {"page.jpg": b"<html>"}).items()})
+    put(bucket, {f"cats/pics/{name}": data for name, data in (IMAGES | hidden | {"page.jpg": b"<html>"}).items()})
     put(bucket, {"cats/pics/folder/": b"", "cats/pictures/other.png": packed(99)})
     (pics / "page.jpg").write_bytes(b"<html>")
     manifest, report = run("s3://cats/pics", out=tmp_path / "out")
@@ -113,29 +113,29 @@ def test_bucket_is_listed_like_a_folder(bucket: AbstractFileSystem, pics: Path, 
     assert (tmp_path / "out" / "rejected.csv").read_bytes() == (tmp_path / "local" / "rejected.csv").read_bytes()
 
 
-def test_many_objects_come_in_order_and_all(bucket: AbstractFileSystem, tmp_path: Path) -> None:
+def test_many_objects_are_read_in_order(bucket: AbstractFileSystem, tmp_path: Path) -> None:
     files = {f"{i:03d}.png": packed(i) for i in range(70)}
     put(bucket, {f"cats/{name}": data for name, data in files.items()})
-    members = list(sources.check("s3://cats").members())
+    members = list(sources.identify("s3://cats").members())
     assert [member.name for member in members] == [f"cats/{name}" for name in files]
     assert run("s3://cats", out=tmp_path / "out", processes=2)[1].kept == 70
 
 
 def archives(folder: Path) -> dict[str, bytes]:
-    """The pictures as zip, tar and compressed tar."""
+    """The images as zip, tar and compressed tar."""
     with zipfile.ZipFile(folder / "cats.zip", "w") as archive:
-        for name, data in PICTURES.items():
+        for name, data in IMAGES.items():
             archive.writestr(name, data)
     for name, mode in (("cats.tar", "w"), ("cats.tar.gz", "w:gz")):
         with tarfile.open(folder / name, mode) as tar:  # type: ignore[call-overload]
-            for inside, data in PICTURES.items():
+            for inside, data in IMAGES.items():
                 info = tarfile.TarInfo(inside)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return {name: (folder / name).read_bytes() for name in ("cats.zip", "cats.tar", "cats.tar.gz")}
 
 
-def test_archives_and_single_pictures_in_a_bucket(bucket: AbstractFileSystem, pics: Path, tmp_path: Path) -> None:
+def test_archives_and_single_images_in_a_bucket(bucket: AbstractFileSystem, pics: Path, tmp_path: Path) -> None:
     put(bucket, {f"cats/{name}": data for name, data in (archives(tmp_path) | {"one ü.png": packed(77)}).items()})
     for name in ("cats.zip", "cats.tar", "cats.tar.gz"):
         manifest, report = run(f"s3://cats/{name}", out=tmp_path / f"out-{name}")
@@ -147,7 +147,7 @@ def test_archives_and_single_pictures_in_a_bucket(bucket: AbstractFileSystem, pi
     assert (report.kept, report.rejected) == (6, {"duplicate": 1})
 
 
-def test_little_of_a_large_archive_is_fetched_to_go_on(
+def test_listing_a_zip_fetches_little_of_it(
     bucket: AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "_BLOCK", 1 << 12)
@@ -157,9 +157,11 @@ def test_little_of_a_large_archive_is_fetched_to_go_on(
     data = (tmp_path / "cats.zip").read_bytes()
     put(bucket, {"cats/cats.zip": data})
     fetched = []
-    original = remote._Blocks._read
-    monkeypatch.setattr(remote._Blocks, "_read", lambda self, length: fetched.append(length) or original(self, length))
-    members = list(sources.check("s3://cats/cats.zip").members())
+    original = remote._BlockReader._read
+    monkeypatch.setattr(
+        remote._BlockReader, "_read", lambda self, length: fetched.append(length) or original(self, length)
+    )
+    members = list(sources.identify("s3://cats/cats.zip").members())
     assert len(members) == 50
     assert sum(fetched) < len(data) / 4
 
@@ -171,7 +173,7 @@ def test_data_set_in_a_bucket_is_a_source(bucket: AbstractFileSystem, pics: Path
     assert verify("s3://cats/second").digest == second.digest
 
 
-def test_bucket_as_target_holds_what_a_folder_holds(bucket: AbstractFileSystem, pics: Path, tmp_path: Path) -> None:
+def test_data_set_in_a_bucket_equals_one_in_a_folder(bucket: AbstractFileSystem, pics: Path, tmp_path: Path) -> None:
     manifest, _ = run(pics, out="s3://cats/deep/set")
     assert manifest.root == "s3://cats/deep/set"
     assert manifest == Manifest.load("s3://cats/deep/set")
@@ -183,7 +185,7 @@ def test_bucket_as_target_holds_what_a_folder_holds(bucket: AbstractFileSystem, 
 
 
 @pytest.mark.parametrize("there", ["manifest.json", "sub/photo.jpg"])
-def test_target_that_is_taken_is_refused_before_any_work(
+def test_target_that_is_not_empty_is_refused_before_any_work(
     bucket: AbstractFileSystem, pics: Path, monkeypatch: pytest.MonkeyPatch, there: str
 ) -> None:
     put(bucket, {f"cats/set/{there}": b"mine", "cats/set2/a": b"not below it"})
@@ -193,14 +195,14 @@ def test_target_that_is_taken_is_refused_before_any_work(
     assert bucket.cat_file(f"cats/set/{there}") == b"mine"
 
 
-def test_bucket_that_does_not_exist_is_named(bucket: AbstractFileSystem, pics: Path, tmp_path: Path) -> None:
+def test_missing_bucket_is_reported(bucket: AbstractFileSystem, pics: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing at s3://dogs/pics"):
         run("s3://dogs/pics", out=tmp_path / "out")
     with pytest.raises(UserError, match="cannot write s3://dogs/set"):
         run(pics, out="s3://dogs/set")
 
 
-def test_stopped_upload_goes_on(bucket: AbstractFileSystem, pics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_upload_continues(bucket: AbstractFileSystem, pics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     original = bucket.put_file
 
@@ -226,7 +228,7 @@ def test_stopped_upload_goes_on(bucket: AbstractFileSystem, pics: Path, monkeypa
     verify("s3://cats/set")
 
 
-def test_failing_network_halts_and_the_work_is_kept(
+def test_network_failure_stops_the_build_and_keeps_the_work(
     bucket: AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(bucket, {f"cats/pics/{i:02d}.png": packed(i) for i in range(40)})
@@ -241,13 +243,15 @@ def test_failing_network_halts_and_the_work_is_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(bucket, "cat_file", failing)
-        with pytest.raises(Halted, match=r"cannot read s3://cats/pics/35\.png: connection reset; what is done is kept"):
+        with pytest.raises(
+            ResumableError, match=r"cannot read s3://cats/pics/35\.png: connection reset; the work so far"
+        ):
             run("s3://cats/pics", out=tmp_path / "out")
     report = run("s3://cats/pics", out=tmp_path / "out")[1]
     assert (report.resumed, report.kept) == (32, 40)
 
 
-def test_object_that_vanishes_is_rejected(
+def test_object_deleted_meanwhile_is_rejected(
     bucket: AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(bucket, {f"cats/pics/{i}.png": packed(i) for i in range(3)})
@@ -255,7 +259,7 @@ def test_object_that_vanishes_is_rejected(
 
     def files(url: str) -> Iterator[Any]:
         for file in list(original(url)):
-            bucket.rm_file("cats/pics/1.png") if file[0] == "1.png" and bucket.exists("cats/pics/1.png") else None
+            bucket.rm_file("cats/pics/1.png") if file.path == "1.png" and bucket.exists("cats/pics/1.png") else None
             yield file
 
     monkeypatch.setattr(remote, "files", files)
@@ -264,7 +268,7 @@ def test_object_that_vanishes_is_rejected(
     assert (report.kept, report.rejected) == (2, {"not readable": 1})
 
 
-def test_changed_object_begins_afresh(
+def test_changed_object_starts_over(
     bucket: AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(bucket, {f"cats/pics/{i}.png": packed(i) for i in range(3)})
@@ -274,11 +278,11 @@ def test_changed_object_begins_afresh(
             run("s3://cats/pics/0.png", "s3://cats/pics", out=tmp_path / "out")
     put(bucket, {"cats/pics/0.png": packed(0)[:-1] + b"?"})
     run("s3://cats/pics/0.png", "s3://cats/pics", out=tmp_path / "out")
-    assert "beginning afresh" in capsys.readouterr().err
+    assert "starting over" in capsys.readouterr().err
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; with ``ranges`` also parts of files, as most web servers do."""
+    """Serves a folder; with ``ranges`` also ranges of files, as most web servers do."""
 
     ranges = True
 
@@ -311,7 +315,7 @@ def web(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
         server.shutdown()
 
 
-def test_archives_pictures_and_data_sets_on_a_web_server(web: str, pics: Path, tmp_path: Path) -> None:
+def test_archives_images_and_data_sets_on_a_web_server(web: str, pics: Path, tmp_path: Path) -> None:
     run(pics, out=tmp_path / "www" / "set")
     archives(tmp_path / "www")
     (tmp_path / "www" / "one cat.png").write_bytes(packed(77))
@@ -331,7 +335,7 @@ def test_web_page_instead_of_an_archive(web: str, tmp_path: Path) -> None:
         run(f"{web}/none.zip", out=tmp_path / "out")
 
 
-def test_nobody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_does_not_answer_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(location, "_FIRST_PAUSE", 0.001)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

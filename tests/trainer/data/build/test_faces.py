@@ -1,4 +1,4 @@
-"""Faces: crops are upright, to scale and inside the photo; finds are merged, looked at again and judged."""
+"""Faces: crops are upright, to scale and inside the photo; detections are merged, refined and classified."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from catgan.command import UserError
 from trainer.data.build import faces
-from trainer.data.build.faces import CATS, Face, FaceFinder, Square, crop_face, merge
+from trainer.data.build.faces import CATS, Detection, Face, FaceFinder, crop_face, suppress_overlaps
 from trainer.data.images import ImageError
 
 UPRIGHT = Face(x=200.0, y=150.0, side=80.0, angle=0.0, score=20.0, cat=1.0)
@@ -24,9 +24,9 @@ WIDTH, HEIGHT = 400, 300
 
 
 def sky(face: Face) -> Image.Image:
-    """A photo whose blue is the distance along the head's own axis from the face's middle: 128 there, more below.
+    """A photo whose blue is the distance from the face's centre along the head's axis: 128 there, more below.
 
-    Red is the same across the head, more to its right in the picture. Both change by one per pixel.
+    Red is the same across the head: 128 at the middle, more to the right. Both change by one per pixel.
     """
     angle = math.radians(face.angle)
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
@@ -64,7 +64,7 @@ def test_shrinking_smooths(angle: float):
 
 @pytest.mark.parametrize("angle", [0.0, 15.0])
 @pytest.mark.parametrize(("x", "y"), [(52, 150), (348, 150), (200, 53), (200, 248)])
-def test_near_an_edge_the_crop_moves_back_and_invents_nothing(x: float, y: float, angle: float):
+def test_near_an_edge_the_crop_moves_back_into_the_photo(x: float, y: float, angle: float):
     face = dataclasses.replace(UPRIGHT, x=x, y=y, angle=angle)
     # Pillow and OpenCV fill with black what is outside; nothing in this photo is darker than 90.
     photo = Image.fromarray(np.random.default_rng(0).integers(100, 110, (HEIGHT, WIDTH, 3), dtype=np.uint8))
@@ -91,21 +91,21 @@ def test_a_face_that_fills_the_photo_is_cropped_tighter():
         crop_face(photo, dataclasses.replace(face, side=280.0), 300)
 
 
-def test_merging_keeps_the_strongest_of_those_that_overlap():
-    strong, near = Square(50, 50, 40, 0, 3.0), Square(55, 52, 44, 20, 2.0)
-    apart, inside = Square(100, 50, 40, 0, 1.0), Square(50, 50, 20, 0, 2.5)
-    assert merge([near, apart, strong, inside]) == [strong, inside, apart]
-    assert merge([]) == []
+def test_suppression_keeps_the_strongest_of_overlapping_detections():
+    strong, near = Detection(50, 50, 40, 0, 3.0), Detection(55, 52, 44, 20, 2.0)
+    apart, inside = Detection(100, 50, 40, 0, 1.0), Detection(50, 50, 20, 0, 2.5)
+    assert suppress_overlaps([near, apart, strong, inside]) == [strong, inside, apart]
+    assert suppress_overlaps([]) == []
 
 
 @pytest.mark.parametrize(("x", "kept"), [(69, 1), (71, 2)])
-def test_merging_is_by_intersection_over_union(x: float, kept: int):
+def test_suppression_is_by_intersection_over_union(x: float, kept: int):
     """Squares of side 40 that share a half have a third of their union in common."""
-    assert len(merge([Square(50, 50, 40, 0, 2.0), Square(x, 50, 40, 0, 1.0)])) == kept
+    assert len(suppress_overlaps([Detection(50, 50, 40, 0, 2.0), Detection(x, 50, 40, 0, 1.0)])) == kept
 
 
 class Cascade:
-    """Stands for OpenCV's: sees one face where the brightest spot is, if the head's mark is upright enough."""
+    """In place of OpenCV's: detects the bar of ``bar`` as a face if it is upright enough."""
 
     def __init__(self, weight: float = 2.0) -> None:
         self.weight = weight
@@ -123,7 +123,7 @@ class Cascade:
 
 
 def blob(view: np.ndarray) -> tuple[float, float, float, float] | None:
-    """Middle, side and tilt clockwise of a bar that is bright at its head end: a face of twice the bar's length."""
+    """Centre, side and clockwise tilt of a bar with a bright upper end, seen as a face of twice the bar's length."""
     ys, xs = np.nonzero(view > 60)
     if len(ys) < 20:
         return None
@@ -137,7 +137,7 @@ def blob(view: np.ndarray) -> tuple[float, float, float, float] | None:
 
 
 def bar(tilt: float, width: int = 800, height: int = 600) -> Image.Image:
-    """A photo with such a bar of length 80 in its middle: a face of side 160."""
+    """A photo with a bar of length 80 at its centre: a face of side 160."""
     view = np.zeros((height, width), np.uint8)
     turn = math.radians(tilt)
     up = np.array([math.sin(turn), -math.cos(turn)])
@@ -150,7 +150,7 @@ def bar(tilt: float, width: int = 800, height: int = 600) -> Image.Image:
 
 @pytest.fixture
 def finder(monkeypatch: pytest.MonkeyPatch) -> FaceFinder:
-    finder = FaceFinder(opinion=lambda crop: 0.9)
+    finder = FaceFinder(classifier=lambda crop: 0.9)
     finder.__dict__["_cascades"] = [Cascade(), Cascade()]
     return finder
 
@@ -164,68 +164,69 @@ def test_a_tilted_face_is_found_with_its_tilt_in_pixels_of_the_photo(finder: Fac
     assert face.cat == 0.9
 
 
-def test_little_tilt_counts_as_none(finder: FaceFinder):
+def test_small_tilt_counts_as_none(finder: FaceFinder):
     assert finder.find(bar(2))[0].angle == 0.0
 
 
-def test_a_weak_find_is_dropped(finder: FaceFinder):
+def test_weak_detection_is_dropped(finder: FaceFinder):
     finder.__dict__["_cascades"] = [Cascade(weight=0.1)]
     assert finder.find(bar(0)) == []
 
 
-def test_the_second_opinion_sees_the_face_and_decides(finder: FaceFinder):
+def test_classifier_sees_the_face_and_decides(finder: FaceFinder):
     seen = []
 
-    def opinion(crop: Image.Image) -> float:
+    def classify(crop: Image.Image) -> float:
         seen.append(crop)
         return faces.MIN_CAT - 0.01
 
-    finder.__dict__["_opinion"] = opinion
+    finder.__dict__["_classifier"] = classify
     assert finder.find(bar(0)) == []
     assert {crop.mode for crop in seen} == {"RGB"}
     assert all(blob(np.asarray(crop.convert("L"))) for crop in seen)
-    finder.__dict__["_opinion"] = lambda crop: faces.MIN_CAT
+    finder.__dict__["_classifier"] = lambda crop: faces.MIN_CAT
     assert len(finder.find(bar(0))) == 1
 
 
 def test_the_best_comes_first(finder: FaceFinder, monkeypatch: pytest.MonkeyPatch):
     small, large, sure = (
-        Square(100 * i + 50, 50, side, 0, weight) for i, (side, weight) in enumerate([(40, 8.0), (80, 8.0), (40, 18.0)])
+        Detection(100 * i + 50, 50, side, 0, weight)
+        for i, (side, weight) in enumerate([(40, 8.0), (80, 8.0), (40, 18.0)])
     )
     monkeypatch.setattr(finder, "_search", lambda grey, angle: [small, large, sure])
-    monkeypatch.setattr(finder, "_look_again", lambda grey, find: find)
+    monkeypatch.setattr(finder, "_refine", lambda grey, find: find)
     found = finder.find(Image.new("RGB", (faces.SEARCH_SIDE, 100)))
     assert [(face.side, face.score) for face in found] == [(40, 18.0), (80, 8.0), (40, 8.0)]
 
 
-def test_noise_and_plain_colour_have_no_face_and_every_search_ends_the_same():
+def test_noise_and_plain_colours_have_no_face():
     finder = FaceFinder()
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8))
-    for picture in (
+    for image in (
         noise,
         Image.new("RGB", (320, 200), "orange"),
         Image.new("RGB", (1, 1)),
         Image.new("RGB", (900, 2)),
     ):
-        assert finder.find(picture) == []
+        assert finder.find(image) == []
 
 
-def test_the_real_cascades_see_a_photo_the_same_way_each_time():
-    """Whether it has a face is not the point: a texture of clouds gives the cascades something to see."""
+def test_real_cascades_are_deterministic():
+    """The texture of clouds gives the cascades something to detect."""
     grey = np.random.default_rng(1).integers(0, 256, (24, 32), dtype=np.uint8)
     photo = cv2.resize(grey, (400, 300), interpolation=cv2.INTER_CUBIC)
     first, second = (FaceFinder()._search(photo, 20) for _ in range(2))
     assert first == second
 
 
-def test_the_classes_of_cats_are_imagenets():
+def test_classes_of_cats_in_imagenet():
     cats = _IMAGENET_CATEGORIES[CATS]
     assert (cats[0], cats[-1]) == ("tabby", "cheetah")
     assert _IMAGENET_CATEGORIES[CATS.start - 1] == "grey fox"
     assert _IMAGENET_CATEGORIES[CATS.stop] == "brown bear"
 
 
-def test_the_second_opinion_is_the_sum_over_cats(monkeypatch: pytest.MonkeyPatch):
+def test_cat_probability_is_the_sum_over_classes_of_cats(monkeypatch: pytest.MonkeyPatch):
     def classifier(threads: int) -> Any:
         assert threads == 1
 
@@ -240,12 +241,12 @@ def test_the_second_opinion_is_the_sum_over_cats(monkeypatch: pytest.MonkeyPatch
         return classify
 
     monkeypatch.setattr("trainer.features.extractors.imagenet_classifier", classifier)
-    opinion = FaceFinder()._opinion
-    assert opinion(Image.new("RGB", (8, 8), (51, 255, 255))) == pytest.approx(0.2)
-    assert opinion(Image.new("RGB", (8, 8), (255, 0, 0))) == pytest.approx(1.0)
+    cat_probability = FaceFinder()._classifier
+    assert cat_probability(Image.new("RGB", (8, 8), (51, 255, 255))) == pytest.approx(0.2)
+    assert cat_probability(Image.new("RGB", (8, 8), (255, 0, 0))) == pytest.approx(1.0)
 
 
-def test_a_finder_travels_to_other_processes_without_what_it_loaded(finder: FaceFinder):
+def test_pickled_finder_does_not_contain_what_it_loaded(finder: FaceFinder):
     used = FaceFinder()
     used.__dict__["_cascades"] = [object()]
     copy = pickle.loads(pickle.dumps(used))
@@ -253,7 +254,7 @@ def test_a_finder_travels_to_other_processes_without_what_it_loaded(finder: Face
     assert "_cascades" not in copy.__dict__
 
 
-def test_an_opencv_without_cascades_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_opencv_without_cascades_is_reported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(cv2, "CascadeClassifier")
     with pytest.raises(UserError, match="opencv-python-headless<5"):
-        FaceFinder(opinion=lambda crop: 1.0).load()
+        FaceFinder(classifier=lambda crop: 1.0).load()

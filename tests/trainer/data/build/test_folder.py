@@ -21,7 +21,7 @@ def fill(out: Path, meanwhile: Callable[[], None] = lambda: None) -> None:
         assert names(folder) == {"a", ".lock"}
 
 
-def test_nothing_has_the_final_name_before_the_end(tmp_path: Path) -> None:
+def test_folder_has_its_final_name_only_when_complete(tmp_path: Path) -> None:
     with new_folder(tmp_path / "set") as folder:
         assert folder.parent == tmp_path
         assert not (tmp_path / "set").exists()
@@ -40,7 +40,7 @@ def test_nothing_is_left_after_a_failure(tmp_path: Path, error: type[BaseExcepti
     assert names(tmp_path) == set()
 
 
-def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
+def test_full_disk_is_a_user_error(tmp_path: Path) -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
 
@@ -48,7 +48,7 @@ def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
         fill(tmp_path / "set", fail)
 
 
-def test_an_empty_folder_may_be_filled_and_a_full_one_is_kept(tmp_path: Path) -> None:
+def test_empty_folder_is_filled_and_full_one_refused(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "set"
     out.mkdir(parents=True)
     fill(out)
@@ -59,7 +59,7 @@ def test_an_empty_folder_may_be_filled_and_a_full_one_is_kept(tmp_path: Path) ->
     assert names(out.parent) == {"set"}
 
 
-def test_out_in_the_place_of_a_file_or_below_one(tmp_path: Path) -> None:
+def test_out_that_is_a_file_or_below_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "set"):
         with pytest.raises(UserError, match="file"):
@@ -67,7 +67,7 @@ def test_out_in_the_place_of_a_file_or_below_one(tmp_path: Path) -> None:
     assert names(tmp_path) == {"file"}
 
 
-def test_leftovers_of_a_killed_process_go_and_those_of_a_running_one_stay(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_deleted_and_those_of_running_ones_kept(tmp_path: Path) -> None:
     folders = {name: tmp_path / f".{name}.partial" for name in ("set.dead", "set.alive", "sets.dead")}
     for folder in folders.values():
         folder.mkdir()
@@ -78,7 +78,7 @@ def test_leftovers_of_a_killed_process_go_and_those_of_a_running_one_stay(tmp_pa
     assert names(tmp_path) == {"set", ".set.alive.partial", ".sets.dead.partial"}
 
 
-def test_two_at_a_time_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_two_processes_with_one_target_do_not_disturb_each_other(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
         fill(tmp_path / "set", meanwhile=lambda: fill(tmp_path / "set"))
     assert names(tmp_path) == {"set"}

@@ -1,4 +1,4 @@
-"""Sources made to break a build: nothing stops it, nothing is written elsewhere, and every file has its line."""
+"""Hostile sources: none stops a build or makes it write elsewhere, and every file is kept or listed as rejected."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from trainer.data.build.build import build
-from trainer.data.build.prepare import KEEP
+from trainer.data.build.prepare import OPTIONAL_CHECKS
 from trainer.data.build.verify import verify
 
 
-def picture(seed: int, side: int = 24) -> Image.Image:
+def noise(seed: int, side: int = 24) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
@@ -33,7 +33,7 @@ def packed(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def bomb() -> bytes:
-    """A PNG of a few bytes that claims 50000 x 50000 pixels, 7.5 GB."""
+    """A decompression bomb: a small PNG whose header says 50000 x 50000 pixels, 7.5 GB."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -44,16 +44,16 @@ def bomb() -> bytes:
     )
 
 
-JPEG = packed(picture(1, 200), "JPEG", quality=95)
+JPEG = packed(noise(1, 200), "JPEG", quality=95)
 GOOD = {
-    "good.png": packed(picture(0), "PNG"),
-    "animated.gif": packed(picture(2), "GIF", save_all=True, append_images=[picture(3), picture(4)]),
-    "katze ü 猫.png": packed(picture(5), "PNG"),
-    "two  spaces .png": packed(picture(6), "PNG"),
-    "line\nbreak.png": packed(picture(7), "PNG"),
-    "-rf.png": packed(picture(8), "PNG"),
-    "no_suffix": packed(picture(9), "PNG"),
-    "lies.jpg": packed(picture(10), "BMP"),
+    "good.png": packed(noise(0), "PNG"),
+    "animated.gif": packed(noise(2), "GIF", save_all=True, append_images=[noise(3), noise(4)]),
+    "katze ü 猫.png": packed(noise(5), "PNG"),
+    "two  spaces .png": packed(noise(6), "PNG"),
+    "line\nbreak.png": packed(noise(7), "PNG"),
+    "-rf.png": packed(noise(8), "PNG"),
+    "no_suffix": packed(noise(9), "PNG"),
+    "lies.jpg": packed(noise(10), "BMP"),
 }
 BAD = {
     "cut.jpg": (JPEG[: len(JPEG) // 2], "not readable"),
@@ -67,10 +67,10 @@ BAD = {
 }
 FILES = GOOD | {name: data for name, (data, _) in BAD.items()}
 CLIMBING = {
-    "../climbs.png": packed(picture(20), "PNG"),
-    "../../../climbs.png": packed(picture(21), "PNG"),
-    "/absolute.png": packed(picture(22), "PNG"),
-    "a/../../b.png": packed(picture(23), "PNG"),
+    "../climbs.png": packed(noise(20), "PNG"),
+    "../../../climbs.png": packed(noise(21), "PNG"),
+    "/absolute.png": packed(noise(22), "PNG"),
+    "a/../../b.png": packed(noise(23), "PNG"),
 }
 
 
@@ -104,7 +104,7 @@ def in_tar(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("processes", [0, 2])
 @pytest.mark.parametrize("pack", [in_folder, in_zip, in_tar])
-def test_nothing_stops_a_build_or_leaves_the_folder(
+def test_nothing_stops_a_build_or_is_written_elsewhere(
     tmp_path: Path, pack: Callable[[Path], dict[str, bytes]], processes: int
 ) -> None:
     place = tmp_path / "deep" / "deeper"
@@ -127,7 +127,7 @@ def test_nothing_stops_a_build_or_leaves_the_folder(
     assert all(path == place / "out" or path.parent == place / "out" for path in made)
 
 
-def test_animation_gives_its_first_frame_only(tmp_path: Path) -> None:
+def test_animation_gives_only_its_first_frame(tmp_path: Path) -> None:
     (tmp_path / "a.gif").write_bytes(GOOD["animated.gif"])
     assert build([tmp_path / "a.gif"], tmp_path / "out", size=16, processes=0)[1].read == 1
 
@@ -141,13 +141,13 @@ def test_folder_with_many_files(tmp_path: Path) -> None:
         base[0, 0] = (i >> 8, i & 255, 0)
         (source / f"{i}.ppm").write_bytes(b"P6 16 16 255\n" + base.tobytes())
     began = time.monotonic()
-    report = build([source], tmp_path / "out", size=16, processes=0, keep=KEEP)[1]
+    report = build([source], tmp_path / "out", size=16, processes=0, keep=OPTIONAL_CHECKS)[1]
     assert (report.kept, report.rejected.total()) == (num, 0)
     assert time.monotonic() - began < 60
 
 
-def test_names_of_members_cannot_be_mistaken_for_columns(tmp_path: Path) -> None:
-    """Commas, quotes and line breaks in a name are quoted, so that a row is a row."""
+def test_special_characters_in_names_are_quoted_in_the_csv(tmp_path: Path) -> None:
+    """Commas, quotes and line breaks in a name do not end a field or a row."""
     name = 'a,"b"\nc.png'
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / name).write_bytes(b"x")

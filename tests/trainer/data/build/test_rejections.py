@@ -1,4 +1,4 @@
-"""Which pictures are rejected, with what reason and score, and what is shown of them."""
+"""Rejected images: reasons, scores, previews, and labels that are missing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from PIL import Image
 
 from catgan.command import UserError
 from trainer.data.build import build as building
-from trainer.data.build import prepare
+from trainer.data.build import duplicates, prepare
 from trainer.data.build.build import Report, build
-from trainer.data.build.prepare import KEEP
+from trainer.data.build.prepare import OPTIONAL_CHECKS
 from trainer.data.build.sheet import rejected_sheet
 from trainer.data.build.verify import verify
 from trainer.data.images import ImageError
@@ -32,9 +32,9 @@ def noise(seed: int, side: int = 20) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
-def save(folder: Path, **pictures: Image.Image) -> Path:
+def save(folder: Path, **images: Image.Image) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, image in pictures.items():
+    for name, image in images.items():
         image.save(folder / f"{name}.png")
     return folder
 
@@ -67,20 +67,20 @@ class Flaw:
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simple judges: a banner is 4 times as wide as high, dark is a mean below 20, flat a deviation below 5."""
+def simple_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow is an aspect above 4, dark a mean below 20, flat a standard deviation below 5."""
 
     def shape(width: int, height: int) -> Flaw | None:
         aspect = max(width, height) / min(width, height)
         return Flaw("too narrow", aspect, f"{width}x{height}") if aspect > 4 else None
 
-    def flaws(picture: Image.Image) -> list[Flaw]:
-        pixels = np.asarray(picture, np.float32)
+    def flaws(image: Image.Image) -> list[Flaw]:
+        pixels = np.asarray(image, np.float32)
         found = [Flaw("too dark", float(pixels.mean()), "night")] if pixels.mean() < 20 else []
         return found + ([Flaw("flat", float(pixels.std()), "a wall")] if pixels.std() < 5 else [])
 
     monkeypatch.setattr(prepare, "shape_flaw", shape)
-    monkeypatch.setattr(prepare, "picture_flaws", flaws)
+    monkeypatch.setattr(prepare, "image_flaws", flaws)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def flawed(tmp_path: Path) -> Path:
     )
 
 
-@pytest.mark.usefixtures("judged")
+@pytest.mark.usefixtures("simple_checks")
 def test_flaws_are_listed_with_their_scores(flawed: Path, tmp_path: Path) -> None:
     manifest, report = run(flawed, tmp_path / "out")
     assert rows(tmp_path / "out") == {
@@ -108,7 +108,7 @@ def test_flaws_are_listed_with_their_scores(flawed: Path, tmp_path: Path) -> Non
     assert report.kept == len(samples(manifest)) == 1
 
 
-@pytest.mark.usefixtures("judged")
+@pytest.mark.usefixtures("simple_checks")
 @pytest.mark.parametrize(
     ("keep", "kept"),
     [([], 1), (["narrow"], 2), (["flat"], 2), (["dark"], 1), (["dark", "flat"], 3), (["narrow", "dark", "flat"], 4)],
@@ -120,8 +120,8 @@ def test_checks_can_be_switched_off_by_kind(flawed: Path, tmp_path: Path, keep: 
 
 
 @pytest.fixture
-def brightness(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Near-duplicates are those of one hash, the mean of the first pixel's row; the largest is kept."""
+def brightness_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near-duplicates have the same hash, the red of their first pixel; the largest is kept."""
 
     def near(hashes: Any, thumbnails: Any, pixels: Any, keys: Any) -> dict[int, tuple[int, int]]:
         assert hashes.dtype == np.uint64
@@ -134,8 +134,8 @@ def brightness(monkeypatch: pytest.MonkeyPatch) -> None:
             found.update({i: (same[0], int(thumbnails[i, 0])) for i in same[1:]})
         return found
 
-    monkeypatch.setattr(prepare, "perceptual_hash", lambda image: image.getpixel((0, 0))[0] << 56)
-    monkeypatch.setattr(prepare, "thumbnail", lambda image: np.asarray(image)[0, 0])
+    monkeypatch.setattr(duplicates, "perceptual_hash", lambda image: image.getpixel((0, 0))[0] << 56)
+    monkeypatch.setattr(duplicates, "thumbnail", lambda image: np.asarray(image)[0, 0])
     monkeypatch.setattr(building, "near_duplicates", near)
 
 
@@ -143,8 +143,8 @@ def plain(colour: int, side: int) -> Image.Image:
     return Image.new("RGB", (side, side), (colour, 0, 0))
 
 
-@pytest.mark.usefixtures("brightness")
-def test_near_duplicates_go_and_the_largest_stays(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("brightness_duplicates")
+def test_of_near_duplicates_the_largest_is_kept(tmp_path: Path) -> None:
     source = save(tmp_path / "pics", a=plain(200, 20), b=plain(200, 40), c=plain(200, 30), d=plain(100, 20))
     manifest, report = run(source, tmp_path / "out", keep=["dark", "flat", "blurred"])
     assert rows(tmp_path / "out") == {
@@ -156,10 +156,10 @@ def test_near_duplicates_go_and_the_largest_stays(tmp_path: Path) -> None:
     assert sum(split.images for split in manifest.splits.values()) == 2
 
 
-@pytest.mark.usefixtures("brightness")
+@pytest.mark.usefixtures("brightness_duplicates")
 def test_near_duplicates_can_be_kept(tmp_path: Path) -> None:
     source = save(tmp_path / "pics", a=plain(200, 20), b=plain(200, 40))
-    assert run(source, tmp_path / "out", keep=KEEP)[1].kept == 2
+    assert run(source, tmp_path / "out", keep=OPTIONAL_CHECKS)[1].kept == 2
 
 
 @dataclass
@@ -182,8 +182,8 @@ def crop(image: Image.Image, face: Box, size: int) -> Image.Image:
 
 @pytest.fixture
 def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Three pictures: with three faces, with none, and a copy of the first."""
-    prepare._finder.cache_clear()
+    """Three images: with three faces, with none, and a copy of the first."""
+    prepare._face_finder.cache_clear()
     monkeypatch.setattr(prepare, "FaceFinder", Finder)
     monkeypatch.setattr(prepare, "crop_face", crop)
     three = Image.new("RGB", (200, 50))
@@ -191,11 +191,11 @@ def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         three.putpixel((x, 0), (255, 255, 255))
     source = save(tmp_path / "pics", a=three, b=Image.new("RGB", (50, 50)), c=three)
     yield source
-    prepare._finder.cache_clear()
+    prepare._face_finder.cache_clear()
 
 
-def test_best_face_of_each_picture(faces: Path, tmp_path: Path) -> None:
-    manifest, report = run(faces, tmp_path / "out", crop="face", keep=KEEP)
+def test_best_face_of_each_image(faces: Path, tmp_path: Path) -> None:
+    manifest, report = run(faces, tmp_path / "out", crop="face", keep=OPTIONAL_CHECKS)
     (sample,) = samples(manifest)
     assert sample["webp"].getpixel((0, 0)) == (150, 0, 0)
     assert sample["json"] == {"source": "pics/a.png", "width": 200, "height": 50}
@@ -203,7 +203,7 @@ def test_best_face_of_each_picture(faces: Path, tmp_path: Path) -> None:
     assert manifest.options["faces"] == "best"
 
 
-def test_small_faces_and_those_at_the_edge_are_rejected_by_themselves(
+def test_small_faces_and_those_at_the_edge_are_rejected_one_by_one(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def find(self: Finder, image: Image.Image) -> list[Box]:
@@ -217,7 +217,7 @@ def test_small_faces_and_those_at_the_edge_are_rejected_by_themselves(
     monkeypatch.setattr(Finder, "find", find)
     monkeypatch.setattr(prepare, "crop_face", crop_unless_left)
     (faces / "c.png").unlink()
-    _, report = run(faces, tmp_path / "out", crop="face", faces="all", keep=KEEP)
+    _, report = run(faces, tmp_path / "out", crop="face", faces="all", keep=OPTIONAL_CHECKS)
     assert (report.read, report.kept) == (4, 1)
     with (tmp_path / "out" / "rejected.csv").open(newline="") as file:
         assert [row["reason"] for row in csv.DictReader(file)] == [
@@ -228,14 +228,14 @@ def test_small_faces_and_those_at_the_edge_are_rejected_by_themselves(
 
 
 def test_all_faces_are_counted(faces: Path, tmp_path: Path) -> None:
-    manifest, report = run(faces, tmp_path / "out", crop="face", faces="all", keep=KEEP)
+    manifest, report = run(faces, tmp_path / "out", crop="face", faces="all", keep=OPTIONAL_CHECKS)
     assert {sample["webp"].getpixel((0, 0))[0] for sample in samples(manifest)} == {30, 90, 150}
     assert (report.read, report.kept, report.rejected) == (7, 3, {"no face": 1, "duplicate": 3})
-    again = run(faces, tmp_path / "again", crop="face", faces="all", keep=KEEP)[0]
+    again = run(faces, tmp_path / "again", crop="face", faces="all", keep=OPTIONAL_CHECKS)[0]
     assert again.digest == manifest.digest
 
 
-def test_rejected_ones_are_shown_evenly_by_kind(tmp_path: Path) -> None:
+def test_rejected_sheet_is_shared_evenly_by_the_kinds(tmp_path: Path) -> None:
     colours = {"dark": "#000", "flat": "#888", "narrow": "#00f"}
     packed = {}
     for kind, colour in colours.items():
@@ -249,8 +249,8 @@ def test_rejected_ones_are_shown_evenly_by_kind(tmp_path: Path) -> None:
     assert len(np.unique(np.asarray(sheet)[130:144, :128])) > 1, "the kind is written below"
 
 
-@pytest.mark.usefixtures("judged")
-def test_sheets_show_both_what_is_kept_and_what_is_not(flawed: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("simple_checks")
+def test_sheets_of_kept_and_of_rejected_images(flawed: Path, tmp_path: Path) -> None:
     run(flawed, tmp_path / "out")
     with (
         Image.open(tmp_path / "out" / "contact.png") as contact,
@@ -260,24 +260,24 @@ def test_sheets_show_both_what_is_kept_and_what_is_not(flawed: Path, tmp_path: P
         assert sheet.size == (256, 288), "four kinds"
 
 
-def test_no_sheet_of_what_could_not_be_decoded(tmp_path: Path) -> None:
+def test_no_rejected_sheet_without_previews(tmp_path: Path) -> None:
     source = save(tmp_path / "pics", good=noise(0))
     (source / "text.jpg").write_text("meow")
     run(source, tmp_path / "out")
     assert not (tmp_path / "out" / "rejected.png").exists()
 
 
-def test_rejected_pictures_take_bounded_room(tmp_path: Path) -> None:
-    from trainer.data.build.store import NAME, SHOWN, File, Rejected, Store
+def test_number_of_previews_is_bounded(tmp_path: Path) -> None:
+    from trainer.data.build.store import MAX_PREVIEWS, STORE_FILE, File, Rejected, Store
 
     with Store(tmp_path, 0) as store:
         for i in range(1000):
             store.add(File(i, str(i), 1, ""), [Rejected(f"{'even' if i % 2 else 'odd'}: {i}", i, bytes(5000))])
-        assert len(store.shown("even", 1000)) == len(store.shown("odd", 1000)) == SHOWN
-        assert store.rejected() == {"even": 500, "odd": 500}
+        assert len(store.previews("even", 1000)) == len(store.previews("odd", 1000)) == MAX_PREVIEWS
+        assert store.num_rejected() == {"even": 500, "odd": 500}
     with Store(tmp_path, 0) as store:
         store.clear()
-    assert (tmp_path / NAME).stat().st_size < 200_000
+    assert (tmp_path / STORE_FILE).stat().st_size < 200_000
 
 
 def breeds(folder: Path) -> Path:
@@ -302,7 +302,7 @@ def test_labels_from_folders(tmp_path: Path) -> None:
     }
 
 
-def test_archive_is_no_folder(tmp_path: Path) -> None:
+def test_archive_gives_no_label(tmp_path: Path) -> None:
     import shutil
 
     packed = shutil.make_archive(str(tmp_path / "cats"), "zip", breeds(tmp_path / "cats"))
@@ -312,7 +312,7 @@ def test_archive_is_no_folder(tmp_path: Path) -> None:
     assert report.read == 5
 
 
-def test_labels_from_a_table_by_name_or_tail(tmp_path: Path) -> None:
+def test_labels_from_a_table_by_name_or_its_end(tmp_path: Path) -> None:
     table = tmp_path / "breeds.csv"
     lines = ["file,label", "cats/tabby/a.png,Tiger", "b.png,Tiger", "a.png,other", "deep/siamese/c.png,Élan"]
     table.write_text("\n".join(lines), encoding="utf-8")
@@ -332,13 +332,13 @@ def test_labels_from_a_table_by_name_or_tail(tmp_path: Path) -> None:
     [
         ("", "begins with '': the first line has to be file,label"),
         ("name,class\na,b\n", "begins with 'name,class'"),
-        ("file,label\na.png,x\na.png,y\n", "line 3: a.png is there twice"),
+        ("file,label\na.png,x\na.png,y\n", "line 3: a.png is listed twice"),
         ("file,label\na.png\n", "line 2: give a file and a label, not 'a.png'"),
         ("file,label\na.png,\n", "line 2: give a file and a label"),
-        ("file,label\nno.png,x\n", "no usable picture in .*: 5 no label"),
+        ("file,label\nno.png,x\n", "no usable image in .*: 5 no label"),
     ],
 )
-def test_mistakes_in_tables_are_named(tmp_path: Path, text: str, complaint: str) -> None:
+def test_mistakes_in_tables_are_reported(tmp_path: Path, text: str, complaint: str) -> None:
     (tmp_path / "breeds.csv").write_text(text)
     with pytest.raises(UserError, match=complaint):
         run(breeds(tmp_path / "cats"), tmp_path / "out", labels=tmp_path / "breeds.csv")

@@ -1,4 +1,4 @@
-"""A build that was stopped goes on where it was, and makes what an uninterrupted one makes."""
+"""A build that was stopped continues, and makes the same data set as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from PIL import Image
 from catgan.command import UserError, without_queries
 from trainer.data.build import prepare, sources
 from trainer.data.build.build import Report, build
+from trainer.data.build.errors import ResumableError
 from trainer.data.build.folder import work_folder
-from trainer.data.build.remote import Halted
 from trainer.data.build.store import Store
 from trainer.data.build.verify import verify
+from trainer.data.manifest import Shard
 
 NUM = 30
 
@@ -57,7 +58,7 @@ def known(work: Path) -> int:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of what is decoded in this process."""
+    """The lengths of the files that are decoded in this process."""
     lengths: list[int] = []
     original = prepare.decode_reduced
 
@@ -70,11 +71,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class Stop(BaseException):
-    """Ends a build without the manners of an exception that is caught somewhere, as a kill does."""
+    """Stops a build like a kill: nothing catches it."""
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> None:
-    """Commit every file, and stop before the next after ``number``."""
+    """Commit each file, and raise ``error`` instead of adding one more than ``number``."""
     monkeypatch.setattr("trainer.data.build.store._COMMIT_SECONDS", 0)
     original = Store.add
     left = iter(range(number))
@@ -87,11 +88,11 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseExceptio
     monkeypatch.setattr(Store, "add", add)
 
 
-def test_killed_process_goes_on_and_makes_the_same(tmp_path: Path, decoded: list[int]) -> None:
+def test_killed_process_continues_and_makes_the_same(tmp_path: Path, decoded: list[int]) -> None:
     num = 800
     source = fill(tmp_path / "pics", num, 160)
-    # Committing each file, so that what has been written when the kill comes is not a matter of the machine's speed.
-    code = "from trainer.data import cli, store; store._COMMIT_SECONDS = 0; cli.entry()"
+    # Commits each file, so that the speed of the machine does not decide what is stored when the kill comes.
+    code = "from trainer.data import cli; from trainer.data.build import store; store._COMMIT_SECONDS = 0; cli.entry()"
     command = [sys.executable, "-c", code, "build", str(source), str(tmp_path / "out"), "--size", "32"]
     process = subprocess.Popen([*command, "--processes", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     work = tmp_path / ".out.partial"
@@ -128,7 +129,7 @@ def make_tar(folder: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [None, make_zip, make_tar])
-def test_what_is_done_is_not_read_again(
+def test_recorded_files_are_not_read_again(
     pics: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -152,16 +153,18 @@ def test_what_is_done_is_not_read_again(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), Halted("no network"), OSError(28, "No space left on device")])
-def test_work_is_kept_when_it_was_not_the_users_mistake(
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), ResumableError("no network"), OSError(28, "No space left on device")]
+)
+def test_work_is_kept_after_failures(
     pics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     with monkeypatch.context() as patch:
         stop_after(patch, 7, error)
-        with pytest.raises(type(error) if not isinstance(error, OSError) else Halted) as caught:
+        with pytest.raises(type(error) if not isinstance(error, OSError) else ResumableError) as caught:
             run(pics, tmp_path / "out")
     if isinstance(caught.value, UserError):
-        assert "the same command goes on" in str(caught.value)
+        assert "run the same command to continue" in str(caught.value)
     assert known(tmp_path / ".out.partial") == 7
     assert run(pics, tmp_path / "out").resumed == 7
 
@@ -169,7 +172,7 @@ def test_work_is_kept_when_it_was_not_the_users_mistake(
 @pytest.mark.parametrize(
     "options", [{"size": 8}, {"seed": 1}, {"val_fraction": 0.5}, {"min_size": 1}, {"keep": ["dark"]}, {"crop": "none"}]
 )
-def test_other_options_begin_afresh(
+def test_other_options_start_over(
     pics: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -181,7 +184,7 @@ def test_other_options_begin_afresh(
         with pytest.raises(Stop):
             run(pics, tmp_path / "out")
     assert run(pics, tmp_path / "out", **options).resumed == 0
-    assert "other options or sources: beginning afresh" in capsys.readouterr().err
+    assert "other options or sources: starting over" in capsys.readouterr().err
     run(pics, tmp_path / "whole", **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -204,7 +207,7 @@ def remove_most(pics: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [remove_first, add_one, change_one, remove_most])
-def test_changed_folder_begins_afresh(
+def test_changed_folder_starts_over(
     pics: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -217,7 +220,7 @@ def test_changed_folder_begins_afresh(
             run(pics, tmp_path / "out")
     change(pics)
     assert run(pics, tmp_path / "out").resumed == 0
-    assert "has changed since the build was left: beginning afresh" in capsys.readouterr().err
+    assert "has changed since the build was stopped: starting over" in capsys.readouterr().err
     run(pics, tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -232,7 +235,7 @@ def test_files_added_at_the_end_are_read_too(pics: Path, tmp_path: Path, monkeyp
     assert (report.resumed, report.kept) == (7, NUM + 1)
 
 
-def test_stopped_while_writing_keeps_the_shards_it_has(
+def test_build_that_was_stopped_while_writing_keeps_its_shards(
     pics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[int]
 ) -> None:
     from trainer.data.build import shards
@@ -240,12 +243,13 @@ def test_stopped_while_writing_keeps_the_shards_it_has(
     original = shards._write_shard
     written: list[str] = []
 
-    def write(store: Store, path: Path, *args: Any) -> None:
+    def write(path: Path, *args: Any) -> Shard:
         if len(written) == 5:
             path.write_bytes(b"half")
             raise Stop
-        original(store, path, *args)
+        shard = original(path, *args)
         written.append(path.name)
+        return shard
 
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_write_shard", write)
@@ -253,9 +257,7 @@ def test_stopped_while_writing_keeps_the_shards_it_has(
             run(pics, tmp_path / "out")
     decoded.clear()
     again: list[str] = []
-    monkeypatch.setattr(
-        shards, "_write_shard", lambda store, path, *args: again.append(path.name) or original(store, path, *args)
-    )
+    monkeypatch.setattr(shards, "_write_shard", lambda path, *args: again.append(path.name) or original(path, *args))
     assert run(pics, tmp_path / "out").resumed == NUM + 1
     assert decoded == []
     assert again
@@ -264,7 +266,7 @@ def test_stopped_while_writing_keeps_the_shards_it_has(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_damaged_store_begins_afresh(pics: Path, tmp_path: Path) -> None:
+def test_damaged_store_starts_over(pics: Path, tmp_path: Path) -> None:
     work = tmp_path / ".out.partial"
     work.mkdir()
     (work / "work.sqlite").write_bytes(b"no data base" * 1000)
@@ -272,7 +274,7 @@ def test_damaged_store_begins_afresh(pics: Path, tmp_path: Path) -> None:
     assert (report.resumed, report.kept) == (0, NUM)
 
 
-def test_two_at_a_time_are_refused(pics: Path, tmp_path: Path) -> None:
+def test_two_processes_with_one_target_are_refused(pics: Path, tmp_path: Path) -> None:
     work = tmp_path / ".out.partial"
     with work_folder(work, tmp_path / "out"):
         (work / "precious").touch()
@@ -282,7 +284,7 @@ def test_two_at_a_time_are_refused(pics: Path, tmp_path: Path) -> None:
     assert run(pics, tmp_path / "out").kept == NUM
 
 
-def test_out_that_is_taken_is_refused_before_any_work(pics: Path, tmp_path: Path, decoded: list[int]) -> None:
+def test_out_that_is_not_empty_is_refused_before_any_work(pics: Path, tmp_path: Path, decoded: list[int]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UserError, match="not an empty folder: give another OUT"):
@@ -291,7 +293,7 @@ def test_out_that_is_taken_is_refused_before_any_work(pics: Path, tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == {"pics", "out"}
 
 
-def test_dry_run_counts_and_touches_nothing(pics: Path, tmp_path: Path) -> None:
+def test_dry_run_counts_and_writes_nothing(pics: Path, tmp_path: Path) -> None:
     shutil.copy(pics / "0001.png", pics / "copy.png")
     before = sorted(tmp_path.rglob("*"))
     manifest, counted = build([pics], tmp_path / "out", size=16, processes=0, dry_run=True)
@@ -302,7 +304,7 @@ def test_dry_run_counts_and_touches_nothing(pics: Path, tmp_path: Path) -> None:
     assert counted.shards == len(list((tmp_path / "out").glob("*.tar")))
 
 
-def test_memory_does_not_grow_with_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """10,000 rows of 20 kB each, 200 MB, must not stay in memory."""
     import tracemalloc
 
@@ -319,22 +321,22 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path, monkeypatch: pyt
             for file, sample in samples():
                 store.add(file, [sample])
             store.commit()
-            assert sum(len(picture) for picture, *_ in store.ordered()) == 10_000 * 32 * 600
+            assert sum(len(image) for image, *_ in store.ordered()) == 10_000 * 32 * 600
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 5 << 20
 
 
-def test_nothing_of_an_earlier_job_comes_into_the_data_set(pics: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_nothing_of_an_earlier_job_gets_into_the_data_set(pics: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from trainer.data.build import shards
 
     original = shards._write_shard
 
-    def write(store: Store, path: Path, *args: Any) -> None:
+    def write(path: Path, *args: Any) -> Shard:
         if path.name.startswith("val"):
             raise Stop
-        original(store, path, *args)
+        return original(path, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_write_shard", write)
@@ -345,11 +347,11 @@ def test_nothing_of_an_earlier_job_comes_into_the_data_set(pics: Path, tmp_path:
         path.unlink()
     (pics / "one.png").unlink(missing_ok=True)
     report = run(pics, tmp_path / "out", size=8)
-    manifest = verify(tmp_path / "out")  # which names shards that are not in the manifest
+    manifest = verify(tmp_path / "out")  # which fails if a shard is not in the manifest
     assert sum(split.images for split in manifest.splits.values()) == report.kept <= 5
 
 
-def test_target_taken_meanwhile_costs_nothing(pics: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_work_is_kept_if_the_target_is_created_meanwhile(pics: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from trainer.data.build import build as building
 
     original = building.publish
@@ -361,7 +363,7 @@ def test_target_taken_meanwhile_costs_nothing(pics: Path, tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(building, "publish", publish)
-        with pytest.raises(Halted, match="what is done is kept"):
+        with pytest.raises(ResumableError, match="the work so far is kept"):
             run(pics, tmp_path / "out")
     (tmp_path / "out" / "stranger").unlink()
     report = run(pics, tmp_path / "out")
@@ -369,7 +371,7 @@ def test_target_taken_meanwhile_costs_nothing(pics: Path, tmp_path: Path, monkey
     assert {path.suffix for path in (tmp_path / "out").iterdir()} <= {".tar", ".json", ".png", ".csv"}
 
 
-def test_source_that_cannot_be_listed_any_more_costs_nothing(
+def test_work_is_kept_if_a_source_cannot_be_listed_any_more(
     pics: Path, tmp_path: Path, monkeypatch: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
@@ -385,11 +387,11 @@ def test_source_that_cannot_be_listed_any_more_costs_nothing(
         patch.setattr(sources, "_in_folder", fail)
         with pytest.raises(UserError, match="stale"):
             run(pics, tmp_path / "out")
-    assert "keeps what is done" in capfd.readouterr().err
+    assert "the work so far is kept in" in capfd.readouterr().err
     assert run(pics, tmp_path / "out").resumed == 7
 
 
-def test_sources_that_change_after_reading_are_read_afresh(pics: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_sources_that_change_after_reading_are_read_again(pics: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from trainer.data.build import build as building
 
     def stop(*_: Any, **__: Any) -> None:
@@ -405,7 +407,7 @@ def test_sources_that_change_after_reading_are_read_afresh(pics: Path, tmp_path:
     assert (report.resumed, report.kept, report.read) == (0, NUM - 1, NUM + 1)
 
 
-def test_reasons_and_messages_hold_no_signatures() -> None:
+def test_reasons_and_messages_contain_no_signatures() -> None:
     def gone() -> bytes:
         raise FileNotFoundError("http://127.0.0.1/x.png?X-Amz-Signature=SECRET")
 

@@ -25,13 +25,13 @@ from trainer.data.manifest import Manifest, Shard, Split
 SIZE = 8
 
 
-def pictures(num: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+def images(num: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     for i in range(num):
         yield np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), {"index": i}
 
 
 def stock(manifest: Manifest, split: str) -> list[dict[str, Any]]:
-    """The samples of a split as an unmodified webdataset reads and decodes them."""
+    """The samples of a split, read and decoded by stock webdataset."""
     paths = manifest.paths(split)
     return list(webdataset.WebDataset(paths, shardshuffle=False).decode("pil")) if paths else []
 
@@ -42,9 +42,9 @@ def order(manifest: Manifest) -> list[int]:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """50 pictures: 45 to train, 5 to validate."""
+    """50 images: 45 for training, 5 for validation."""
     out = tmp_path_factory.mktemp("shards") / "set"
-    write_shards(out, pictures(50), size=SIZE, source=["noise"], options={"num": 50})
+    write_shards(out, images(50), size=SIZE, source=["noise"], options={"num": 50})
     return out
 
 
@@ -62,14 +62,14 @@ def rewrite(folder: Path, **changes: Any) -> None:
 def test_stock_webdataset_reads_every_pixel_back(original: Path) -> None:
     manifest = Manifest.load(original)
     samples = stock(manifest, "train") + stock(manifest, "val")
-    expected = {record["index"]: pixels for pixels, record in pictures(50)}
+    expected = {record["index"]: pixels for pixels, record in images(50)}
     assert len(samples) == 50
     assert len({sample["__key__"] for sample in samples}) == 50
     for sample in samples:
         np.testing.assert_array_equal(np.asarray(sample["webp"]), expected.pop(sample["json"]["index"]))
 
 
-def test_folder_holds_what_the_contract_names(original: Path) -> None:
+def test_files_of_a_data_set(original: Path) -> None:
     manifest = Manifest.load(original)
     shards = [Path(path).name for split in manifest.splits for path in manifest.paths(split)]
     assert shards[0] == "train-000000.tar"
@@ -79,7 +79,7 @@ def test_folder_holds_what_the_contract_names(original: Path) -> None:
         assert contact.size == (8 * SIZE, 7 * SIZE)
 
 
-def test_manifest_says_what_the_files_are(original: Path) -> None:
+def test_manifest_describes_the_files(original: Path) -> None:
     manifest = Manifest.load(original)
     assert (manifest.size, manifest.seed, manifest.source, manifest.options) == (SIZE, 0, ("noise",), {"num": 50})
     assert (manifest.splits["train"].images, manifest.splits["val"].images) == (45, 5)
@@ -90,20 +90,20 @@ def test_manifest_says_what_the_files_are(original: Path) -> None:
     assert manifest.tool.startswith("catgan ")
 
 
-def test_same_seed_same_bytes(original: Path, tmp_path: Path) -> None:
-    again = write_shards(tmp_path / "again", pictures(50), size=SIZE, source=["noise"], options={"num": 50})
+def test_same_seed_gives_the_same_bytes(original: Path, tmp_path: Path) -> None:
+    again = write_shards(tmp_path / "again", images(50), size=SIZE, source=["noise"], options={"num": 50})
     assert again.digest == Manifest.load(original).digest
     for path in original.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_order_depends_on_seed_and_pictures_but_not_on_the_order_they_came_in(original: Path, tmp_path: Path) -> None:
+def test_order_depends_on_seed_and_images_but_not_on_their_order_in_the_source(original: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(original)
     assert sorted(order(manifest)) == list(range(50))
     assert order(manifest) != list(range(50))
-    backwards = write_shards(tmp_path / "backwards", reversed(list(pictures(50))), size=SIZE)
+    backwards = write_shards(tmp_path / "backwards", reversed(list(images(50))), size=SIZE)
     assert order(backwards) == order(manifest)
-    other = write_shards(tmp_path / "other", pictures(50), size=SIZE, seed=1)
+    other = write_shards(tmp_path / "other", images(50), size=SIZE, seed=1)
     assert order(other) != order(manifest)
     assert {s["json"]["index"] for s in stock(other, "val")} != {s["json"]["index"] for s in stock(manifest, "val")}
     assert other.digest != manifest.digest
@@ -114,7 +114,7 @@ def test_order_depends_on_seed_and_pictures_but_not_on_the_order_they_came_in(or
     [(1, 0.1, 0), (2, 0.1, 1), (2, 0.99, 1), (10, 0.0, 0), (40, 0.25, 10), (9, 0.001, 1)],
 )
 def test_split(tmp_path: Path, num: int, fraction: float, num_val: int) -> None:
-    manifest = write_shards(tmp_path / "set", pictures(num), size=SIZE, val_fraction=fraction)
+    manifest = write_shards(tmp_path / "set", images(num), size=SIZE, val_fraction=fraction)
     assert (manifest.splits["train"].images, manifest.splits["val"].images) == (num - num_val, num_val)
     assert len(order(manifest)) == num
 
@@ -123,18 +123,18 @@ def test_train_shards_are_many_and_even(original: Path, tmp_path: Path) -> None:
     shards = Manifest.load(original).splits["train"].shards
     assert len(shards) == 16
     assert {shard.images for shard in shards} == {2, 3}
-    few = write_shards(tmp_path / "few", pictures(3), size=SIZE, val_fraction=0)
+    few = write_shards(tmp_path / "few", images(3), size=SIZE, val_fraction=0)
     assert [shard.images for shard in few.splits["train"].shards] == [1, 1, 1]
 
 
 def test_large_sets_get_more_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.data.build.shards._MAX_IMAGES", 2)
-    by_number = write_shards(tmp_path / "number", pictures(50), size=SIZE).splits
+    by_number = write_shards(tmp_path / "number", images(50), size=SIZE).splits
     assert max(shard.images for split in by_number.values() for shard in split.shards) == 2
     monkeypatch.setattr("trainer.data.build.shards._MAX_IMAGES", 512)
     monkeypatch.setattr("trainer.data.build.shards._MAX_BYTES", 250)
-    by_bytes = write_shards(tmp_path / "bytes", pictures(50), size=SIZE).splits
-    assert len(by_bytes["train"].shards) == 45, "each picture of noise takes more than 192 bytes"
+    by_bytes = write_shards(tmp_path / "bytes", images(50), size=SIZE).splits
+    assert len(by_bytes["train"].shards) == 45, "each image of noise takes more than 250 bytes"
 
 
 def test_manifest_travels_between_processes_and_folders(
@@ -147,15 +147,15 @@ def test_manifest_travels_between_processes_and_folders(
     assert len(stock(manifest, "val")) == 5
 
 
-def test_plain_checkout_can_write_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkout_that_is_not_installed_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("trainer.data.build.shards.version", missing)
-    assert write_shards(tmp_path / "set", pictures(2), size=SIZE).tool == "catgan"
+    assert write_shards(tmp_path / "set", images(2), size=SIZE).tool == "catgan"
 
 
-def test_digest_does_not_depend_on_the_place(original: Path, copy: Path) -> None:
+def test_digest_does_not_depend_on_the_location(original: Path, copy: Path) -> None:
     assert Manifest.load(copy).digest == Manifest.load(original).digest
 
 
@@ -167,7 +167,7 @@ def test_load_without_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff\xfe", "[]", "null", '{"format_version": 1}'])
-def test_load_refuses_what_is_no_manifest(copy: Path, text: str) -> None:
+def test_load_refuses_files_that_are_no_manifest(copy: Path, text: str) -> None:
     (copy / "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"manifest\.json"):
         Manifest.load(copy)
@@ -195,7 +195,7 @@ def test_load_refuses_shards_outside_the_folder(copy: Path) -> None:
         Manifest.load(copy)
 
 
-def test_load_misses_shards(copy: Path) -> None:
+def test_load_reports_missing_and_truncated_shards(copy: Path) -> None:
     shard = copy / "train-000003.tar"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"train-000003\.tar has \d+ bytes instead of \d+"):
@@ -205,7 +205,7 @@ def test_load_misses_shards(copy: Path) -> None:
         Manifest.load(copy)
 
 
-def test_verify_passes_what_was_written(original: Path) -> None:
+def test_verify_accepts_a_data_set(original: Path) -> None:
     assert verify(original) == Manifest.load(original)
 
 
@@ -219,7 +219,7 @@ def test_verify_finds_one_flipped_bit(copy: Path) -> None:
 
 
 def forge(folder: Path, members: dict[str, bytes], images: int = 1) -> Manifest:
-    """Make ``folder`` a data set of one shard with these members, whose manifest fits in every respect but them."""
+    """A data set of one shard with these members, in ``folder``, with a manifest that matches the shard's bytes."""
     folder.mkdir()
     path = folder / "train-000000.tar"
     with tarfile.open(path, "w") as tar:
@@ -251,16 +251,16 @@ def webp(size: int = SIZE, mode: str = "RGB") -> bytes:
         ({"a.webp": webp(mode="RGBA"), "a.json": b"{}"}, 1, "a.webp: it is RGBA 8x8"),
         ({"a.webp": webp()[:20], "a.json": b"{}"}, 1, "a.webp: "),
         ({"a.webp": webp(), "a.json": b"{"}, 1, "a.json: "),
-        ({"a.webp": webp(), "a.json": b"{}"}, 2, "holds 1 pictures, the manifest says 2"),
+        ({"a.webp": webp(), "a.json": b"{}"}, 2, "holds 1 images, the manifest says 2"),
     ],
 )
-def test_verify_looks_at_each_sample(tmp_path: Path, members: dict[str, bytes], images: int, complaint: str) -> None:
+def test_verify_checks_each_sample(tmp_path: Path, members: dict[str, bytes], images: int, complaint: str) -> None:
     forge(tmp_path / "set", members, images)
     with pytest.raises(UserError, match=rf"train-000000\.tar is damaged: .*{complaint}"):
         verify(tmp_path / "set")
 
 
-def test_verify_finds_keys_used_twice(tmp_path: Path) -> None:
+def test_verify_finds_repeated_keys(tmp_path: Path) -> None:
     first, second = (forge(tmp_path / name, {"a.webp": webp(), "a.json": b"{}"}) for name in ("set", "other"))
     shutil.copy(tmp_path / "other" / "train-000000.tar", tmp_path / "set" / "val-000000.tar")
     shard = second.splits["train"].shards[0]
@@ -270,19 +270,19 @@ def test_verify_finds_keys_used_twice(tmp_path: Path) -> None:
         verify(tmp_path / "set")
 
 
-def test_verify_passes_a_forged_set_that_is_right(tmp_path: Path) -> None:
+def test_verify_accepts_a_forged_set_that_is_correct(tmp_path: Path) -> None:
     forge(tmp_path / "set", {"a.webp": webp(), "a.json": b"{}"})
     assert verify(tmp_path / "set").splits["train"].images == 1
 
 
-def test_verify_names_shards_the_manifest_does_not_know(copy: Path) -> None:
+def test_verify_reports_shards_that_the_manifest_does_not_list(copy: Path) -> None:
     shutil.copy(copy / "train-000000.tar", copy / "train-000099.tar")
     with pytest.raises(UserError, match=r"train-000099\.tar is not in manifest\.json"):
         verify(copy)
 
 
 def failing() -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    yield from pictures(3)
+    yield from images(3)
     raise KeyboardInterrupt
 
 
@@ -292,6 +292,6 @@ def test_nothing_is_left_after_a_failure(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_of_another_size_are_a_mistake_of_ours(tmp_path: Path) -> None:
+def test_images_of_another_size_fail_an_assertion(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
-        write_shards(tmp_path / "set", pictures(1), size=SIZE + 1)
+        write_shards(tmp_path / "set", images(1), size=SIZE + 1)

@@ -56,9 +56,9 @@ def make_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> None:
 
 
 def contents(path: Path) -> dict[str, bytes | str]:
-    """What a source lists, by name: the content, or the problem."""
+    """The members of a source by name: the content, or the problem."""
     found: dict[str, bytes | str] = {}
-    for one in sources.check(path).members():
+    for one in sources.identify(path).members():
         assert one.name not in found
         try:
             found[one.name] = one.read()
@@ -85,7 +85,7 @@ def test_each_kind_of_source(
 ) -> None:
     make(tmp_path / name, FILES | IGNORED)
     assert contents(tmp_path / name) == {f"{name}/{file}": data for file, data in FILES.items()}
-    assert sources.check(tmp_path / name).count() == (len(FILES) if countable else None)
+    assert sources.identify(tmp_path / name).count() == (len(FILES) if countable else None)
 
 
 def test_folders_are_listed_in_order(tmp_path: Path) -> None:
@@ -93,23 +93,23 @@ def test_folders_are_listed_in_order(tmp_path: Path) -> None:
     assert list(contents(tmp_path / "set")) == [f"set/{n}" for n in ("a.png", "b.jpg", "no suffix", "deep/er/c.webp")]
 
 
-def test_single_picture(tmp_path: Path) -> None:
+def test_single_file(tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_bytes(b"meow")
     assert contents(tmp_path / "cat.jpg") == {"cat.jpg": b"meow"}
-    assert sources.check(tmp_path / "cat.jpg").count() == 1
+    assert sources.identify(tmp_path / "cat.jpg").count() == 1
 
 
 def test_data_set_made_before(tmp_path: Path) -> None:
     pixels = (np.full((8, 8, 3), i, np.uint8) for i in range(20))
     write_shards(tmp_path / "set", ((p, {}) for p in pixels), size=8)
     found = contents(tmp_path / "set")
-    assert len(found) == sources.check(tmp_path / "set").count() == 20, "no contact sheet, manifest or JSON"
+    assert len(found) == sources.identify(tmp_path / "set").count() == 20, "no contact sheet, manifest or JSON"
     assert "set/train-000000.tar/00000000.webp" in found
     assert "set/val-000000.tar/00000018.webp" in found
     assert set(contents(tmp_path / "set" / "val-000000.tar")) == {f"val-000000.tar/000000{i}.webp" for i in (18, 19)}
 
 
-def test_names_that_climb_are_only_names(tmp_path: Path) -> None:
+def test_paths_outside_the_archive_do_no_harm(tmp_path: Path) -> None:
     files = {"../../evil.jpg": b"1", "/etc/evil.jpg": b"2", "a/../../b.jpg": b"3"}
     (tmp_path / "in").mkdir()
     make_tar(tmp_path / "in" / "set.tar", files)
@@ -146,7 +146,7 @@ def test_links_and_pipes_in_a_folder(tmp_path: Path) -> None:
     }
 
 
-def test_archives_inside_are_named_not_opened(tmp_path: Path) -> None:
+def test_archives_inside_sources_are_listed_not_opened(tmp_path: Path) -> None:
     make_folder(tmp_path / "set", {"more.zip": b"PK", "a.jpg": b"A"})
     found = contents(tmp_path / "set")
     assert found["set/a.jpg"] == b"A"
@@ -165,7 +165,7 @@ def test_huge_members_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert found[f"{name}/b.jpg"] == "too large: 101 bytes, at most 100"
 
 
-def test_damaged_member_of_a_zip_costs_that_member_only(tmp_path: Path) -> None:
+def test_damaged_member_of_a_zip_does_not_affect_others(tmp_path: Path) -> None:
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name in ("a.jpg", "b.jpg", "c.jpg"):
@@ -191,7 +191,7 @@ def test_encrypted_member_of_a_zip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
-def test_truncated_tar_gives_what_it_has_and_says_so(tmp_path: Path, mode: str) -> None:
+def test_truncated_tar_gives_its_first_members_and_the_problem(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "set.tar"
     rng = np.random.default_rng(0)
     files = {f"{i}.jpg": rng.bytes(20_000) for i in range(5)}
@@ -200,10 +200,10 @@ def test_truncated_tar_gives_what_it_has_and_says_so(tmp_path: Path, mode: str) 
     found = contents(path)
     assert found["set.tar/0.jpg"] == files["0.jpg"]
     assert "set.tar/4.jpg" not in found
-    assert "breaks off" in str(found["set.tar"])
+    assert "truncated or damaged" in str(found["set.tar"])
 
 
-def test_garbage_between_members_is_not_the_end(tmp_path: Path) -> None:
+def test_garbage_between_members_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "set.tar"
     make_tar(path, {"a.jpg": b"A", "b.jpg": b"B", "c.jpg": b"C"})
     data = bytearray(path.read_bytes())
@@ -212,12 +212,12 @@ def test_garbage_between_members_is_not_the_end(tmp_path: Path) -> None:
     path.write_bytes(data)
     found = contents(path)
     assert found["set.tar/a.jpg"] == b"A"
-    assert "breaks off" in str(found["set.tar"])
+    assert "truncated or damaged" in str(found["set.tar"])
 
 
-def test_members_of_a_large_tar_are_not_remembered(tmp_path: Path) -> None:
+def test_members_of_a_large_tar_do_not_stay_in_memory(tmp_path: Path) -> None:
     make_tar(tmp_path / "set.tar", {f"{i}.jpg": b"" for i in range(50)})
-    listed = list(sources.check(tmp_path / "set.tar").members())
+    listed = list(sources.identify(tmp_path / "set.tar").members())
     assert len(listed) == 50
     assert listed[-1].fetch is not None
     tar = listed[-1].fetch.args[0]  # type: ignore[attr-defined]
@@ -225,14 +225,14 @@ def test_members_of_a_large_tar_are_not_remembered(tmp_path: Path) -> None:
 
 
 def test_unknown_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nothing at .*none: give a folder, zip, tar or picture"):
-        sources.check(tmp_path / "none")
+    with pytest.raises(UserError, match=r"nothing at .*none: give a folder, zip, tar or image"):
+        sources.identify(tmp_path / "none")
     with pytest.raises(UserError, match="give a path, or a URL that begins with"):
-        sources.check("pipe:cat cats.zip")
+        sources.identify("pipe:cat cats.zip")
 
 
 @pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tar.gz", "set.rar", "set.7z"])
-def test_archives_that_are_none_are_refused(tmp_path: Path, name: str) -> None:
+def test_files_with_an_archives_suffix_that_are_none_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"<html>404</html>")
     with pytest.raises(UserError, match="cannot be read as zip or tar"):
-        sources.check(tmp_path / name)
+        sources.identify(tmp_path / name)

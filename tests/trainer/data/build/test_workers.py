@@ -2,23 +2,25 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from catgan.machine import cores
-from trainer.data.build.workers import workers
+from trainer.data.build.workers import map_ordered, worker_processes, worker_threads
 
 
-def test_work_is_done_elsewhere() -> None:
-    with workers(2, "math") as pool:
+def test_work_runs_in_other_processes() -> None:
+    with worker_processes(2, "math") as pool:
         assert list(pool.map(abs, [-1, -2])) == [1, 2]
         assert pool.submit(os.getpid).result() != os.getpid()
     assert multiprocessing.active_children() == []
 
 
-def leave_by(error: type[BaseException]) -> None:
-    with workers(1, "math") as pool:
+def leave_block_with(error: type[BaseException]) -> None:
+    with worker_processes(1, "math") as pool:
         assert pool.submit(abs, -1).result() == 1
         for _ in range(3):
             pool.submit(time.sleep, 3600)
@@ -27,10 +29,47 @@ def leave_by(error: type[BaseException]) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_error_does_not_wait_for_what_is_running(error: type[BaseException]) -> None:
+def test_error_does_not_wait_for_running_processes(error: type[BaseException]) -> None:
     with pytest.raises(error):
-        leave_by(error)
+        leave_block_with(error)
     assert multiprocessing.active_children() == []
+
+
+def test_queued_work_of_threads_is_cancelled() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        time.sleep(0.05)
+        done.append(number)
+
+    with worker_threads(1) as pool:
+        for number in range(100):
+            pool.submit(work, number)
+    assert len(done) < 3
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_map_ordered_gives_results_in_order_and_takes_few_items_ahead(threads: int) -> None:
+    taken: list[int] = []
+    first_may_end = threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in range(10):
+            taken.append(number)
+            yield number
+
+    def square(number: int) -> int:
+        if number == 0 and threads:
+            assert first_may_end.wait(10)
+        elif number == 2:
+            first_may_end.set()
+        return number * number
+
+    with worker_threads(max(threads, 1)) as pool:
+        results = map_ordered(square, items(), pool if threads else None, 3)
+        assert next(results) == 0
+        assert len(taken) == (3 if threads else 1)
+        assert list(results) == [number * number for number in range(1, 10)]
 
 
 def test_cores_are_those_of_this_process() -> None:
