@@ -22,7 +22,7 @@ from trainer.checkpoints.state import Position, check_fits, restore, rng_state, 
 from trainer.checkpoints.storage import Storage, load_checkpoint
 from trainer.config import Config
 from trainer.data.manifest import Manifest
-from trainer.data.stream import TrainBatches, share, train_batches
+from trainer.data.stream import StreamPosition, TrainStream, share
 from trainer.distributed.collectives import broadcast, gather, mean_over_ranks
 from trainer.distributed.context import Context
 from trainer.features.extractors import choose_extractor
@@ -205,29 +205,25 @@ class _Training:
         if state["run_id"] != run.run_id:
             position.best = None
         last = position.last_metric
-        if last and not (self.evaluator.is_like(last) and state["dataset_digest"] == self.manifest.digest):
+        if last and not (self.evaluator.is_comparable(last) and state["dataset_digest"] == self.manifest.digest):
             self.recorder.say(f"metric settings or data changed since {last['name']} was measured: best metric reset")
             position.best = position.last_metric = None
         return position
 
-    def _batches(self, gan: GAN, position: Position) -> TrainBatches:
+    def _batches(self, gan: GAN, position: Position) -> TrainStream:
         """This rank's infinite stream of reals, from ``position`` on."""
         config, context = self.config, self.context
         start, stop = share(config.batch, context.rank, context.world_size)
         _, snapshot, _ = plan(config)
-        return train_batches(
-            self.manifest,
-            rank=context.rank,
+        at = StreamPosition(
             seed=config.seed,
+            rank=context.rank,
             nimg=position.nimg,
             batch=stop - start,
             batches_per_segment=snapshot * (2 if gan.fresh_reals else 1),
             images_per_segment=snapshot * config.batch,
-            readers=config.loader.workers,
-            buffer=config.loader.shuffle_buffer,
-            memory=config.loader.memory_mib << 20,
-            pin_memory=context.device.type == "cuda",
         )
+        return TrainStream(self.manifest, at, config.loader, pin_memory=context.device.type == "cuda")
 
     def _snapshot(self, gan: GAN, position: Position, evaluate: bool) -> None:
         """Samples, metric, best generator, checkpoint. A collective."""
@@ -290,6 +286,6 @@ def _hyperparameters(gan: GAN) -> dict[str, float]:
     }
 
 
-def _unreadable(batches: TrainBatches) -> dict[str, float]:
+def _unreadable(batches: TrainStream) -> dict[str, float]:
     """Unreadable images that this rank has met so far, by shard; in time all of them, as each rank reads all shards."""
     return {f"data/broken/{Path(name).stem}": float(count) for name, count in batches.broken.items()}

@@ -1,7 +1,8 @@
-"""Decoded pictures in memory that all readers of a machine share, so that later epochs cost no decoding.
+"""Decoded training images in shared memory, so that later epochs decode nothing.
 
-The memory is a file in the system's shared memory (``/dev/shm``), named by the data set: the ranks of a training find
-each other's pictures there, and a training that is restarted on this machine finds those of its predecessor.
+The memory is a file in ``/dev/shm``, named by the digest of the data set. All ranks on a machine use the same file, and
+a training that restarts after being killed finds the images of its predecessor. The last process that uses the file
+deletes it.
 """
 
 from __future__ import annotations
@@ -23,82 +24,101 @@ from trainer.distributed import shared_memory as shm
 _UNKNOWN, _READY, _BROKEN = 0, 1, 2
 
 
-class DecodedPictures:
-    """The pictures of the train split, uint8 ``[images, 3, size, size]``, each with a mark: unknown, ready or broken.
+class DecodedImages:
+    """Images of a train split, uint8 ``[images, 3, size, size]``, each with a state: unknown, ready or broken.
 
-    Everything goes by the picture's number in the concatenated shards. Two readers may decode the same picture at the
-    same time; both write the same bytes. Travels to reader processes by fork or pickle.
+    An image's index is its position in the concatenated shards. No lock is needed for writing: processes that decode
+    the same image write the same bytes.
+
+    Args:
+        path: file in shared memory, created if necessary.
+        images: number of images.
+        size: side of an image in pixels.
+        is_owner: lock the file, so that it is not deleted before this object is; a reader process does not need to,
+            because the process that started it does.
+
+    Raises:
+        OSError: there is not enough memory, or the file belongs to another user.
     """
 
-    def __init__(self, path: Path, images: int, size: int, *, owner: bool = True) -> None:
+    def __init__(self, path: Path, images: int, size: int, *, is_owner: bool = True) -> None:
         self.path, self.images, self.size = path, images, size
-        length = images * (1 + 3 * size * size)
-        file = shm.open_private(path)
+        length = num_bytes(images, size)
+        file = _open_locked(path) if is_owner else shm.open_private(path)
         try:
-            if owner:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                while not is_at(path, file):  # whoever left last has removed it before it could be locked
-                    os.close(file)
-                    file = shm.open_private(path)
-                    fcntl.flock(file, fcntl.LOCK_SH)
             shm.reserve(file, length)
             memory = mmap.mmap(file, length)
         except OSError:
             shm.remove_if_unused(file, path)
             raise
-        self._marks = np.frombuffer(memory, np.uint8, images)
+        self._states = np.frombuffer(memory, np.uint8, images)
         self._pixels = np.frombuffer(memory, np.uint8, offset=images).reshape(images, 3, size, size)
-        weakref.finalize(self, _leave, file, path, os.getpid())
+        weakref.finalize(self, _close, file, path, os.getpid())
 
-    def __reduce__(self) -> tuple[Callable[..., DecodedPictures], tuple[Path, int, int]]:
-        return _reopen, (self.path, self.images, self.size)
+    def __reduce__(self) -> tuple[Callable[..., DecodedImages], tuple[Path, int, int]]:
+        """Pickle for a reader process, which maps the same file."""
+        return _open_in_reader, (self.path, self.images, self.size)
 
-    def get(self, number: int) -> np.ndarray | None:
-        """A picture, uint8 ``[3, size, size]``, without copying it; None if it is not there."""
-        if self._marks[number] != _READY:
+    def get(self, index: int) -> np.ndarray | None:
+        """An image, uint8 ``[3, size, size]``, as a view of the memory; None unless it is ready."""
+        if self._states[index] != _READY:
             return None
         shm.fence()
-        return self._pixels[number]
+        return self._pixels[index]
 
-    def put(self, number: int, pixels: np.ndarray) -> None:
-        self._pixels[number] = pixels
+    def put(self, index: int, pixels: np.ndarray) -> None:
+        self._pixels[index] = pixels
         shm.fence()
-        self._marks[number] = _READY
+        self._states[index] = _READY
 
-    def put_broken(self, number: int) -> None:
-        if self._marks[number] == _UNKNOWN:
-            self._marks[number] = _BROKEN
+    def put_broken(self, index: int) -> None:
+        """Mark an image as impossible to decode."""
+        if self._states[index] == _UNKNOWN:
+            self._states[index] = _BROKEN
 
-    def is_broken(self, number: int) -> bool:
-        return bool(self._marks[number] == _BROKEN)
+    def is_broken(self, index: int) -> bool:
+        return bool(self._states[index] == _BROKEN)
 
-    def is_known(self, numbers: range) -> bool:
-        """Whether of each of these pictures there is no more to be learned."""
-        return bool((self._marks[numbers.start : numbers.stop] != _UNKNOWN).all())
+    def is_complete(self, indices: range) -> bool:
+        """Whether each of these images is ready or broken, so that their shard need not be read."""
+        return bool((self._states[indices.start : indices.stop] != _UNKNOWN).all())
 
 
-def decoded_pictures(manifest: Manifest, budget: int) -> DecodedPictures | None:
-    """Shared memory for the train split, or None if it takes more than ``budget`` bytes or than the machine has."""
+def num_bytes(images: int, size: int) -> int:
+    """Memory for so many RGB images of ``size`` x ``size`` pixels and their states."""
+    return images * (1 + 3 * size * size)
+
+
+def open_decoded(manifest: Manifest, budget: int) -> DecodedImages | None:
+    """Shared memory for the train split; None if it needs more than ``budget`` bytes, or more than the machine has."""
     images, size = manifest.splits["train"].images, manifest.size
-    needed = images * (1 + 3 * size * size)
+    needed = num_bytes(images, size)
     if not 0 < needed <= budget:
         return None
     path = shm.FOLDER / f"{shm.PREFIX}{manifest.digest[:32]}"
-    shm.sweep(keep=path)
+    shm.remove_abandoned(keep=path)
     try:
-        return DecodedPictures(path, images, size)
+        return DecodedImages(path, images, size)
     except OSError as error:
-        say(
-            f"decoding in every epoch: no room for the decoded pictures ({needed >> 20:,} MiB in {shm.FOLDER}): {error}"
-        )
+        say(f"images are decoded in every epoch: no room for them in {shm.FOLDER} ({needed >> 20:,} MiB): {error}")
         return None
 
 
-def _reopen(path: Path, images: int, size: int) -> DecodedPictures:
-    return DecodedPictures(path, images, size, owner=False)
+def _open_in_reader(path: Path, images: int, size: int) -> DecodedImages:
+    return DecodedImages(path, images, size, is_owner=False)
 
 
-def _leave(file: int, path: Path, pid: int) -> None:
-    """The owner that leaves last removes the file; who still has it mapped keeps the memory."""
-    if os.getpid() == pid:  # not in a forked reader, which shares the owner's lock
+def _open_locked(path: Path) -> int:
+    """Open or create the file with a shared lock, which lasts until its descriptor is closed."""
+    while True:
+        file = shm.open_private(path)
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if is_at(path, file):
+            return file
+        os.close(file)  # its last user deleted it before it could be locked
+
+
+def _close(file: int, path: Path, pid: int) -> None:
+    """Unlock the file, and delete it if no other process has it locked. Memory that is still mapped stays valid."""
+    if os.getpid() == pid:  # not in a forked reader, which has inherited the lock
         shm.remove_if_unused(file, path)

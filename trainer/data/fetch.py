@@ -1,7 +1,7 @@
-"""Whole shards, from wherever they lie, and the encoded pictures in them.
+"""Reading whole shards from disk, a bucket or a web server, and the encoded images in them.
 
-A shard is read in one piece: a download that breaks off is tried again before any of its samples is seen, and a
-picture is a slice of memory.
+Shards are read completely before their first sample is used, so a failed download can be retried without repeating
+samples.
 """
 
 from __future__ import annotations
@@ -25,46 +25,48 @@ from trainer.data.tars import StrictInfo
 
 T = TypeVar("T")
 
-_TRIES = 8  # a minute's outage should not cost a training its pictures
-_AHEAD = 2  # shards that are read while the one before is used
-
-PICTURES = (".webp", ".png")
+IMAGE_SUFFIXES = (".webp", ".png")
+_TRIES = 8  # bridges an outage of half a minute or more: skipping a shard costs training its images
+_AHEAD = 2  # shards downloaded while an earlier one is used
 
 
 def shard_bytes(manifest: Manifest, shard: Shard) -> bytes:
-    """The content of a shard. One from elsewhere is compared with its SHA-256, and kept in ``manifest.cache``.
+    """The content of a shard. Downloads are compared with the shard's SHA-256 and kept in ``manifest.cache``.
 
     Raises:
-        OSError: it cannot be read, or is not what the manifest says, also after some tries.
+        OSError: the shard cannot be read in spite of retries, or has another SHA-256.
     """
-    path = join(manifest.root, shard.name)
-    if not is_url(path):
-        return read(path)
-    kept = Path(manifest.cache, f"{shard.sha256}.tar") if manifest.cache else None
-    if kept and kept.is_file() and _is_whole(data := kept.read_bytes(), shard):
+    location = join(manifest.root, shard.name)
+    if not is_url(location):
+        return read(location)
+    cached = Path(manifest.cache, f"{shard.sha256}.tar") if manifest.cache else None
+    if cached and cached.is_file() and _is_intact(data := cached.read_bytes(), shard):
         return data
-    data = read(path, shard.bytes, _TRIES)
-    if not _is_whole(data, shard):
+    data = read(location, shard.bytes, _TRIES)
+    if not _is_intact(data, shard):
         raise OSError("its sha256 is not the manifest's")
-    if kept:
-        _keep(data, kept)
+    if cached:
+        _store(data, cached)
     return data
 
 
-def _is_whole(data: bytes, shard: Shard) -> bool:
+def _is_intact(data: bytes, shard: Shard) -> bool:
     return hashlib.sha256(data).hexdigest() == shard.sha256
 
 
-def _keep(data: bytes, path: Path) -> None:
+def _store(data: bytes, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, data)
-    except OSError as error:  # a full disk is no reason to stop a training that can go on without
-        say(f"cannot keep {path}: {error}; it will be read from its source again")
+    except OSError as error:  # training can continue without a cache
+        say(f"cannot cache {path}: {error}; this shard will be downloaded again")
 
 
 def shards_ahead(manifest: Manifest, shards: Iterable[Shard | None]) -> Iterator[bytes | OSError]:
-    """The contents of shards in order, or why there is none; the next ones are read meanwhile. None gives ``b""``."""
+    """The content of each shard, in order, or the error of reading it; None gives ``b""``.
+
+    Remote shards are downloaded in threads, up to two ahead of the caller.
+    """
 
     def content(shard: Shard | None) -> bytes | OSError:
         try:
@@ -75,29 +77,32 @@ def shards_ahead(manifest: Manifest, shards: Iterable[Shard | None]) -> Iterator
     if not is_url(manifest.root):
         yield from map(content, shards)
         return
-    reading: collections.deque[queue.SimpleQueue[bytes | OSError]] = collections.deque()
+    downloads: collections.deque[queue.SimpleQueue[bytes | OSError]] = collections.deque()
     for shard in shards:
-        reading.append(_in_thread(partial(content, shard)))
-        if len(reading) > _AHEAD:
-            yield reading.popleft().get()
-    while reading:
-        yield reading.popleft().get()
+        downloads.append(_in_thread(partial(content, shard)))
+        if len(downloads) > _AHEAD:
+            yield downloads.popleft().get()
+    while downloads:
+        yield downloads.popleft().get()
 
 
 def _in_thread(action: Callable[[], T]) -> queue.SimpleQueue[T]:
-    """Where the result of ``action`` will be. Not a pool: the interpreter waits for its threads, Ctrl-C or not."""
+    """Call ``action`` in a daemon thread; the queue receives its result.
+
+    Not a ThreadPoolExecutor: the interpreter joins the threads of a pool at exit, so Ctrl-C would wait for downloads.
+    """
     result: queue.SimpleQueue[T] = queue.SimpleQueue()
     threading.Thread(target=lambda: result.put(action()), daemon=True).start()
     return result
 
 
-def pictures(shard: bytes) -> Iterator[bytes]:
-    """The encoded pictures of a shard, in order. Whatever else is in it is passed over.
+def encoded_images(shard: bytes) -> Iterator[bytes]:
+    """The encoded images in the content of a shard, in order. Other files in the tar are skipped.
 
     Raises:
-        tarfile.TarError: the tar breaks off.
+        tarfile.TarError: the tar is truncated or damaged.
     """
     with tarfile.open(fileobj=io.BytesIO(shard), mode="r:", tarinfo=StrictInfo) as tar:
         for info in tar:
-            if info.isreg() and info.name.endswith(PICTURES):
+            if info.isreg() and info.name.endswith(IMAGE_SUFFIXES):
                 yield shard[info.offset_data : info.offset_data + info.size]

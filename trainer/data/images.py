@@ -1,7 +1,7 @@
-"""Files that claim to be pictures, made into square RGB pictures of one size.
+"""Decoding untrusted image files, and making square RGB images of one size.
 
-The files come from strangers: everything that is wrong with one ends as an ``ImageError`` with a reason, never as
-another exception, so that one bad file cannot stop the building of a data set.
+Whatever is wrong with a file, ``decode`` raises ``ImageError`` with the reason, and no other exception: one bad file
+must not stop the building of a data set.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from PIL import Image
 
 MAX_PIXELS = 89_478_485
-"""The most pixels a picture may have: a quarter GiB as RGB, the size at which Pillow warns of decompression bombs."""
+"""The largest image that is decoded: a quarter GiB as RGB, above which Pillow warns of decompression bombs."""
 
-# What people keep pictures in. Pillow knows more formats, and some of those start other programs (EPS: Ghostscript).
-# Image.open raises KeyError for a format that this Pillow lacks (AVIF before 11.3), so ask it first.
+# Not all formats of Pillow: some start other programs (EPS: Ghostscript). Image.open raises KeyError for a format that
+# the installed Pillow lacks (AVIF before 11.3).
 Image.init()
 _FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000") if f in Image.OPEN)
 
-# What Pillow's readers let through on files made to break them. They are parsers without a common error class.
+# What Pillow's decoders raise for damaged and malicious files; they have no common error class.
 _BROKEN = (
     OSError,
     ArithmeticError,
@@ -50,29 +50,35 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_FIRST_SIDEWAYS = 5  # of the orientations: from here on width and height change places
+_FIRST_SIDEWAYS = 5  # orientations from here on swap width and height
 
 
 class ImageError(ValueError):
-    """A file that cannot be used as a picture. The message is the reason, ``kind`` or ``kind: detail``, on one line."""
+    """A file that is not a usable image. The message is one line, ``kind`` or ``kind: detail``; kinds are listed in
+    rejected.csv and counted by ``catdata build``."""
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in ``data`` as RGB, upright; of an animation the first frame.
+    """The image in ``data`` as upright RGB; of an animation, the first frame.
 
     Raises:
-        ImageError: empty, no picture, truncated or damaged, or more than ``max_pixels`` (judged by the header, before
-            any memory is taken for the pixels).
+        ImageError: empty, not an image, truncated, damaged, or more than ``max_pixels`` according to its header (before
+            memory is allocated for the pixels).
     """
     return decode_reduced(data, None, max_pixels)[0]
 
 
 def decode_reduced(data: bytes, side: int | None, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, tuple[int, int]]:
-    """Like ``decode``, for a picture to be reduced to ``side`` pixels, with (width, height) of the upright original.
+    """Decode an image that will be resized to ``side`` pixels; also returns (width, height) of the upright original.
 
-    A JPEG with more than enough pixels is decoded at 1/2, 1/4 or 1/8 of its size, which costs a fraction of the time.
-    The shorter side keeps twice ``side`` or more, so that the filter of the final reduction has the last word. None
-    decodes all pixels.
+    A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, in a fraction of the time. Its shorter side keeps at least
+    twice ``side`` pixels, so that the quality depends on the filter of the final resize.
+
+    Args:
+        side: None: decode all pixels.
+
+    Raises:
+        ImageError: as for ``decode``.
     """
     if not data:
         raise ImageError("empty file")
@@ -84,7 +90,7 @@ def decode_reduced(data: bytes, side: int | None, max_pixels: int = MAX_PIXELS) 
             if width * height > max_pixels:
                 raise ImageError(f"too large: {width}x{height}, at most {max_pixels:,} pixels")
             if side is not None:
-                image.draft(None, (2 * side, 2 * side))  # does nothing to what is no JPEG, or too small
+                image.draft(None, (2 * side, 2 * side))  # no effect on other formats, and on small images
             upright = _orientation(image) < _FIRST_SIDEWAYS
             return to_rgb(image), (width, height) if upright else (height, width)
     except ImageError:
@@ -99,14 +105,14 @@ def decode_reduced(data: bytes, side: int | None, max_pixels: int = MAX_PIXELS) 
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow as upright 8-bit RGB.
+    """Convert any mode of Pillow to upright 8-bit RGB.
 
-    The EXIF orientation is applied; transparency is laid on white; CMYK goes through Pillow's plain conversion (no
-    colour profiles). Deep grey is scaled to 8 bit: 16-bit and 32-bit integers from 0..65535, floats from 0..1 if
-    nothing exceeds 1 and from 0..255 otherwise.
+    The EXIF orientation is applied; transparent images are composited on white; CMYK is converted without colour
+    profiles. High bit depths are scaled to 8 bits: 16-bit and 32-bit integers from 0..65535, floats from 0..1 if no
+    value exceeds 1, otherwise from 0..255.
 
     Raises:
-        ValueError, OSError and others: the pixels are damaged or not finite; ``decode`` wraps them in ``ImageError``.
+        ValueError, OSError and others: the pixels are damaged or not finite. ``decode`` raises ImageError instead.
     """
     image.load()
     turn = _TURNS.get(_orientation(image))
@@ -120,7 +126,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1..8; 1 (upright) also for EXIF data that cannot be read: the pixels are still good."""
+    """The EXIF orientation, 1..8; 1 (upright) if there is none or it cannot be read, since the pixels may be intact."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except _BROKEN:
@@ -139,36 +145,36 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def to_square(image: Image.Image, size: int, crop: str) -> Image.Image:
-    """An RGB picture as ``size`` x ``size`` (Lanczos); one that has this size already keeps its pixels.
+    """Resize an RGB image to ``size`` x ``size`` (Lanczos); the pixels of an image of that size are kept.
 
     Args:
-        crop: ``"center"`` cuts out the largest square in the middle, ``"none"`` takes square pictures only (squeezing
-            or bordering the others would teach a generator squeezed or bordered cats).
+        crop: ``"center"``: crop to the largest square in the middle. ``"none"``: accept square images only; stretching
+            or padding the others would teach a generator stretched or padded cats.
 
     Raises:
-        ImageError: ``"none"`` and the picture is not square.
+        ImageError: ``crop`` is ``"none"`` and the image is not square.
     """
     width, height = image.size
     side = min(width, height)
     if crop == "none" and width != height:
         raise ImageError(f"not square: {width}x{height}, --crop center would cut it")
     left, top = (width - side) // 2, (height - side) // 2
-    # Not resize(box=...): its kernel reaches beyond the box, and the result would depend on what is cut off.
+    # Not resize(box=...): its filter reads pixels outside the box.
     square = image.crop((left, top, left + side, top + side))
     return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def pixel_digest(image: Image.Image) -> bytes:
-    """32 bytes that are equal for two RGB pictures if and only if their sizes and pixels are."""
+    """SHA-256 of the size and pixels of an RGB image, 32 bytes: equal for equal images, whatever their files."""
     return hashlib.sha256(b"%dx%d:" % image.size + image.tobytes()).digest()
 
 
 def encode(image: Image.Image) -> bytes:
-    """An RGB picture as lossless WebP, the same bytes every time.
+    """Encode an RGB image as lossless WebP; equal images give equal bytes.
 
-    Of the lossless settings of Pillow this one decodes fastest per byte: on faces of cats at 64x64 and 128x128 it
-    takes 30% less room than the best PNG, is written twice as fast and read 5 to 40% faster. More effort (``method``
-    above 0) costs 3 to 20 times the time for 5% of the size.
+    These settings decode fastest per byte of all lossless ones of Pillow. Faces of cats at 64x64 and 128x128 take 30%
+    less space than as the best PNG, are encoded twice as fast and decoded 5 to 40% faster. More effort (``method``
+    above 0) takes 3 to 20 times as long for 5% of the size.
     """
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", lossless=True, quality=0, method=0)

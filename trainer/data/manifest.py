@@ -1,8 +1,8 @@
-"""The data set on disk: WebDataset shards, and the manifest that names them.
+"""The manifest of a data set: its shards, their contents and how they were made.
 
 A data set is a folder with ``train-000000.tar``..., ``val-000000.tar``..., ``manifest.json``, ``contact.png`` and,
-when it was made from files, ``rejected.csv``. Each picture is a sample ``<key>.webp`` (lossless RGB, square) with
-``<key>.json`` (where it came from, or how it was drawn).
+if it was built from files, ``rejected.csv``. Each sample is an image ``<key>.webp`` or ``<key>.png`` (lossless RGB,
+square) with ``<key>.json`` (its source, or the attributes of a drawn cat).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its name in the data set's folder, number of pictures, SHA-256 (hex) and size in bytes."""
+    """A tar file: its name in the data set's folder, number of images, SHA-256 (hex) and size in bytes."""
 
     name: str
     images: int
@@ -34,7 +34,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """``train`` or ``val``: its shards in order. An empty split has none."""
+    """The shards of ``train`` or ``val``, in order; none if the split is empty."""
 
     shards: tuple[Shard, ...]
 
@@ -45,35 +45,40 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data set holds, and how to read it; pictures are RGB, ``size`` x ``size``.
-
-    ``root`` is its folder: an absolute path or a URL. ``cache`` is a folder of this machine in which shards from
-    elsewhere are kept, "" for none. At most the share ``max_broken`` of a split may be unusable, see ``stream``.
-    ``labels`` names the classes that "label" in the samples' JSON counts from 0; empty if the pictures have none.
-    """
+    """The contents of a data set, and how to read it."""
 
     root: str
+    """The data set's folder: an absolute path or a URL."""
     size: int
+    """Side of the images in pixels."""
     splits: dict[str, Split]
     seed: int
+    """Seed of the shuffle, and of drawn cats."""
     source: tuple[str, ...]
+    """What the data set was made from."""
     options: dict[str, Any]
+    """The options it was made with."""
     tool: str
+    """Name and version of the program that wrote it."""
     cache: str = ""
+    """Local folder to cache the shards of a URL in; "": no cache. Not in the file."""
     max_broken: float = 0.01
+    """Share of a split's images that may be unusable, 0 to 1, see ``stream``. Not in the file."""
     labels: tuple[str, ...] = ()
+    """Names of the classes; "label" in a sample's JSON is an index into them. Empty: no classes."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over the size and the shards' hashes: the identity of the data set, wherever it lies."""
+        """SHA-256 (hex) of the image size and the shards' hashes: identifies the data set, whatever its location."""
         hashes = {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
         return hashlib.sha256(canonical_json([FORMAT_VERSION, self.size, hashes])).hexdigest()
 
     def paths(self, split: str) -> list[str]:
-        """The files of a split's shards, in order."""
+        """Paths or URLs of a split's shards, in order."""
         return [join(self.root, shard.name) for shard in self.splits[split].shards]
 
     def save(self) -> None:
+        """Write ``manifest.json`` into ``root``, a local folder."""
         record: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "size": self.size,
@@ -93,16 +98,17 @@ class Manifest:
 
     @classmethod
     def load(cls, location: str | Path) -> Manifest:
-        """Read ``manifest.json`` in the folder ``location``; on this machine look whether its shards are complete.
+        """Read ``manifest.json`` in the folder ``location``, and check the sizes of local shards.
 
         Raises:
-            UserError: no such folder or manifest, not a manifest of this format, or a shard is missing or cut off.
+            UserError: there is no such folder or manifest, the manifest is damaged or of another format version, or a
+                local shard is missing or has another size.
         """
-        # Absolute, since the manifest travels to processes that work elsewhere.
+        # Absolute: the manifest is sent to processes with other working directories.
         root = str(location).rstrip("/") if is_url(location) else str(Path(location).expanduser().absolute())
         path = join(root, MANIFEST)
         if is_url(root) and ("?" in root or "#" in root):
-            raise UserError(f"{root}: give the URL of a folder, without ? and #, that {MANIFEST} and the shards lie in")
+            raise UserError(f"{root}: give the URL of the folder with {MANIFEST} and the shards, without ? and #")
         try:
             record = json.loads(read(path))
         except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,7 @@
-"""The embedded data set: drawn cats, made when they are first asked for and kept in the cache folder."""
+"""Opening a data set: the one at a location, or the embedded one, which is 4096 drawn cats.
+
+Drawn cats are made on first use and kept in the cache folder.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,34 @@ from trainer.data.build.shards import write_shards
 from trainer.data.drawn.synth import draw_many
 from trainer.data.manifest import MANIFEST, Manifest
 
-NUM = 4096
+NUM_DRAWN = 4096
 
 
 def open_data(location: str | None, size: int, loader: LoaderConfig) -> Manifest:
-    """The shards at ``location``; None: drawn cats of ``size`` pixels, drawn now if this machine has none yet.
+    """The manifest of the data set at ``location``, a path or a URL, with the cache and ``max_broken`` of ``loader``.
 
-    Drawing is deterministic, so each node of a cluster may make its own copy.
+    Args:
+        location: None: drawn cats of ``size`` x ``size`` pixels. They are the same on every machine, so each node of a
+            cluster draws its own.
+        size: side of the images in pixels, for drawn cats only.
+
+    Raises:
+        UserError: there is no data set at ``location``, or it is damaged; see ``Manifest.load``.
     """
-    manifest = _drawn(size) if location is None else Manifest.load(location)
+    manifest = _open_drawn(size) if location is None else Manifest.load(location)
     cache = str(Path(loader.cache).expanduser().absolute()) if loader.cache else ""
     return replace(manifest, cache=cache, max_broken=loader.max_broken)
 
 
-def _drawn(size: int) -> Manifest:
-    folder = cache_dir() / f"drawn-cats-{NUM}-{size}"
+def _open_drawn(size: int) -> Manifest:
+    folder = cache_dir() / f"drawn-cats-{NUM_DRAWN}-{size}"
     if not (folder / MANIFEST).exists():
-        say(f"drawing {NUM} cats at {size}x{size} into {folder}")
+        say(f"drawing {NUM_DRAWN} cats at {size}x{size} into {folder}")
+        cats = draw_many(seed=0, num=NUM_DRAWN, size=size)
         try:
-            write_shards(folder, draw_many(0, NUM, size), size=size, source=["catdata synth"], options={"num": NUM})
+            write_shards(folder, cats, size=size, source=["catdata synth"], options={"num": NUM_DRAWN})
         except UserError:
-            # Two workers of one node may both have begun; whoever comes second finds the first one's work.
+            # Workers on the same node may draw at the same time: the first to finish wins, and the others use its set.
             if not (folder / MANIFEST).exists():
                 raise
     return Manifest.load(folder)

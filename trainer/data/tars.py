@@ -1,4 +1,4 @@
-"""Tars that do not hide damage."""
+"""Tar files, read strictly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tarfile
 
 
 class StrictInfo(tarfile.TarInfo):
-    """tarfile takes garbage where a header should be for the end of the archive; here it is an error."""
+    """Raises ReadError for a damaged header, which tarfile would take for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictInfo:

@@ -1,4 +1,4 @@
-"""What a drawn cat looks like: its traits, drawn by chance in believable combinations, and the colours of its coat."""
+"""The traits of a drawn cat, sampled in plausible combinations, and the colours of its coat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.data.drawn.shapes import Canvas, Colour, Frame, Plane, ellipse, join, mix, step, stroke
 
-# (markings, ground, pale parts) of each colour, sRGB.
+# sRGB of (markings, ground colour, pale parts) for each coat colour.
 TONES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]] = {
     "black": ((22, 20, 22), (52, 48, 48), (98, 90, 84)),
     "grey": ((70, 76, 88), (120, 126, 138), (178, 182, 188)),
@@ -22,7 +22,7 @@ TONES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, in
     "cinnamon": ((124, 64, 36), (182, 116, 74), (230, 188, 146)),
     "white": ((216, 210, 202), (245, 241, 235), (255, 252, 248)),
 }
-# (around the pupil, towards the rim) of each eye colour, sRGB.
+# sRGB (around the pupil, at the rim of the iris) for each eye colour.
 IRISES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "green": ((188, 204, 96), (92, 160, 84)),
     "yellow": ((226, 214, 96), (222, 182, 52)),
@@ -39,6 +39,7 @@ NOSES: dict[str, tuple[int, int, int]] = {
     "slate": (104, 96, 106),
     "brown": (98, 66, 58),
 }
+# Probabilities.
 COATS: dict[str, float] = {
     "tabby": 0.25,
     "solid": 0.16,
@@ -75,56 +76,59 @@ BACKGROUNDS = {"wall": 0.28, "bokeh": 0.22, "room": 0.18, "garden": 0.2, "blanke
 
 @dataclass(frozen=True)
 class Cat:
-    """All that decides a picture beside its noise. Lengths are in half widths of the head, angles in degrees."""
+    """All traits of an image except its noise; they become the JSON of the sample.
+
+    The unit of length is half the width of the head. Angles are in degrees. Left and right are those of the image.
+    """
 
     coat: str
     colour: str
     stripes: float  # strength of the tabby markings, 0..1
-    white: float  # how far the white spreads over the face, 0 (none) .. 1
-    skew: float  # how far the markings sit off the middle, -1..1
-    shade: float  # lightness of the coat against its colour's usual one, 0.8..1.2
+    white: float  # extent of the white on the face, 0 (none) .. 1
+    skew: float  # asymmetry of the markings, -1..1
+    shade: float  # lightness of the coat relative to its colour, 0.8..1.2
     eyes: str
-    odd_eye: str | None  # colour of the eye on the picture's right where it differs (heterochromia)
+    odd_eye: str | None  # colour of the right eye if it differs (heterochromia)
     eye_size: float
     eye_slant: float
     eye_open: float  # 1 wide open
     pupil: float  # width: 0.1 a slit .. 0.75 nearly round
-    gaze: float  # -1 picture's left .. 1 right
+    gaze: float  # -1 left .. 1 right
     nose: str
     tongue: bool
     head: str  # wedge, standard or round
     fur: str  # short or long
-    cheeks: float  # fluff of the cheeks, 0..1
+    cheeks: float  # length of the fur on the cheeks, 0..1
     muzzle: float  # size of the muzzle, about 1
     ear_length: float
     ear_width: float
-    ear_tilt: float  # outwards from upright
+    ear_tilt: float  # outwards
     ear_round: float  # tips: 0 pointed .. 1 round
     ear_tufts: float  # 0..1
-    tilt_degrees: float  # head leaning to the picture's right where positive
-    yaw: float  # -1 looks to the picture's left .. 1 right
-    pitch: float  # -1 looks up .. 1 down
-    scale: float  # half width of the head against that of the picture
+    tilt_degrees: float  # head leaning right if positive
+    yaw: float  # head turned -1 left .. 1 right
+    pitch: float  # head turned -1 up .. 1 down
+    scale: float  # width of the head relative to the image
     offset_x: float
     offset_y: float
-    light_degrees: float  # where the light comes from: 0 above, 90 the picture's right
-    light_height: float  # 0 from the side .. 1 from the front
+    light_degrees: float  # direction of the lamp: 0 above, 90 right
+    light_height: float  # lamp 0 at the side .. 1 in front
     warmth: float  # -1 bluish .. 1 golden
     exposure: float
-    rim: float  # light from behind along the head's outline
+    rim: float  # strength of the light from behind, along the outline of the head
     background: str
-    background_hue: float  # 0..1 around the colour circle
+    background_hue: float  # 0..1
     background_value: float  # 0 dark .. 1 bright
 
 
 def linear(colour: Sequence[float]) -> Colour:
-    """sRGB 0..255 as light; the gamma 2 that stands for sRGB's curve here has an exact inverse, the square root."""
+    """Convert sRGB 0..255 to linear light 0..1, with gamma 2 in place of sRGB's curve: its inverse is a square root."""
     scaled = np.array(colour, np.float32) / 255
     return scaled * scaled
 
 
 class Chance:
-    """Draws of one generator. Only ``random()`` is asked: its stream is the same in every version of NumPy."""
+    """Random values from ``rng.random()`` only: NumPy may change the algorithms of its other distributions."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -134,19 +138,36 @@ class Chance:
         return round(low + (high - low) * self.rng.random(), 3)
 
     def about(self, middle: float, reach: float) -> float:
-        """Near ``middle`` more often than far, at most ``reach`` away (the mean of three uniform draws)."""
+        """The mean of three uniform values: in ``middle`` +- ``reach``, mostly near ``middle``."""
         return round(middle + reach * (sum(self.rng.random() for _ in range(3)) * 2 / 3 - 1), 3)
 
     def true(self, probability: float) -> bool:
         return self.rng.random() < probability
 
     def one_of(self, weights: Mapping[str, float]) -> str:
+        """A key, with a probability in proportion to its weight."""
         left = self.rng.random() * sum(weights.values())
         for name, weight in weights.items():
             left -= weight
             if left < 0:
                 return name
         return name
+
+
+def _coat(chance: Chance) -> tuple[str, str, float, float]:
+    """Coat, colour, strength of the stripes and extent of the white."""
+    coat = chance.one_of(COATS)
+    colour = chance.one_of(COLOURS[coat])
+    stripes = {"tabby": chance.within(0.7, 1), "spotted": chance.within(0.5, 0.9)}.get(coat, 0.0)
+    if coat == "bicolour" and colour != "black":
+        stripes = chance.within(0.4, 0.95)
+    if colour in ("orange", "cream", "silver", "brown"):
+        stripes = max(stripes, 0.35)  # such coats always have markings
+    spread = {"bicolour": (0.4, 1.0), "tuxedo": (0.12, 0.45), "calico": (0.3, 0.95)}.get(coat)
+    white = chance.within(*spread) if spread else 0.0
+    if coat == "tabby" and chance.true(0.3):
+        white = chance.within(0.1, 0.25)
+    return coat, colour, stripes, white
 
 
 def _nose(chance: Chance, coat: str, colour: str, white: float) -> str:
@@ -170,19 +191,9 @@ def _eyes(chance: Chance, coat: str, colour: str) -> tuple[str, str | None]:
 
 
 def random_cat(rng: np.random.Generator) -> Cat:
-    """A cat by chance; traits that go together in nature do so here (points have blue eyes, orange cats stripes)."""
+    """Sample a cat. Traits are correlated as in nature: colourpoints have blue eyes, orange cats have stripes."""
     chance = Chance(rng)
-    coat = chance.one_of(COATS)
-    colour = chance.one_of(COLOURS[coat])
-    stripes = {"tabby": chance.within(0.7, 1), "spotted": chance.within(0.5, 0.9)}.get(coat, 0.0)
-    if coat == "bicolour" and colour != "black":
-        stripes = chance.within(0.4, 0.95)
-    if colour in ("orange", "cream", "silver", "brown"):
-        stripes = max(stripes, 0.35)  # these coats are never without markings
-    spread = {"bicolour": (0.4, 1.0), "tuxedo": (0.12, 0.45), "calico": (0.3, 0.95)}.get(coat)
-    white = chance.within(*spread) if spread else 0.0
-    if coat == "tabby" and chance.true(0.3):
-        white = chance.within(0.1, 0.25)
+    coat, colour, stripes, white = _coat(chance)
     eyes, odd_eye = _eyes(chance, coat, colour)
     head = chance.one_of({"standard": 0.5, "round": 0.3, "wedge": 0.2})
     fur = chance.one_of({"short": 0.65, "long": 0.35})
@@ -229,8 +240,8 @@ def random_cat(rng: np.random.Generator) -> Cat:
     )
 
 
-# Tabby markings of one side of the face: (start, end, radius at start, radius at end), face units. The first six are
-# the M of the forehead, the next leave the outer corner of the eye and cross the cheek.
+# Tabby markings of one half of the face as strokes: (start, end, radius at start, radius at end) in face units. The
+# first six form the M on the forehead; the next cross the cheek from the outer corner of the eye.
 STRIPES: tuple[tuple[tuple[float, float], tuple[float, float], float, float], ...] = (
     ((0.0, -0.50), (0.0, -0.95), 0.012, 0.030),
     ((0.075, -0.36), (0.105, -0.92), 0.018, 0.034),
@@ -246,7 +257,7 @@ STRIPES: tuple[tuple[tuple[float, float], tuple[float, float], float, float], ..
 
 
 def _stripes(frame: Frame) -> Plane:
-    """Where the dark of a tabby lies, 0..1: the M, the cheek stripes and, below the chin, the necklaces."""
+    """Mask of a tabby's dark markings: the M, the cheek stripes and the necklaces below the chin."""
     u = np.abs(frame.u + frame.warp_x * 0.035)
     v = frame.v + frame.warp_y * 0.045
     distance = stroke(u, v, *STRIPES[0])
@@ -258,7 +269,7 @@ def _stripes(frame: Frame) -> Plane:
 
 
 def _white(frame: Frame, cat: Cat) -> Plane:
-    """Where a coat is white, 0..1: muzzle, chin and bib, and with more of it an inverted V up the forehead."""
+    """Mask of the white parts: muzzle, chin and bib; with much white also an inverted V on the forehead."""
     amount = cat.white
     u = frame.u + frame.warp_x * 0.10 - 0.09 * cat.skew
     v = frame.v + frame.warp_y * 0.06
@@ -271,14 +282,14 @@ def _white(frame: Frame, cat: Cat) -> Plane:
 
 
 def _patches(frame: Frame, cat: Cat) -> Plane:
-    """Where a tortoiseshell is orange, 0..1: large patches on a calico, fine brindle on a tortoiseshell."""
+    """Mask of the orange parts: large patches on a calico, fine brindle on a tortoiseshell."""
     if cat.coat == "calico":
         return step(-0.08, 0.08, frame.blotch + 0.3 * cat.skew * np.clip(frame.u * 8, -1, 1) + frame.hair * 0.04)
     return step(-0.3, 0.35, frame.blotch * 0.7 + frame.warp_x * 0.8 + frame.hair * 0.07)
 
 
 def _pale_parts(frame: Frame) -> Plane:
-    """Where a tabby is pale, 0..1: around the eyes, the muzzle, the chin and the chest."""
+    """Mask of a tabby's pale parts: around the eyes, the muzzle, the chin and the chest."""
     u = np.abs(frame.u)
     eyes = np.abs(ellipse(u - 0.345, frame.v + 0.06, 0.27, 0.20)) - 0.05
     muzzle = ellipse(u, frame.v - 0.47, 0.29, 0.19)
@@ -287,7 +298,7 @@ def _pale_parts(frame: Frame) -> Plane:
 
 
 def albedo(frame: Frame, cat: Cat) -> Canvas:
-    """Colour of the fur [3, n, n] in linear light, for the whole frame; face, ears and chest each show a part of it."""
+    """Colour of the fur in linear light [3, n, n], for the whole frame: face, ears and chest use their parts of it."""
     dark, ground, pale = (linear(tone) * cat.shade for tone in TONES[cat.colour])
     white = linear(TONES["white"][1])
     n = len(frame.u)

@@ -1,8 +1,7 @@
-"""Painting a drawn cat: chest, ears, head, features and whiskers, before its background and in its light.
+"""Painting a drawn cat over its background: chest, ears, head, eyes, muzzle and whiskers.
 
-The head is a soft shape with a height over it; light falls on the slopes of that height. Colours are linear light
-until the very end, so that soft edges and the averaging of pixels mix them as light mixes. The numbers are places and
-sizes in face units, found by eye.
+The head is a soft shape with a height map, whose slopes are lit. Colours are linear light until the end, so that soft
+edges and the averaging of pixels blend them correctly. Numbers are positions and sizes in face units, found by eye.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from trainer.data.drawn.scene import Light, Noise, backdrop
 from trainer.data.drawn.shapes import Canvas, Frame, Plane, bump, ellipse, enlarge, fur_at, join, mix, step, stroke
 
 EYE_U, EYE_V = 0.345, -0.06
-YAW_SHIFT, PITCH_SHIFT = 0.17, 0.10  # how far features in the middle move for yaw and pitch of 1
+YAW_SHIFT, PITCH_SHIFT = 0.17, 0.10  # displacement of the middle of the face for a yaw and pitch of 1
 
 
 def _frame(cat: Cat, noise: Noise, n: int) -> Frame:
@@ -52,7 +51,7 @@ def _head(frame: Frame, cat: Cat) -> Plane:
 
 
 def _relief(frame: Frame, cat: Cat, head: Plane) -> Plane:
-    """Height of the head over the picture's plane, face units."""
+    """Height of the head above the image plane, in face units."""
     inside = np.clip(head * -1.6, 0, 1)
     height = 0.50 * np.sqrt(inside * (2 - inside))
     u, v = np.abs(frame.u), frame.v
@@ -66,7 +65,7 @@ def _relief(frame: Frame, cat: Cat, head: Plane) -> Plane:
 
 
 def _rows(where: NDArray[np.bool_]) -> slice:
-    """The rows that hold all of ``where``."""
+    """The rows from the first to the last true pixel."""
     rows = np.flatnonzero(where.any(axis=1))
     return slice(rows[0], rows[-1] + 1)
 
@@ -100,7 +99,7 @@ def _paint_ears(canvas: Canvas, whole: Frame, cat: Cat, light: Light, coat: Canv
 
     frayed = frame.hair * (0.008 if cat.fur == "short" else 0.016)
     width = half_width(along) * cat.ear_width * (1.06 - 0.12 * cat.ear_round)
-    width *= 0.55 + 0.45 * step(-0.30, 0.22, along)  # the root stays within the head
+    width *= 0.55 + 0.45 * step(-0.30, 0.22, along)  # narrower at the root, which must not show outside the head
     outline = np.maximum(np.abs(across) - width, np.maximum(along - 1, -0.3 - along) * cat.ear_length) + frayed
     mask = step(0.020, -0.020, outline)
     bowl = half_width(along * 1.16 + 0.02) * cat.ear_width * 0.70
@@ -122,7 +121,7 @@ def _paint_ears(canvas: Canvas, whole: Frame, cat: Cat, light: Light, coat: Canv
 
 
 def _window(frame: Frame, cat: Cat, u: float, v: float, reach: float) -> tuple[slice, slice]:
-    """Rows and columns around the feature at ``u``, ``v`` that hold everything within ``reach`` of it."""
+    """Rows and columns that contain everything within ``reach`` of the point ``u``, ``v`` of the face."""
     n = len(frame.u)
     dome = max(0.0, 1 - (u * u + v * v) / 1.25**2) ** 2
     x, y = u + YAW_SHIFT * cat.yaw * dome, v + PITCH_SHIFT * cat.pitch * dome
@@ -139,7 +138,7 @@ def _window(frame: Frame, cat: Cat, u: float, v: float, reach: float) -> tuple[s
 
 
 def _paint_eye(canvas: Canvas, whole: Frame, cat: Cat, light: Light, side: int) -> None:
-    """The eye on the picture's left (``side`` -1) or right (1)."""
+    """Paint the left (``side`` -1) or the right (1) eye."""
     rows, columns = _window(whole, cat, side * EYE_U, EYE_V, cat.eye_size * 1.5)
     frame, view = whole.crop(rows, columns), canvas[:, rows, columns]
     du, dv = (frame.u - side * EYE_U) / cat.eye_size, (frame.v - EYE_V) / cat.eye_size
@@ -184,7 +183,7 @@ def _paint_eye(canvas: Canvas, whole: Frame, cat: Cat, light: Light, side: int) 
 
 
 def _paint_muzzle(canvas: Canvas, whole: Frame, cat: Cat, light: Light) -> None:
-    """Nose, mouth, the dots the whiskers grow from, and at times the tip of a tongue."""
+    """Paint nose, mouth, the roots of the whiskers, and the tip of the tongue of a cat that shows it."""
     rows, columns = _window(whole, cat, 0, 0.40, 0.36)
     frame, view = whole.crop(rows, columns), canvas[:, rows, columns]
     u, v = np.abs(frame.u), frame.v
@@ -229,7 +228,7 @@ def _paint_whiskers(canvas: Canvas, frame: Frame, cat: Cat, light: Light) -> Non
         curve = frame.v - 0.37 - 0.028 * row - out * fall - out * out * 0.14
         half = 0.008 * np.clip(1 - out / reach, 0, 1)
         along = step(-0.01, 0.03, out)
-        # Exactly the part of a pixel that a line of this width covers, however thin it is.
+        # The exact coverage of each pixel, also by lines thinner than a pixel.
         covered = np.clip((curve + half) / frame.pixel + 0.5, 0, 1)
         covered -= np.clip((curve - half) / frame.pixel + 0.5, 0, 1)
         coverage = np.maximum(coverage, covered * along)
@@ -237,7 +236,7 @@ def _paint_whiskers(canvas: Canvas, frame: Frame, cat: Cat, light: Light) -> Non
 
 
 def paint(cat: Cat, noise: Noise, size: int) -> NDArray[np.uint8]:
-    """The picture of ``cat``, uint8 [size, size, 3]: painted on a finer grid and averaged."""
+    """The image of ``cat``, uint8 [size, size, 3]: painted at twice the size or more, and averaged."""
     fold = max(2, -(-128 // size))
     n = size * fold
     frame = _frame(cat, noise, n)
@@ -264,7 +263,7 @@ def paint(cat: Cat, noise: Noise, size: int) -> NDArray[np.uint8]:
     axis = (np.arange(n, dtype=np.float32) + 0.5) * (2 / n) - 1
     corner = 0.13 * axis * axis * axis * axis
     canvas *= 1 - corner[None, :] - corner[:, None]
-    canvas = canvas * 1.18 / (1 + canvas * 0.28)  # a soft shoulder: highlights keep their colour
+    canvas = canvas * 1.18 / (1 + canvas * 0.28)  # compress highlights, so that they keep their colour
     assert canvas.dtype == np.float32
     total = canvas[:, 0::fold, 0::fold].copy()
     for i in range(1, fold * fold):

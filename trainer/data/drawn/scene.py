@@ -1,4 +1,4 @@
-"""What is around a drawn cat: the light that falls on it and the background behind it."""
+"""The light that falls on a drawn cat, and the background behind it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 from trainer.data.drawn.coats import Cat, linear
 from trainer.data.drawn.shapes import Canvas, Colour, Plane, ellipse, enlarge, mix, step
 
-BACKDROP = 48  # the background is out of focus: painted on so many pixels, then enlarged
+BACKDROP = 48  # side of the background in pixels before it is enlarged: it is out of focus
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The chance in a picture beside the cat's traits, none of it bound to the picture's size."""
+    """The random fields of an image, besides the cat's traits. They do not depend on the size of the image."""
 
     blotch: Plane  # [6, 6]
     warp_x: Plane  # [14, 14]
     warp_y: Plane  # [14, 14]
     spots: Plane  # [22, 22]
     backdrop: Plane  # [12, 12]
-    lamps: Plane  # [12, 4]: x, y, size, strength of the lights in the background, in [0, 1)
-    turn: Plane  # [2]: where the fur texture is taken from, in [-1, 1)
+    lamps: Plane  # [12, 4]: x, y, size and strength of the lights in the background, 0..1
+    turn: Plane  # [2]: offset in the fur texture, -1..1
 
 
 def random_noise(rng: np.random.Generator) -> Noise:
@@ -39,14 +39,14 @@ def random_noise(rng: np.random.Generator) -> Noise:
 
 @dataclass(frozen=True)
 class Light:
-    """Light of one picture: direction towards the lamp (x right, y down, z to the viewer) and colours [3]."""
+    """The light of an image: direction to the lamp (x right, y down, z to the viewer), and colours in linear light."""
 
     x: float
     y: float
     z: float
-    key: Colour
-    sky: Colour
-    rim: Colour
+    key: Colour  # of the lamp
+    sky: Colour  # from all around
+    rim: Colour  # from behind
 
     @classmethod
     def of(cls, cat: Cat) -> Light:
@@ -59,7 +59,10 @@ class Light:
         return cls(math.sin(angle) * side, -math.cos(angle) * side, front, key, sky, rim)
 
     def on(self, height: Plane, pixel: float) -> tuple[Plane, Plane]:
-        """(light of the lamp, rim light) on a surface of ``height`` in face units; the rim is the side in shadow."""
+        """Strength of the lamp's light and of the rim light on a surface of ``height``, for pixels of width ``pixel``.
+
+        All in face units. The rim light is strongest on the side in shadow.
+        """
         gy, gx = np.gradient(height, pixel)
         inverse = 1 / np.sqrt(gx * gx + gy * gy + 1)
         facing = (self.z - gx * self.x - gy * self.y) * inverse
@@ -69,25 +72,25 @@ class Light:
         return lamp, grazing * grazing * (0.35 + away)
 
     def shade(self, colour: Canvas, lamp: Plane, behind: Plane, open_sky: Plane) -> Canvas:
-        """``colour`` [3, n, m] as lit; ``open_sky`` [n, m] is 1 where nothing shuts out the light of all around."""
+        """Light the surface colour [3, n, m]; ``open_sky`` [n, m] is 1 where nothing occludes the ambient light."""
         light = self.key[:, None, None] * lamp + self.sky[:, None, None]
         return colour * light * open_sky + (self.rim[:, None, None] * behind) * (0.08 + colour)
 
 
 @dataclass(frozen=True)
 class Scenery:
-    """A background in the making: the canvas and what its painters share."""
+    """The canvas of a background, and the inputs of its painters."""
 
     canvas: Canvas
-    x: Plane  # picture units: -1 left .. 1 right
+    x: Plane  # -1 left .. 1 right
     y: Plane  # -1 top .. 1 bottom
     cloud: Plane  # smooth noise
-    lamps: list[list[float]]  # x, y, size, strength of each, in [0, 1)
+    lamps: list[list[float]]  # as in Noise
     hue: float
     value: float
 
     def tone(self, shift: float, saturation: float, brightness: float) -> Colour:
-        """The background's hue moved ``shift`` around the colour circle, in linear light."""
+        """The background's hue shifted by ``shift`` (1: the whole circle), in linear light."""
         return linear(tuple(255 * part for part in hsv_to_rgb((self.hue + shift) % 1, saturation, brightness)))
 
     def disc(self, lamp: list[float], radius: float, blur: float) -> Plane:
@@ -152,7 +155,7 @@ PAINTERS: dict[str, Callable[[Scenery, Cat], None]] = {
 
 
 def backdrop(cat: Cat, noise: Noise, n: int) -> Canvas:
-    """The background [3, n, n]: out of focus, so painted small and enlarged."""
+    """The background [3, n, n] in linear light; painted small and enlarged, as it is out of focus."""
     m = BACKDROP
     axis = (np.arange(m, dtype=np.float32) + 0.5) * (2 / m) - 1
     x, y = np.broadcast_to(axis[None, :], (m, m)), np.broadcast_to(axis[:, None], (m, m))

@@ -1,8 +1,8 @@
-"""Soft shapes to draw with: signed distances, smooth masks and noise on a grid of coordinates.
+"""Shapes to draw with: signed distances, soft masks and noise on a grid of coordinates.
 
-Distances are negative inside, in the units of the coordinates; the masks made of them lie in [0, 1]. All of it is
-elementwise float32 arithmetic (no BLAS, no reductions), so a picture does not depend on threads or processes.
-Distances after Inigo Quilez, "2D distance functions" (the ellipse is his first-order bound, exact on the outline).
+Distances are in the units of the coordinates and negative inside; masks are in 0..1. Everything is elementwise float32
+arithmetic, without BLAS or reductions, so that images do not depend on the number of threads. Distances follow Inigo
+Quilez, "2D distance functions"; the ellipse is his first-order bound, which is exact on the outline.
 """
 
 from __future__ import annotations
@@ -19,52 +19,49 @@ Plane = NDArray[np.floating[Any]]  # float32 [n, m]
 Colour = NDArray[np.floating[Any]]  # float32 [3], linear light
 Canvas = NDArray[np.floating[Any]]  # float32 [3, n, m]: red, green, blue in linear light
 
-FUR_REACH = 1.9  # the fur texture covers [-FUR_REACH, FUR_REACH] in face units, hair growing away from its centre
+FUR_REACH = 1.9  # the fur texture covers -FUR_REACH..FUR_REACH in face units; hair grows away from its centre
 FUR_TEXELS = 768
 FUR_LEVELS = 5
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The grid a cat is drawn on. All planes are [n, n].
+    """The coordinates and the noise that a cat is drawn with, as planes [n, n].
 
-    ``x``, ``y`` are face units (origin between eyes and nose, the head reaching about 1, y down); ``u``, ``v`` are the
-    same for things on the surface of the head, which turn with it. ``hair`` is the fur texture and ``blotch``,
-    ``spots``, ``warp_x``, ``warp_y`` are smooth noise in about [-1, 1], coarse to fine. ``pixel`` is the width of a
-    pixel in face units.
+    Face units: the origin is between eyes and nose, 1 is half the width of the head, y points down.
     """
 
     x: Plane
     y: Plane
-    u: Plane
-    v: Plane
-    hair: Plane
-    blotch: Plane
+    u: Plane  # x on the surface of the head, which turns with it
+    v: Plane  # y on the surface of the head
+    hair: Plane  # fur texture around 0
+    blotch: Plane  # smooth noise in about -1..1, as are the next three
     spots: Plane
     warp_x: Plane
     warp_y: Plane
-    pixel: float
+    pixel: float  # width of a pixel in face units
 
     def crop(self, rows: slice, columns: slice) -> Frame:
-        """The part of every plane under ``rows`` and ``columns`` (views)."""
+        """These rows and columns of every plane, as views."""
         planes = {f.name: getattr(self, f.name)[rows, columns] for f in fields(self) if f.name != "pixel"}
         return Frame(**planes, pixel=self.pixel)
 
 
 def step(low: float, high: float, x: Plane) -> Plane:
-    """0 at ``low``, 1 at ``high`` (either may be the larger one), a cubic ramp between."""
+    """A cubic ramp from 0 at ``low`` to 1 at ``high``, constant beyond; ``low`` may be larger than ``high``."""
     t = np.clip((x - low) * (1 / (high - low)), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def mix(canvas: Canvas, colour: Colour | Canvas, mask: Plane) -> None:
-    """Lay ``colour`` ([3] or [3, n, m]) over ``canvas`` [3, n, m] in place where ``mask`` [n, m] is 1."""
+    """Blend ``colour`` ([3] or [3, n, m]) into ``canvas`` [3, n, m] in place; ``mask`` [n, m] is its opacity."""
     paint = colour.reshape(3, 1, 1) if colour.ndim == 1 else colour
     canvas += (paint - canvas) * mask
 
 
 def ellipse(x: Plane, y: Plane, rx: float, ry: float) -> Plane:
-    """Distance to the ellipse of half axes ``rx`` and ``ry`` around the origin."""
+    """Distance to the ellipse around the origin with half axes ``rx`` and ``ry``."""
     ax, ay = x / rx, y / ry
     k0 = np.sqrt(ax * ax + ay * ay)
     bx, by = ax / rx, ay / ry
@@ -88,24 +85,24 @@ def join(a: Plane, b: Plane, k: float) -> Plane:
 
 
 def bump(x: Plane, y: Plane, rx: float, ry: float) -> Plane:
-    """A smooth hill of height 1 at the origin that ends at the ellipse of half axes ``rx`` and ``ry``."""
+    """A smooth hill: 1 at the origin, 0 on and outside the ellipse with half axes ``rx`` and ``ry``."""
     ax, ay = x / rx, y / ry
     q = np.maximum(1 - ax * ax - ay * ay, 0)
     return q * q
 
 
 def enlarge(plane: Plane, size: int) -> Plane:
-    """``plane`` [n, n] resized to [size, size] (bicubic): the same field, on a finer grid."""
+    """Resize ``plane`` [n, n] to [size, size] (bicubic): the same field on a finer grid."""
     return np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC))
 
 
 @cache
 def fur(level: int) -> Plane:
-    """Hair texture around 0, deviation 1.8 at level 0; each level has half the resolution of the one before.
+    """Fur texture around 0, with a standard deviation of 1.8 at level 0; each level halves the resolution.
 
-    White noise averaged along the direction the hair grows, away from the nose (line integral convolution:
-    Cabral and Leedom 1993), at two hair widths. The levels are a mip map: take the one whose texel is nearest
-    to the pixel, otherwise small pictures show noise where large ones show hair.
+    White noise of two hair widths, averaged along the direction of growth away from the nose (line integral
+    convolution, Cabral and Leedom 1993). The levels are a mip map: without it, small images would show noise where
+    large ones show hair.
     """
     assert 0 <= level < FUR_LEVELS
     if level:
@@ -128,7 +125,7 @@ def fur(level: int) -> Plane:
 
 
 def fur_at(x: Plane, y: Plane, pixel: float) -> Plane:
-    """The hair texture at the coordinates ``x``, ``y`` (face units) for pixels ``pixel`` face units wide."""
+    """The fur texture at ``x``, ``y``, from the level whose texels are closest to ``pixel``; all in face units."""
     texel = 2 * FUR_REACH / FUR_TEXELS
     level = 0
     while level < FUR_LEVELS - 1 and texel * 1.5 < pixel:

@@ -1,13 +1,12 @@
-"""Drawn cats: the embedded data set. Any number of procedural cat faces, the same for the same seed.
+"""Drawn cats, the embedded data set: any number of procedural cat faces.
 
-A picture is decided by ``(seed, index)`` alone; its size only says how finely it is drawn. Try::
+``(seed, index)`` determines the cat, and ``size`` the resolution of its image::
 
-    picture, attributes = draw(seed=0, index=7, size=64)
+    image, attributes = draw(seed=0, index=7, size=64)
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,21 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catgan.command import UserError
+from catgan.machine import cores
 from trainer.data.drawn.coats import random_cat
 from trainer.data.drawn.portrait import paint
 from trainer.data.drawn.scene import random_noise
 
 MIN_SIZE, MAX_SIZE = 16, 1024
-CHUNK = 64  # pictures a process draws at a time: a tenth of a second or more, so that handing over costs little
+CHUNK = 64  # images per task of a process: a tenth of a second or more, so that transfers cost little
 
 Drawn = tuple[NDArray[np.uint8], dict[str, Any]]
+"""An RGB image, uint8 [size, size, 3], and its attributes: the fields of ``coats.Cat``, ready for JSON."""
 
 
 def draw(seed: int, index: int, size: int) -> Drawn:
-    """Cat ``index`` of the data set ``seed``: (uint8 [size, size, 3] RGB, its attributes).
+    """Draw cat number ``index`` of the data set ``seed``, ``size`` pixels wide and high.
 
-    The attributes are those of ``coats.Cat``, fit for JSON. Sizes from 16 to 1024 pixels; another size, or a negative
-    seed or index, raises ``UserError``.
+    Raises:
+        UserError: ``size`` is not 16 to 1024, or ``seed`` or ``index`` is negative.
     """
     _check(seed, index, size)
     rng = np.random.Generator(np.random.PCG64([seed, index]))
@@ -42,14 +43,19 @@ def draw(seed: int, index: int, size: int) -> Drawn:
 
 
 def draw_many(seed: int, num: int, size: int, processes: int | None = None) -> Iterator[Drawn]:
-    """Cats 0 .. ``num`` - 1 of ``seed`` in order, the same whatever the number of ``processes`` (default: all cores).
+    """Draw cats 0 .. ``num`` - 1 of the data set ``seed``, in order.
 
-    Processes are spawned, not forked (a fork inherits the locks of other threads), so a script that calls this needs
-    the usual ``if __name__ == "__main__":``; one process, or few pictures, are drawn in this process.
+    Args:
+        processes: None: one per core. With one, or up to 64 cats, they are drawn in this process. Otherwise processes
+            are spawned (forks would inherit locks that other threads hold), so a script needs the usual
+            ``if __name__ == "__main__":``.
+
+    Raises:
+        UserError: at once, for values that ``draw`` refuses and for fewer than one process.
     """
     _check(seed, num, size)
     if processes is None:
-        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = cores()
     if processes < 1:
         raise UserError(f"processes is {processes}; it must be 1 or more")
     starts = range(0, num, CHUNK)
@@ -65,7 +71,7 @@ def _draw_in_processes(seed: int, num: int, size: int, processes: int) -> Iterat
     try:
         for start in range(0, num, CHUNK):
             ahead.append(pool.submit(_draw_range, seed, start, min(start + CHUNK, num), size))
-            if len(ahead) > 2 * processes:  # no further ahead: a slow reader must not fill the memory
+            if len(ahead) > 2 * processes:  # bounded: a slow consumer must not fill the memory
                 yield from ahead.popleft().result()
         while ahead:
             yield from ahead.popleft().result()
@@ -83,4 +89,4 @@ def _check(seed: int, count: int, size: int) -> None:
     if seed < 0:
         raise UserError(f"seed {seed} is negative; choose 0 or more")
     if count < 0:
-        raise UserError(f"{count} is no picture's number; counts and indices start at 0")
+        raise UserError(f"number {count} is negative; choose 0 or more")

@@ -1,4 +1,4 @@
-"""The shapes drawn cats are made of: distances with known values, masks, and a fur texture that survives shrinking."""
+"""The shapes of drawn cats: known distances, masks, and the fur texture."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_join_rounds_only_near_the_seam() -> None:
     assert join(a, b, 0.4) == pytest.approx(_plane(-0.1, 1, 1))
 
 
-def test_a_bump_is_one_in_the_middle_and_nothing_outside() -> None:
+def test_a_bump_is_one_in_the_middle_and_zero_outside() -> None:
     assert bump(_plane(0, 1, 2, 9), _plane(0, 0, 0, 9), 2, 1) == pytest.approx(_plane(1, 0.5625, 0, 0))
 
 
-def test_mix_lays_a_colour_over_where_the_mask_is() -> None:
+def test_mix_blends_by_the_mask() -> None:
     canvas = np.zeros((3, 1, 3), np.float32)
     mix(canvas, np.array([1, 2, 3], np.float32), _plane(0, 0.5, 1))
     assert canvas[:, 0].tolist() == [[0, 0.5, 1], [0, 1, 2], [0, 1.5, 3]]
@@ -51,8 +51,7 @@ def test_enlarged_noise_is_the_same_field_on_every_grid() -> None:
     assert np.abs(fine.reshape(120, 2, 120, 2).mean((1, 3)) - coarse).max() < 2e-3
 
 
-def test_fur_shrinks_without_turning_into_noise() -> None:
-    """A coarser level is the mean of the finer one: less contrast, never more."""
+def test_coarser_fur_has_less_contrast() -> None:
     deviations = [float(fur(level).std()) for level in range(FUR_LEVELS)]
     assert deviations == sorted(deviations, reverse=True)
     assert deviations[0] == pytest.approx(1.8, abs=0.1)

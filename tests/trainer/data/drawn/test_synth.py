@@ -1,4 +1,4 @@
-"""Drawn cats: the same for the same seed, the same cat at every size, and every trait visible in the pixels."""
+"""Drawn cats: determined by seed and index, alike at every size, and with every trait visible in the pixels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from trainer.data.drawn.portrait import paint
 from trainer.data.drawn.scene import Noise, random_noise
 from trainer.data.drawn.synth import CHUNK, draw, draw_many
 
-Picture = NDArray[np.float64]
+Pixels = NDArray[np.float64]
 
 
 @pytest.fixture
 def cat() -> Cat:
-    """A plain, upright cat that looks straight ahead under a lamp above it."""
+    """A plain, upright cat that looks straight ahead, with the light from above."""
     still: dict[str, Any] = dict.fromkeys(
         ("skew", "gaze", "tilt_degrees", "yaw", "pitch", "offset_x", "light_degrees", "warmth"), 0.0
     )
@@ -49,30 +49,30 @@ def _random_cat(index: int) -> Cat:
     return random_cat(np.random.Generator(np.random.PCG64([0, index])))
 
 
-def _show(cat: Cat, noise: Noise, **changes: Any) -> Picture:
+def _show(cat: Cat, noise: Noise, **changes: Any) -> Pixels:
     return paint(replace(cat, **changes), noise, 64).astype(float)
 
 
-def _shrink(picture: NDArray[np.uint8], fold: int) -> Picture:
+def _shrink(image: NDArray[np.uint8], fold: int) -> Pixels:
     """Average blocks of ``fold`` x ``fold`` pixels in linear light."""
-    n = len(picture) // fold
-    light = (picture / 255.0) ** 2
+    n = len(image) // fold
+    light = (image / 255.0) ** 2
     return np.sqrt(light.reshape(n, fold, n, fold, 3).mean((1, 3))) * 255
 
 
-def _changed(a: Picture, b: Picture) -> NDArray[np.bool_]:
+def _changed(a: Pixels, b: Pixels) -> NDArray[np.bool_]:
     return np.abs(a - b).max(axis=2) > 12
 
 
 @pytest.mark.parametrize("size", [16, 33, 64, 200])
-def test_a_picture_has_the_size_asked_for(size: int) -> None:
-    picture, _ = draw(0, 0, size)
-    assert picture.shape == (size, size, 3)
-    assert picture.dtype == np.uint8
-    assert picture.std() > 20
+def test_an_image_has_the_requested_size(size: int) -> None:
+    image, _ = draw(0, 0, size)
+    assert image.shape == (size, size, 3)
+    assert image.dtype == np.uint8
+    assert image.std() > 20
 
 
-def test_seed_and_index_decide_the_picture() -> None:
+def test_seed_and_index_determine_the_image() -> None:
     one, attributes = draw(3, 7, 64)
     again, same_attributes = draw(3, 7, 64)
     assert np.array_equal(one, again)
@@ -82,7 +82,7 @@ def test_seed_and_index_decide_the_picture() -> None:
         assert attributes != other[1]
 
 
-def test_attributes_survive_json_and_are_all_of_the_cat() -> None:
+def test_attributes_are_all_traits_and_fit_into_json() -> None:
     _, attributes = draw(0, 12, 32)
     assert json.loads(json.dumps(attributes)) == attributes
     assert asdict(Cat(**attributes)) == attributes
@@ -96,7 +96,7 @@ def test_the_same_cat_at_every_size(fine: int, coarse: int) -> None:
         assert np.abs(shrunk - draw(0, index + 100, coarse)[0]).mean() > 20
 
 
-def test_processes_change_neither_pictures_nor_order() -> None:
+def test_processes_change_neither_images_nor_order() -> None:
     num = 2 * CHUNK + 5
     alone = list(draw_many(1, num, 16, processes=1))
     shared = list(draw_many(1, num, 16, processes=2))
@@ -107,28 +107,28 @@ def test_processes_change_neither_pictures_nor_order() -> None:
     assert np.array_equal(shared[CHUNK + 1][0], draw(1, CHUNK + 1, 16)[0])
 
 
-def test_a_reader_that_stops_early_leaves_no_process_behind() -> None:
+def test_closing_the_iterator_ends_its_processes() -> None:
     before = set(multiprocessing.active_children())
-    pictures = draw_many(0, 100_000, 16, processes=2)
-    assert len(list(islice(pictures, 3))) == 3
+    images = draw_many(0, 100_000, 16, processes=2)
+    assert len(list(islice(images, 3))) == 3
     assert set(multiprocessing.active_children()) - before
-    pictures.close()  # type: ignore[attr-defined]
+    images.close()  # type: ignore[attr-defined]
     assert not set(multiprocessing.active_children()) - before
 
 
-def test_no_pictures_is_no_error() -> None:
+def test_zero_cats_are_no_error() -> None:
     assert list(draw_many(0, 0, 64)) == []
 
 
 @pytest.mark.parametrize("size", [-1, 0, 15, 1025])
-def test_a_size_that_cannot_be_drawn_is_named(size: int) -> None:
+def test_other_sizes_are_refused(size: int) -> None:
     with pytest.raises(UserError, match=rf"size {size} .* 16 to 1024"):
         draw(0, 0, size)
     with pytest.raises(UserError, match=rf"size {size} "):
-        draw_many(0, 10, size)  # at the call, not at the first picture
+        draw_many(0, 10, size)  # at the call, not at the first image
 
 
-def test_other_impossible_numbers_are_named() -> None:
+def test_negative_numbers_are_refused() -> None:
     with pytest.raises(UserError, match="seed -1"):
         draw(-1, 0, 64)
     with pytest.raises(UserError, match="-2"):
@@ -147,16 +147,16 @@ def test_every_coat_and_background_appears_among_500() -> None:
     assert all(cat.stripes > 0 for cat in cats if cat.colour == "orange" and cat.coat in ("tabby", "bicolour"))
 
 
-def test_pictures_differ_from_each_other() -> None:
-    pictures = np.stack([draw(0, index, 32)[0].astype(float) for index in range(60)])
-    distances = np.abs(pictures[:, None] - pictures[None]).mean((2, 3, 4))
+def test_images_differ_from_each_other() -> None:
+    images = np.stack([draw(0, index, 32)[0].astype(float) for index in range(60)])
+    distances = np.abs(images[:, None] - images[None]).mean((2, 3, 4))
     pairs = distances[np.triu_indices(60, 1)]
     assert pairs.mean() > 40
     assert pairs.min() > 10
 
 
-def test_the_face_fills_the_picture(cat: Cat, noise: Noise) -> None:
-    """What changes with the coat is the cat: most of the picture, from near its top to its bottom."""
+def test_the_face_fills_the_image(cat: Cat, noise: Noise) -> None:
+    """The pixels that change with the coat are the cat: at least half of the image, from near the top to the bottom."""
     body = _changed(_show(cat, noise, colour="black"), _show(cat, noise, colour="white"))
     assert 0.45 < body.mean() < 0.9
     assert np.flatnonzero(body.any(axis=1))[0] < 16
@@ -187,7 +187,7 @@ def test_a_wider_pupil_darkens_the_eye_and_a_half_closed_eye_shows_less(cat: Cat
     assert closed.sum() < 0.8 * eyes.sum()
 
 
-def test_coat_colours_are_what_they_are_called(cat: Cat, noise: Noise) -> None:
+def test_coats_have_the_colour_of_their_name(cat: Cat, noise: Noise) -> None:
     def cheek(colour: str) -> NDArray[np.float64]:
         rows, columns = slice(38, 46), slice(14, 22)
         return _show(cat, noise, colour=colour)[rows, columns].mean((0, 1))
@@ -198,7 +198,7 @@ def test_coat_colours_are_what_they_are_called(cat: Cat, noise: Noise) -> None:
     assert grey.mean() > black.mean() + 30
 
 
-def test_markings_show(cat: Cat, noise: Noise) -> None:
+def test_markings_are_visible(cat: Cat, noise: Noise) -> None:
     brow = (slice(19, 26), slice(22, 42))
     plain = _show(cat, noise, coat="tabby", colour="orange", stripes=0.01)
     striped = _show(cat, noise, coat="tabby", colour="orange", stripes=1.0)
@@ -210,7 +210,7 @@ def test_markings_show(cat: Cat, noise: Noise) -> None:
     assert point[38:46, 10:16].mean() > point[40:44, 30:34].mean() + 30  # cheek pale, mask dark
 
 
-def test_light_comes_from_where_it_says(cat: Cat, noise: Noise) -> None:
+def test_light_comes_from_its_direction(cat: Cat, noise: Noise) -> None:
     left, right = _show(cat, noise, light_degrees=-80), _show(cat, noise, light_degrees=80)
     brighter = (left - right).mean(axis=2)[24:52]
     assert brighter[:, 12:22].mean() > 8
@@ -220,7 +220,7 @@ def test_light_comes_from_where_it_says(cat: Cat, noise: Noise) -> None:
 
 
 def test_the_head_turns_and_leans(cat: Cat, noise: Noise) -> None:
-    def eyes(**pose: float) -> tuple[Picture, Picture]:
+    def eyes(**pose: float) -> tuple[Pixels, Pixels]:
         """(row, column) of the middle of the left and of the right eye."""
         places = np.argwhere(_changed(_show(cat, noise, eyes="blue", **pose), _show(cat, noise, eyes="yellow", **pose)))
         middle = places[:, 1].mean()
