@@ -1,4 +1,4 @@
-"""Line charts over kimg as inline SVG, for the report of a run."""
+"""Line charts over kimg as inline SVG."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ from html import escape
 Point = tuple[float, float | None]
 
 _WIDTH, _HEIGHT = 400, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 26
-_MOST_POINTS = 300  # more than a chart has pixels for
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 26  # margins
+_MAX_POINTS = 300  # about one per pixel
 _COLOURS = 4
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: ``points`` are kimg and value, in order; where the value is None the curve has a gap."""
+    """One curve: ``points`` are kimg and value, in order; a value of None is a gap in the curve."""
 
     name: str
     points: Sequence[Point]
 
     @property
     def finite(self) -> list[float]:
-        """The values that are there."""
+        """The values other than None."""
         return [value for _, value in self.points if value is not None]
 
 
 def chart(series: Sequence[Series], end: float, best: float | None = None, dots: bool = False) -> str:
-    """The SVG of curves that share a vertical axis.
+    """An SVG chart of curves that share a vertical axis.
+
+    The axis is logarithmic if all values are positive and span more than a factor of eight. The attributes ``data-*``
+    let a script convert positions to values.
 
     Args:
-        series: at most four, each with a value that is not None. Long ones are drawn as means over equal numbers of
-            points.
+        series: one to four, each with a value that is not None. Long ones are averaged over equal numbers of points.
         end: right end of the horizontal axis in kimg, above 0.
-        best: kimg at which to mark the first curve.
-        dots: mark each point, for values that are measured seldom.
-
-    Positive values that span more than a factor of eight, such as a distance that falls, get a logarithmic axis. The
-    attributes ``data-*`` let a script turn positions back into values.
+        best: kimg at which to circle the first curve.
+        dots: mark each point, for values that are rarely measured.
     """
     assert 1 <= len(series) <= _COLOURS
     assert end > 0
@@ -68,11 +67,12 @@ def chart(series: Sequence[Series], end: float, best: float | None = None, dots:
     for tick in (tick for tick in _ticks(0, end) if tick <= end):
         parts.append(f'<text class="kimg" x="{x(tick):.1f}" y="{_HEIGHT - 8}">{tick:g}</text>')
     for i, points in enumerate(thinned):
-        lines = [" ".join(f"{x(kimg):.1f},{y(value):.2f}" for kimg, value in run) for run in _runs(points)]
-        drawn = "".join(f'<polyline points="{line}"/>' for line in lines)
+        lines = [[f"{x(kimg):.1f},{y(value):.2f}" for kimg, value in line] for line in _lines(points)]
+        curve = "".join(f'<polyline points="{" ".join(line)}"/>' for line in lines)
         if dots:
-            drawn += "".join(f'<circle cx="{p[0]}" cy="{p[1]}" r="3"/>' for p in _pairs(lines))
-        parts.append(f'<g class="curve c{i}">{drawn}</g>')
+            centres = (position.split(",") for line in lines for position in dict.fromkeys(line))
+            curve += "".join(f'<circle cx="{cx}" cy="{cy}" r="3"/>' for cx, cy in centres)
+        parts.append(f'<g class="curve c{i}">{curve}</g>')
     if best is not None:
         (at,) = [value for kimg, value in series[0].points if kimg == best and value is not None][:1]
         parts.append(f'<circle class="best" cx="{x(best):.1f}" cy="{y(at):.2f}" r="6"/>')
@@ -81,13 +81,13 @@ def chart(series: Sequence[Series], end: float, best: float | None = None, dots:
 
 
 def _summary(series: Sequence[Series]) -> str:
-    """What somebody hears who does not see the curves."""
-    told = [f"{one.name} from {one.finite[0]:.4g} to {one.finite[-1]:.4g}" for one in series]
-    return escape("; ".join(told))
+    """The chart in words, for screen readers."""
+    words = [f"{one.name} from {one.finite[0]:.4g} to {one.finite[-1]:.4g}" for one in series]
+    return escape("; ".join(words))
 
 
 def _thin(points: Sequence[Point]) -> Sequence[Point]:
-    size = math.ceil(len(points) / _MOST_POINTS)
+    size = math.ceil(len(points) / _MAX_POINTS)
     if size <= 1:
         return points
     return [_mean(points[start : start + size]) for start in range(0, len(points), size)]
@@ -99,19 +99,15 @@ def _mean(points: Sequence[Point]) -> Point:
     return kimg, sum(values) / len(values) if values else None
 
 
-def _runs(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
-    """The stretches without gaps. One of a single point has it twice, so that it shows."""
-    runs: list[list[tuple[float, float]]] = [[]]
+def _lines(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
+    """The points split at gaps. A single point is doubled, since a line needs two to be visible."""
+    lines: list[list[tuple[float, float]]] = [[]]
     for kimg, value in points:
         if value is None:
-            runs.append([])
+            lines.append([])
         else:
-            runs[-1].append((kimg, value))
-    return [run if len(run) > 1 else run * 2 for run in runs if run]
-
-
-def _pairs(lines: Sequence[str]) -> list[list[str]]:
-    return [pair.split(",") for line in lines for pair in dict.fromkeys(line.split(" "))]
+            lines[-1].append((kimg, value))
+    return [line if len(line) > 1 else line * 2 for line in lines if line]
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -126,7 +122,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Of 1, 2, 5 times powers of ten, or of these powers where there are many: those that enclose both."""
+    """Powers of ten, and below three decades also 2 and 5 times these, that enclose ``low`` and ``high``."""
     factors = (1, 2, 5) if high / low < 1e3 else (1,)
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     steps = [factor * 10.0**decade for decade in decades for factor in factors]

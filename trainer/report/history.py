@@ -1,11 +1,11 @@
-"""What the folder of a run tells of its training: ``config.json``, ``metrics.jsonl`` and the records for MLflow."""
+"""What a run's folder records of its training: ``config.json``, ``metrics.jsonl`` and the records for MLflow."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,33 +19,36 @@ _METRIC = re.compile(r"(fid|fd|kid)\d+k?(_\w+)?")
 
 @dataclass(frozen=True)
 class History:
-    """What a run's folder tells."""
+    """The records of one run."""
 
     folder: Path
     config: Mapping[str, Any]
     metrics: Sequence[Record]
+    """Lines of ``metrics.jsonl``: ``nimg``, ``kimg`` and values by name, None for one that was not finite."""
     records: Sequence[Record]
+    """All records for MLflow, see ``trainer.tracking.delivery``."""
     status: str | None
-    problems: list[str] = field(default_factory=list)
+    """FINISHED, FAILED or KILLED; None while the run has not ended."""
 
     @property
     def opened(self) -> Record:
-        """How the run was described last."""
+        """The latest ``open`` record, which describes the run."""
         return next((r for r in reversed(self.records) if r["kind"] == "open"), {"kind": "open"})
 
     @property
     def kimg(self) -> float:
+        """Thousands of images seen."""
         return float(self.metrics[-1]["kimg"]) if self.metrics else 0.0
 
     @property
     def seconds(self) -> float:
-        """From the first to the last sign of life, without the time between an interruption and the continuation."""
+        """Time from the first to the last record, without the time between an interruption and its continuation."""
         steps = pairwise(self.records)
         return sum(after["time"] - before["time"] for before, after in steps if after["kind"] != "open") / 1000
 
     @property
     def metric_names(self) -> list[str]:
-        """Of the distances from real pictures, the latest first: it is what chooses the best generator."""
+        """Names of the distances between real and generated images, the latest first: it chooses the best generator."""
         names = [name for row in reversed(self.metrics) for name in row if _METRIC.fullmatch(name)]
         return list(dict.fromkeys(names))
 
@@ -55,27 +58,28 @@ class History:
         return min(rows, key=lambda row: row[name], default=None)
 
     def series(self, name: str) -> Series:
+        """The values of ``name`` over kimg."""
         return Series(name, [(row["kimg"], row[name]) for row in self.metrics if name in row])
 
 
 def read(folder: Path, status: str | None = None) -> History:
-    """The history of the run in ``folder``, whose end may not be on record yet: then ``status`` tells it.
+    """Read the history of the run in ``folder``. An incomplete last line, as a killed writer leaves it, is ignored.
+
+    Args:
+        status: how the run ended, if that is not recorded yet.
 
     Raises:
-        UserError: not a run, or a damaged file. A torn last line is none: a killed writer leaves one.
+        UserError: ``folder`` is not a run, or has a damaged file.
     """
     names = ("config.json", "metrics.jsonl", "outbox.jsonl")
     if not any((folder / name).is_file() for name in names):
-        raise UserError(f"{folder}: no run, it holds none of {', '.join(names)}; give a folder of out/runs")
+        raise UserError(f"{folder} is not a run: it has none of {', '.join(names)}; give a folder of out/runs")
     try:
-        records = [record for record, _ in Journal(folder / "outbox.jsonl").read()]
-        metrics = [record for record, _ in Journal(folder / "metrics.jsonl").read()]
-        config = json.loads(_content(folder / "config.json") or "{}")
+        records = list(Journal(folder / "outbox.jsonl").records())
+        metrics = list(Journal(folder / "metrics.jsonl").records())
+        file = folder / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: a damaged file among {', '.join(names)} ({error})") from error
+        raise UserError(f"{folder}: one of {', '.join(names)} is damaged ({error})") from error
     last = next((r for r in reversed(records) if r["kind"] in ("open", "status")), {})
     return History(folder, config, metrics, records, status or last.get("status"))
-
-
-def _content(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -1,4 +1,4 @@
-"""The report of a run: what it says, that nothing in it runs or leaks, and how it looks in a real Chromium."""
+"""The report of a run: its content, that untrusted text neither runs nor leaks, and its look in a real Chromium."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from catgan.command import UserError
+from export.registry import register
 from trainer.cli import main
 from trainer.data.manifest import Manifest, Shard, Split
-from trainer.launch.finish import leave_report
+from trainer.launch.finish import write_final_report
 from trainer.recipes import resolve
 from trainer.report.charts import Series, chart
 from trainer.report.page import write_report
@@ -46,13 +47,14 @@ needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="ne
 
 
 def train(folder: Path, kimg: float = 20.0) -> Path:
-    """What a training leaves that reached ``kimg`` of 24 and was not ended."""
+    """The folder of a training that has reached ``kimg`` of 24."""
     config = replace(resolve("dcgan-cpu-32", None, gpu=False), kimg=24.0)
     (folder / "samples").mkdir(parents=True)
-    surroundings = {"data": MANIFEST.root, "mlflow_run_id": "0123abcd", "tracking_uri": "http://me:secret@host:5000"}
-    (folder / "config.json").write_text(json.dumps(config.to_dict() | surroundings))
-    open_run(folder, "http://me:secret@host:5000", "catgan", config=config.to_dict(), manifest=MANIFEST, offline=True)
-    tracker = Tracker(folder, None)
+    uri, values = "http://me:secret@host:5000", config.to_dict()
+    others = {"data": MANIFEST.root, "mlflow_run_id": "0123abcd", "tracking_uri": uri}
+    (folder / "config.json").write_text(json.dumps(values | others))
+    open_run(folder, uri, "catgan", config=values, manifest=MANIFEST, register=register, offline=True)
+    tracker = Tracker(folder)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / "reals.png")
     for nimg in range(0, round(kimg * 1000) + 1, 500):
@@ -62,8 +64,8 @@ def train(folder: Path, kimg: float = 20.0) -> Path:
             path = folder / "samples" / f"fakes_{nimg // 1000:06d}kimg.png"
             Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
             tracker.log_grid("fakes", nimg, path)
-            signs = {"fd2k_efflite0": DISTANCES[nimg // 4000], "diversity": 0.5, "speed/evaluation_seconds": 3.0}
-            tracker.log_scalars(signs, nimg)
+            evaluation = {"fd2k_efflite0": DISTANCES[nimg // 4000], "diversity": 0.5, "speed/evaluation_seconds": 3.0}
+            tracker.log_scalars(evaluation, nimg)
     tracker.close()
     return folder
 
@@ -84,70 +86,70 @@ def page_of(folder: Path, **options: Any) -> str:
 
 
 def words(page: str) -> str:
-    """What is read of a page."""
+    """The visible text of a page."""
     body = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]*>", " ", body).split())
 
 
-def test_the_command_writes_one_file_that_needs_no_other(run_dir: Path, tmp_path: Path) -> None:
+def test_the_command_writes_one_self_contained_file(run_dir: Path, tmp_path: Path) -> None:
     before = sorted(run_dir.rglob("*"))
     target = tmp_path / "a.html"
     assert main(["report", str(run_dir), "-o", str(target)]) == {"report": str(target), "run_dir": str(run_dir)}
     assert sorted(run_dir.rglob("*")) == before
     page = target.read_text()
     assert re.findall(r"(?:src|href)=\"(?!data:)", page) == []
-    assert page.count("data:image/webp;base64,") == 7  # six grids and the real pictures
+    assert page.count("data:image/webp;base64,") == 7  # six grids and the real images
     assert main(["report", str(run_dir)])["report"] == str(run_dir / "report.html")
 
 
-def test_what_the_page_says(run_dir: Path) -> None:
-    tracker = Tracker(run_dir, None)
+def test_the_content_of_the_page(run_dir: Path) -> None:
+    tracker = Tracker(run_dir)
     tracker.note("rollback", "loss not finite, back to 12 kimg", 13_000)
     tracker.close()
     page = page_of(run_dir)
-    said = words(page)
+    text = words(page)
     for part in (
-        "mine unfinished dcgan-cpu-32. It goes on, or was cut off.",
+        "mine unfinished dcgan-cpu-32. Still training, or interrupted.",
         "fd2k_efflite0 12.50 best, at 16 kimg; lower is better",
         "Images seen 20 kimg of 24",
         "loss not finite, back to 12 kimg (rollback, 13 kimg)",
         "--kimg 24 100",  # here, and in the recipe
         "train images 90",
-        "Generated, after 16 kimg: fd2k_efflite0 12.50, the best",
-        "The same throughout: lr/generator 0.0004, speed/images_per_second 250, diversity 0.5",
+        "Generated images at 16 kimg: fd2k_efflite0 12.50 (best)",
+        "Constant: lr/generator 0.0004, speed/images_per_second 250, diversity 0.5",
     ):
-        assert part in said, part
+        assert part in text, part
     (best,) = re.findall(r'<tr class="best">.*?</tr>', page)
     assert words(best) == "16 12.50 0.500 3.000 best"
     assert page.count('class="best"') - 1 == 1  # in the table, and circled in the chart
-    assert "Changed" in said
-    assert "--batch" not in said
+    assert "Changed" in text
+    assert "--batch" not in text
 
 
-def test_the_end_of_a_run_is_told(run_dir: Path) -> None:
-    leave_report(run_dir, "FINISHED")
+def test_the_end_of_a_run_is_reported(run_dir: Path) -> None:
+    write_final_report(run_dir, "FINISHED")
     page = (run_dir / "report.html").read_text()
     assert "mine finished dcgan-cpu-32." in words(page)
     last = [record for record, _ in Outbox(run_dir).journal.read()][-1]
     assert (last["kind"], last["path"], last["folder"]) == ("artifact", "report.html", None)
-    end_run(run_dir, "", "KILLED", offline=True)
+    end_run(run_dir, "", "KILLED", offline=True, register=register)
     assert "mine stopped dcgan-cpu-32." in words(page_of(run_dir))
 
 
-def test_a_report_that_cannot_be_written_stops_nothing(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_that_cannot_be_written_is_a_warning(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run_dir / "report.html").mkdir()
-    leave_report(run_dir, "FINISHED")
+    write_final_report(run_dir, "FINISHED")
     assert "warning: no report:" in capsys.readouterr().err
     assert [path.name for path in run_dir.iterdir() if path.name.startswith(".")] == []
 
 
-def test_runs_that_have_little(trained: Path, tmp_path: Path) -> None:
-    just_begun = tmp_path / "begun"
-    just_begun.mkdir()
-    shutil.copyfile(trained / "config.json", just_begun / "config.json")
-    said = words(page_of(just_begun))
-    assert "No values were recorded yet." in said
-    assert "None was made yet." in said
+def test_runs_with_few_files(trained: Path, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    started.mkdir()
+    shutil.copyfile(trained / "config.json", started / "config.json")
+    text = words(page_of(started))
+    assert "No metrics yet." in text
+    assert "No evaluation yet." in text
 
     copied = tmp_path / "copied"
     copied.mkdir()
@@ -156,12 +158,12 @@ def test_runs_that_have_little(trained: Path, tmp_path: Path) -> None:
 
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "missing"):
-        with pytest.raises(UserError, match="no run, it holds none of"):
+        with pytest.raises(UserError, match="is not a run: it has none of"):
             write_report(folder)
 
 
 def test_files_of_a_killed_run(run_dir: Path) -> None:
-    whole = page_of(run_dir)
+    intact = page_of(run_dir)
     for name in ("metrics.jsonl", "outbox.jsonl"):
         with (run_dir / name).open("a") as file:
             file.write('{"nimg": 20500, "kimg": 20.5, "loss/gen')
@@ -173,24 +175,24 @@ def test_files_of_a_killed_run(run_dir: Path) -> None:
         file.writelines(lines)
     grid = run_dir / "samples" / "fakes_000008kimg.png"
     os.truncate(grid, grid.stat().st_size // 2)
-    torn = page_of(run_dir)
-    assert "fakes_000008kimg.png cannot be read" in words(torn)
-    assert torn.count("data:image/webp;base64,") == whole.count("data:image/webp;base64,") - 1
-    assert torn.count("<polyline") == whole.count("<polyline") + 1  # the curve has a gap
-    assert "fd2k_efflite0 12.50 best" in words(torn)
+    damaged = page_of(run_dir)
+    assert "fakes_000008kimg.png cannot be read" in words(damaged)
+    assert damaged.count("data:image/webp;base64,") == intact.count("data:image/webp;base64,") - 1
+    assert damaged.count("<polyline") == intact.count("<polyline") + 1  # the curve has a gap
+    assert "fd2k_efflite0 12.50 best" in words(damaged)
 
     (run_dir / "config.json").write_text('{"kimg": ')
-    with pytest.raises(UserError, match="a damaged file"):
+    with pytest.raises(UserError, match="is damaged"):
         write_report(run_dir)
 
 
-def test_nothing_runs_or_leaks(run_dir: Path, tmp_path: Path) -> None:
-    """Names, settings and notes are text; passwords and signatures of addresses are left out."""
+def test_untrusted_text_neither_runs_nor_leaks(run_dir: Path, tmp_path: Path) -> None:
+    """Names, settings and notes are escaped, without passwords and signatures of URLs."""
     config = json.loads((run_dir / "config.json").read_text())
     config["track"]["experiment"] = EVIL
     config["recipe"] = EVIL
     (run_dir / "config.json").write_text(json.dumps(config))
-    tracker = Tracker(run_dir, None)
+    tracker = Tracker(run_dir)
     tracker.note("save", f'{EVIL} at s3://key:secret@bucket/x?token=secret" onload="alert(1)', 0)
     tracker.log_scalars({f'evil"{EVIL}': 1.0, f"fd2k_{'x' * 3}": 3.0}, 20_000)
     tracker.log_scalars({f'evil"{EVIL}': 2.0}, 20_500)
@@ -204,7 +206,7 @@ def test_nothing_runs_or_leaks(run_dir: Path, tmp_path: Path) -> None:
     assert "s3://bucket/x" in page
 
 
-def test_many_points_and_grids_stay_few(tmp_path: Path) -> None:
+def test_long_trainings_have_few_points_and_grids(tmp_path: Path) -> None:
     points = [(i / 10, 1.0 + i % 2) for i in range(5000)]
     svg = chart([Series("a", points)], 500.0)
     (line,) = re.findall(r'<polyline points="([^"]*)"', svg)
@@ -214,20 +216,20 @@ def test_many_points_and_grids_stay_few(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     for kimg in range(130):
         Image.new("RGB", (8, 8), (kimg, 0, 0)).save(tmp_path / "samples" / f"fakes_{kimg:06d}kimg.png")
-    shown = re.findall(r"Generated, after (\d+) kimg", page_of(tmp_path))
+    shown = re.findall(r"Generated images at (\d+) kimg<", page_of(tmp_path))
     assert (len(shown), shown[0], shown[-1]) == (60, "0", "129")
 
 
-def test_films_of_the_grids(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_animations_of_the_grids(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     av = pytest.importorskip("av", reason="needs the extra catgan[video]")
     assert [path.name for path in write_progress(run_dir)] == ["progress.gif", "progress.mp4"]
     with Image.open(run_dir / "progress.gif") as gif:
         assert gif.n_frames == 6
-    with av.open(str(run_dir / "progress.mp4")) as film:
-        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
-        seconds = float(film.duration / av.time_base)
+    with av.open(str(run_dir / "progress.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        seconds = float(video.duration / av.time_base)
     assert abs(seconds - (5 * 0.4 + 2.5)) < 0.1
-    for frame, kimg in ((0, 0), (-1, 20)):  # noise, which no film keeps exactly
+    for frame, kimg in ((0, 0), (-1, 20)):  # noise, which is not encoded exactly
         grid = np.asarray(Image.open(run_dir / "samples" / f"fakes_{kimg:06d}kimg.png"))
         assert np.corrcoef(frames[frame].mean(2).ravel(), grid.mean(2).ravel())[0, 1] > 0.7
 
@@ -242,7 +244,7 @@ def plotted(svg: str) -> list[tuple[float, float]]:
 
 
 def ticks(svg: str) -> dict[float, float]:
-    """Value by height of the vertical axis."""
+    """Values of the vertical axis by height."""
     found = re.findall(r'<text class="value" x="\d+" y="([\d.]+)">([^<]*)</text>', svg)
     return {float(y) - 4: float(value) for y, value in found}
 
@@ -251,8 +253,8 @@ def ticks(svg: str) -> dict[float, float]:
     "values",
     [[0.0, 1.0, 0.5], [-3.0, 7.0], [5.0, 5.0], [0.0, 0.0], [2e-4, 5e-5], [1e6, 3e6], [400.0, 10.0, 20.0], [1e-4, 1e4]],
 )
-def test_points_lie_where_the_axis_says(values: list[float]) -> None:
-    """Between the two ticks around it, at the height that interpolation gives (of logarithms on such an axis)."""
+def test_points_agree_with_the_axis(values: list[float]) -> None:
+    """Heights are those of linear interpolation between ticks, or between their logarithms."""
     svg = chart([Series("a", [(float(i), value) for i, value in enumerate(values)])], float(len(values) - 1))
     heights, marks = np.array(list(ticks(svg))), np.array(list(ticks(svg).values()))
     assert 2 <= len(marks) <= 12
@@ -267,21 +269,21 @@ def test_points_lie_where_the_axis_says(values: list[float]) -> None:
 
 @pytest.fixture
 def browser_page(run_dir: Path) -> Iterator[Page]:
-    """The report of a run with an evil name; afterwards: no trouble, and nothing was asked for elsewhere."""
+    """The report of a run with an evil name. Afterwards: no errors, and no requests."""
     run_dir = run_dir.rename(run_dir.with_name(EVIL.replace("/", ":")))
     report = write_report(run_dir, run_dir.with_name("report.html"))
-    troubles: list[str] = []
+    errors: list[str] = []
     requests: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 320, "height": 640}, has_touch=True, is_mobile=True)
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(report.as_uri())
         yield page
         browser.close()
-    assert troubles == []
+    assert errors == []
     assert [url for url in requests if not url.startswith(("data:", report.as_uri()))] == []
 
 
@@ -292,13 +294,13 @@ def test_on_a_phone_in_a_real_browser(browser_page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
 
     assert page.locator(".frames img:visible").count() == 1
-    assert page.locator(".frames img:visible").get_attribute("alt") == "Generated pictures at 20 kimg"
+    assert page.locator(".frames img:visible").get_attribute("alt") == "Generated images at 20 kimg"
     page.focus("#at")
     page.keyboard.press("ArrowLeft")
-    assert page.locator(".frames img:visible").get_attribute("alt") == "Generated pictures at 16 kimg"
+    assert page.locator(".frames img:visible").get_attribute("alt") == "Generated images at 16 kimg"
     assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth === 64)")
 
-    # The slider's place is marked in every chart, whose values are then read out.
+    # The slider marks its position in each chart and shows the values there.
     metric = page.locator(".charts > div").first
     assert metric.locator("output").inner_text() == "12.5"
     curve = metric.locator("polyline").bounding_box()
@@ -313,10 +315,10 @@ def test_on_a_phone_in_a_real_browser(browser_page: Page) -> None:
     page.click("#play")
     assert page.locator("#play").inner_text() == "Stop"
     page.locator("#play", has_text="Play").wait_for()
-    assert page.locator(".frames img:visible").get_attribute("alt") == "Generated pictures at 20 kimg"
+    assert page.locator(".frames img:visible").get_attribute("alt") == "Generated images at 20 kimg"
 
 
 @needs_chromium
-def test_axe_finds_no_barrier(browser_page: Page) -> None:
+def test_axe_finds_no_accessibility_violation(browser_page: Page) -> None:
     found = Axe().run(browser_page)
     assert found.violations_count == 0, found.generate_report()

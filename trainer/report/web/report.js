@@ -1,5 +1,5 @@
 "use strict";
-// The page is whole without this: it adds the slider over the samples, and a cursor that reads the curves.
+// Adds the slider over the samples and a cursor that reads values off the curves. Without scripts the page shows all samples.
 document.documentElement.classList.add("js");
 const frames = [...document.querySelectorAll(".frames figure")];
 const slider = document.querySelector("#at");
@@ -39,7 +39,7 @@ function mark(kimg) {
 }
 
 function show(index) {
-  frames.forEach((frame, i) => frame.classList.toggle("now", i === index));
+  frames.forEach((frame, i) => frame.classList.toggle("current", i === index));
   slider.value = index;
   slider.setAttribute("aria-valuetext", `${frames[index].dataset.kimg} kimg`);
 }
