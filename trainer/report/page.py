@@ -156,8 +156,9 @@ def _samples(run: History) -> tuple[str, list[str]]:
             f'<figure data-kimg="{kimg}"><img alt="Generated images at {kimg} kimg" src="{url}">'
             f"<figcaption>Generated images at {kimg} kimg{_metric_at(run, kimg)}</figcaption></figure>"
         )
-    body = ""
+    hint = body = ""
     if frames:
+        hint = '<p class="hint">By the EMA generator; each position in the grid has the same latent throughout.</p>'
         body = (
             f'<div><div class="frames">{"".join(frames)}</div>'
             '<div class="player"><button type="button" id="play">Play</button><input type="range" id="at" min="0"'
@@ -169,7 +170,6 @@ def _samples(run: History) -> tuple[str, list[str]]:
             body += f'<figure><img alt="Real images" src="{_image_url(reals)}">{caption}</figure>'
         except ValueError as error:
             unreadable.append(str(error))
-    hint = '<p class="hint">By the EMA generator; each position in the grid has the same latent throughout.</p>' if frames else ""
     return _section("Samples", f'{hint}<div class="samples">{body}</div>' if body else ""), unreadable
 
 
