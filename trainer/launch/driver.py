@@ -318,10 +318,9 @@ def _export(outcome: Outcome, config: Config, manifest: Manifest, storage: Stora
 
     Raises:
         UserError: the training diverged.
-        SystemExit: it was stopped, so that there is nothing to export yet.
+        SystemExit: it was stopped by SIGTERM, so it is not over.
     """
     if outcome.status == "stopped":
-        say(f"stopped after a checkpoint; to continue, give --name {storage.name}")
         raise SystemExit(128 + signal.SIGTERM)
     has_best = (storage.work / BEST).is_file()
     if has_best:
@@ -339,12 +338,10 @@ def _recorded_end(storage: Storage, uri: str, offline: bool) -> Iterator[None]:
     try:
         yield
         status = "FINISHED"
-    except SystemExit:
+    except (KeyboardInterrupt, SystemExit) as error:
         status = "KILLED"
-        raise
-    except KeyboardInterrupt:
-        status = "KILLED"
-        say(f"interrupted; to continue, give --name {storage.name}")
+        how = "stopped after a checkpoint" if isinstance(error, SystemExit) else "interrupted"
+        say(f"{how}; to continue, give --name {storage.name}")
         raise
     finally:
         write_final_report(storage.work, status)

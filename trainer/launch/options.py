@@ -119,27 +119,16 @@ def schedules(config: Config) -> dict[str, Schedule]:
 
 
 def _expand_constants(argv: list[str], recipe: Config) -> list[str]:
-    """Replace ``--optim.g-lr 1e-4``, or any other schedule given as one number, by its ``.start``, ``.end`` and
-    ``.kimg``.
-
-    Raises:
-        UserError: the value of a schedule is not a number.
-    """
+    """Replace a schedule given as one number, ``--optim.g-lr 1e-4``, by its ``.start``, ``.end`` and ``.kimg``."""
     names = schedules(recipe)
     expanded: list[str] = []
     words = iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
-        if name not in names:
+        if name in names:
+            value = value if equals else next(words, "")
+            expanded += [f"{name}.start={value}", f"{name}.end={value}", f"{name}.kimg=0"]
+        else:
             expanded.append(word)
-            continue
-        value = value if equals else next(words, "")
-        try:
-            float(value)
-        except ValueError:
-            raise UserError(
-                f"{name} {value!r}: give a number, or {name}.start, {name}.end and {name}.kimg for a ramp"
-            ) from None
-        expanded += [f"{name}.start={value}", f"{name}.end={value}", f"{name}.kimg=0"]
     return expanded
