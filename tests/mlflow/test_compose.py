@@ -1,4 +1,4 @@
-"""compose.yaml against the Compose Specification, and what it promises beyond that."""
+"""compose.yaml follows the Compose Specification, exposes one local port and contains no secrets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def _check(text: str) -> None:
     PyCompose.from_yaml(text).validate()
 
 
-def test_it_fits_the_specification() -> None:
+def test_it_follows_the_specification() -> None:
     _check(TEXT)
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "named"),
+    ("right", "wrong", "message"),
     [
         ("read_only: true", "readonly: true", "readonly"),
         ("condition: service_healthy", "condition: service_helthy", "service_helthy"),
@@ -35,9 +35,9 @@ def test_it_fits_the_specification() -> None:
         ('"127.0.0.1:5000:5000"', '"127.0.0.1:500000:5000"', "port"),
     ],
 )
-def test_a_mistake_would_be_found(right: str, wrong: str, named: str) -> None:
+def test_mistakes_are_found(right: str, wrong: str, message: str) -> None:
     assert right in TEXT
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=message):
         _check(TEXT.replace(right, wrong, 1))
 
 
@@ -47,7 +47,7 @@ def compose() -> dict[str, Any]:
     return value
 
 
-def test_only_this_machine_gets_a_port_and_the_database_none(compose: dict[str, Any]) -> None:
+def test_the_server_has_a_local_port_and_the_database_none(compose: dict[str, Any]) -> None:
     database, server = compose["services"]["database"], compose["services"]["server"]
     assert server["ports"] == ["127.0.0.1:5000:5000"]
     assert "ports" not in database
@@ -55,8 +55,8 @@ def test_only_this_machine_gets_a_port_and_the_database_none(compose: dict[str, 
     assert compose["networks"]["inside"]["internal"] is True
 
 
-def test_no_secret_is_written_in_it(compose: dict[str, Any]) -> None:
-    """Passwords are files in a folder that neither git, nor a job's upload (.gitignore), nor the image takes along."""
+def test_it_contains_no_secrets(compose: dict[str, Any]) -> None:
+    """Passwords are files in a folder that git, job uploads (both .gitignore) and the image (.dockerignore) exclude."""
     for service in compose["services"].values():
         for name, value in service["environment"].items():
             if re.search("PASSWORD|SECRET|CREDENTIALS", name):
@@ -64,17 +64,17 @@ def test_no_secret_is_written_in_it(compose: dict[str, Any]) -> None:
                 assert value.rpartition("/")[2] in service["secrets"]
     files = [secret["file"] for secret in compose["secrets"].values()]
     assert all(file.startswith("secrets/") for file in files)
-    for ignoring in (".gitignore", ".dockerignore"):
-        assert "/mlflow/secrets/" in (ROOT / ignoring).read_text().splitlines()
+    for ignore_file in (".gitignore", ".dockerignore"):
+        assert "/mlflow/secrets/" in (ROOT / ignore_file).read_text().splitlines()
 
 
-def test_the_server_is_started_as_by_hand(compose: dict[str, Any]) -> None:
-    """What team.sh asks for is given, and the image is built from a target that starts it."""
+def test_the_server_has_all_settings_of_the_script(compose: dict[str, Any]) -> None:
+    """It sets each variable that team.sh requires, and its image runs team.sh."""
     server = compose["services"]["server"]
-    helped = (ROOT / "mlflow" / "team.sh").read_text()
+    script = (ROOT / "mlflow" / "team.sh").read_text()
     for name in server["environment"]:
-        assert name.removesuffix("_FILE") in helped or name.startswith("AWS_")
-    needed = re.search(r"for name in (PGHOST .+); do", helped)
+        assert name.removesuffix("_FILE") in script or name.startswith("AWS_")
+    needed = re.search(r"for name in (PGHOST .+); do", script)
     assert needed
     assert {name.removesuffix("_FILE") for name in server["environment"]} >= set(needed[1].split())
     dockerfile = (ROOT / "mlflow" / server["build"]["context"] / server["build"]["dockerfile"]).read_text()

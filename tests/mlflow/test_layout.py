@@ -1,4 +1,4 @@
-"""The folder must not get in the way of the package of the same name."""
+"""The folder does not shadow the package of the same name, and its README describes each metric."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def test_import_mlflow_from_the_root_finds_the_package() -> None:
     assert ROOT / "mlflow" not in found.parents
 
 
-def test_folder_is_no_package() -> None:
+def test_the_folder_is_not_a_package() -> None:
     assert (ROOT / "mlflow" / "serve.sh").is_file()
     assert not list((ROOT / "mlflow").rglob("*.py"))
 
 
-def test_review_page_names_every_metric() -> None:
+def test_the_readme_names_every_metric() -> None:
     page = (ROOT / "mlflow" / "README.md").read_text(encoding="utf-8")
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "trainer").rglob("*.py"))
     logged = set(re.findall(r'"((?:loss|d|lr|augment|grow|speed)/[a-z_0-9]+)"', source))
@@ -33,5 +33,5 @@ def test_review_page_names_every_metric() -> None:
     assert sorted(name for name in logged if f"`{name}`" not in page) == []
 
 
-def test_start_script_can_be_run() -> None:
+def test_the_start_script_is_executable() -> None:
     assert os.access(ROOT / "mlflow" / "serve.sh", os.X_OK)

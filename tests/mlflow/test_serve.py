@@ -1,4 +1,4 @@
-"""A real server, started as a user starts it, and a training's records sent to it."""
+"""``mlflow/serve.sh`` starts a real server, which records a training."""
 
 from __future__ import annotations
 
@@ -105,11 +105,11 @@ def test_a_training_is_recorded_by_the_server(
     assert len(files) == 1
     assert (folder / "mlflow.db").is_file()
     output = capsys.readouterr()
-    said = "models:/catgan@champion moves to version 1: there was none\n"
-    assert (output.out, output.err) == ("", said), "MLflow's own chatter must not reach a command's output"
+    message = "models:/catgan@champion moves to version 1: there was none\n"
+    assert (output.out, output.err) == ("", message), "messages of MLflow itself must not reach a command's output"
 
 
-def test_help_and_a_folder_that_cannot_be(tmp_path: Path) -> None:
+def test_help_and_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     done = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
     assert "usage: mlflow/serve.sh" in done.stdout

@@ -1,4 +1,4 @@
-"""A server for a team as in mlflow/README.md: PostgreSQL, S3, passwords. A training is recorded there, end to end."""
+"""``mlflow/team.sh`` with a real PostgreSQL and an S3 emulator: trainings are recorded, and access needs a password."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Database:
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[Database]:
-    """A PostgreSQL server of this module. It refuses to run as root, so root starts it as Debian's user for it."""
+    """A PostgreSQL server. It refuses to run as root, so root starts it as Debian's user ``postgres``."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not programs:
         pytest.skip("needs the system package postgresql")
@@ -97,7 +97,7 @@ def database() -> Iterator[Database]:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[str]:
-    """An S3 server's address, with the bucket in it."""
+    """The address of an S3 server that has the bucket."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -124,7 +124,7 @@ class Server:
     log: Path
 
     def ask(self, path: str, user: str | None, host: str | None = None, **body: str) -> int:
-        """The status of a GET, or a POST of ``body``, as ``user`` (NAME:PASSWORD)."""
+        """Send a GET, or a POST of ``body``, as ``user`` (NAME:PASSWORD). Returns the HTTP status."""
         request = urllib.request.Request(self.uri + path, json.dumps(body).encode() if body else None)
         request.add_header("Content-Type", "application/json")
         if user is not None:
@@ -167,13 +167,13 @@ def server(database: Database, store: str, tmp_path_factory: pytest.TempPathFact
                     break
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.3)
-        # Somebody else has trained before: the experiment and the model are not the member's own.
-        for what, body in (
+        # Another user owns the experiment and the model, as after a training of theirs.
+        for kind, body in (
             ("users", {"username": MEMBER, "password": MEMBERS_PASSWORD}),
             ("experiments", {"name": "catgan"}),
             ("registered-models", {"name": "catgan"}),
         ):
-            assert found.ask(f"/api/2.0/mlflow/{what}/create", f"admin:{PASSWORD}", **body) == 200
+            assert found.ask(f"/api/2.0/mlflow/{kind}/create", f"admin:{PASSWORD}", **body) == 200
         yield found
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
         process.wait(timeout=30)
@@ -224,7 +224,7 @@ def test_a_training_is_recorded_in_the_database_and_the_bucket(
 
 
 @pytest.mark.slow
-def test_a_wrong_password_is_one_line(server: Server, shards: Path, tmp_path: Path) -> None:
+def test_a_wrong_password_is_an_error_in_one_line(server: Server, shards: Path, tmp_path: Path) -> None:
     done = _train(server, shards, tmp_path, "wrong-password-12")
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
@@ -233,7 +233,7 @@ def test_a_wrong_password_is_one_line(server: Server, shards: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_who_is_let_in(server: Server) -> None:
+def test_access_needs_a_password_and_a_known_host(server: Server) -> None:
     admin, member = f"admin:{PASSWORD}", f"{MEMBER}:{MEMBERS_PASSWORD}"
     page = "/api/2.0/mlflow/experiments/get?experiment_id=0"
     assert server.ask(page, admin) == 200
@@ -247,7 +247,7 @@ def test_who_is_let_in(server: Server) -> None:
         assert b"postgresql+psycopg2://\0" in command.read_bytes()
 
 
-def test_what_is_missing_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_missing_settings_are_reported_before_anything_starts(tmp_path: Path) -> None:
     def refused(**env: str) -> str:
         done = subprocess.run([SCRIPT], env=_clean_environment() | env, capture_output=True, text=True, timeout=30)
         assert done.returncode == 2
@@ -260,6 +260,6 @@ def test_what_is_missing_is_named_before_anything_starts(tmp_path: Path) -> None
     given["MLFLOW_ARTIFACTS_DESTINATION"] = "s3://b/f"
     assert "MLFLOW_FLASK_SERVER_SECRET_KEY is not set" in refused(**given)
     assert "PGPASSWORD_FILE=/none cannot be read" in refused(**given, PGPASSWORD_FILE="/none")
-    helped = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, timeout=30)
-    assert helped.returncode == 0
-    assert "usage: mlflow/team.sh" in helped.stdout
+    done = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert "usage: mlflow/team.sh" in done.stdout
