@@ -1,4 +1,4 @@
-"""The distance between generated and real pictures, as training uses it: all ranks share the work."""
+"""The Fréchet distance between generated and real images, as training computes it: all ranks share the work."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ _CACHE_VERSION = 1
 
 
 def metric_name(metric: str, extractor: str, num_fake: int, force: bool = False) -> str:
-    """The name of a result, which says how it was measured.
+    """The name of a result, which tells how it was computed: "fid50k", "kid5k", "fd2k_efflite0", "kid300_efflite0".
 
-    ``metric`` is "fid" or "kid"; the number of fakes follows, in thousands, rounded down, from 1,000 on. A Fréchet
-    distance is called FID only for the extractor "inception", all others are named after theirs: "fid50k",
-    "kid5k", "fd2k_efflite0", "kid300_efflite0". "ppl" names its extractor always: by itself it means LPIPS on VGG16.
+    ``metric``, such as "fid" or "kid", is followed by the number of generated images, from 1,000 on in thousands,
+    rounded down. A Fréchet distance is called FID only with the extractor "inception"; all other extractors are
+    appended. "ppl" always names its extractor, because PPL alone means LPIPS on VGG16.
 
     Raises:
-        UserError: a FID of fewer than 2,048 fakes, unless ``force``.
+        UserError: a FID of fewer than 2,048 generated images, unless ``force``.
     """
     count = f"{num_fake // 1000}k" if num_fake >= 1000 else str(num_fake)
     if extractor != "inception" or metric == "ppl":
         return f"{'fd' if metric == 'fid' else metric}{count}_{extractor}"
     if metric == "fid" and num_fake < MIN_FID and not force:
         raise UserError(
-            f"FID of {num_fake:,} generated pictures: at least {MIN_FID:,} are needed (--eval.num), or another network"
+            f"FID of {num_fake:,} generated images: at least {MIN_FID:,} are needed (--eval.num), or another network"
             " (--eval.extractor efflite0)"
         )
     return metric + count
 
 
-def cached_statistics(manifest: Manifest, splits: Sequence[str], extractor: Extractor) -> Path:
-    """Where the statistics of these splits' pictures lie, once somebody has measured them all."""
-    parts = [
+def statistics_path(manifest: Manifest, splits: Sequence[str], extractor: Extractor) -> Path:
+    """The file in the cache for the feature statistics of all images of ``splits``."""
+    key = [
         _CACHE_VERSION,
         manifest.digest,
         "+".join(splits),
@@ -56,41 +56,41 @@ def cached_statistics(manifest: Manifest, splits: Sequence[str], extractor: Extr
         extractor.weights_sha256,
         extractor.resize,
     ]
-    return cache_dir() / f"real-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.npz"
+    return cache_dir() / f"real-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npz"
 
 
-def recall_statistics(path: Path) -> Gaussian | None:
-    """What ``remember_statistics`` left at ``path``; None if there is nothing, or nothing that can be read."""
+def load_statistics(path: Path) -> Gaussian | None:
+    """Statistics from the cache; None if there is no such file, or, with a warning, if it is damaged."""
     if not path.is_file():
         return None
     try:
         return Gaussian.load(path)
     except UserError as error:
-        say(f"warning: {error}; measuring again")
+        say(f"warning: {error}; computing the statistics again")
         return None
 
 
-def remember_statistics(path: Path, statistics: Gaussian) -> None:
-    """Keep statistics for the next time. A cache that is full costs that time, nothing else."""
+def save_statistics(path: Path, statistics: Gaussian) -> None:
+    """Save statistics to the cache. A full disk is a warning only: they can be computed again."""
     try:
         statistics.save(path)
     except OSError as error:
-        say(f"warning: statistics of the real pictures are not kept: {path}: {error.strerror}")
+        say(f"warning: the statistics of the real images are not cached: {path}: {error.strerror}")
 
 
 class Evaluator:
-    """Measures generators against the pictures of one split, the same way each time.
+    """Computes the Fréchet distance of generators from the images of one split, always in the same way.
 
-    ``prepare`` once, then call with a function that makes the pictures of given seeds. Every rank of
-    ``torch.distributed`` takes part in both.
+    Call ``prepare`` once, then the evaluator with a function that generates the images of given seeds. Both are
+    collective: all ranks of ``torch.distributed`` must call them.
 
     Args:
-        extractor: the network that judges, the same on all ranks.
-        manifest: the real pictures; all of ``split`` are used.
-        num_fake: generated pictures, those of the seeds ``seed`` to ``seed + num_fake - 1``.
+        extractor: the metric network, the same on all ranks.
+        manifest: the real images; all images of ``split`` are used.
+        num_fake: number of generated images; their seeds are ``seed`` to ``seed + num_fake - 1``.
 
     Raises:
-        UserError: FID with fewer than 2,048 fakes, or a split with fewer than 2 pictures.
+        UserError: FID with fewer than 2,048 generated images, or a split with fewer than 2 images.
     """
 
     def __init__(
@@ -101,61 +101,67 @@ class Evaluator:
         self.num_fake, self.seed = num_fake, seed
         self.num_real = manifest.splits[split].images
         if min(self.num_real, num_fake) < 2:
-            raise UserError(f"{self.name}: {self.num_real} real, {num_fake} generated pictures; needed are 2 of each")
-        self.real: Gaussian | None = None  # statistics of the real pictures, on rank 0, once prepared
+            raise UserError(
+                f"{self.name}: {self.num_real} real and {num_fake} generated images, at least 2 of each are needed"
+            )
+        self.real: Gaussian | None = None  # statistics of the real images, after prepare(), on rank 0 only
 
-    def is_like(self, result: dict[str, Any]) -> bool:
-        """Whether a result of another evaluator may be compared with this one's, given the same real pictures."""
+    def is_comparable(self, result: dict[str, Any]) -> bool:
+        """Whether an earlier result on the same real images was computed in the same way as this evaluator's."""
         own = (self.name, self.extractor.weights_sha256, self.extractor.resize, self.seed)
         return own == tuple(result[key] for key in ("name", "weights_sha256", "resize", "seed"))
 
     def prepare(self) -> None:
-        """Statistics of the real pictures, from the cache or by reading the split once. Afterwards a no-op.
+        """Load the statistics of the real images from the cache, or compute them by reading the split once.
 
-        They depend on the pictures, the network and its resizing only, and rank 0 alone decides whether they are
-        cached: else one rank could wait in a collective that another skips.
+        Later calls do nothing. Rank 0 alone decides whether they are cached: if each rank decided, one could wait in a
+        collective that another skips.
+
+        Raises:
+            UserError: more unusable images than ``manifest.max_broken`` allows.
         """
-        path = cached_statistics(self.manifest, [self.split], self.extractor) if rank() == 0 else None
+        path = statistics_path(self.manifest, [self.split], self.extractor) if rank() == 0 else None
         if path and self.real is None:
-            self.real = recall_statistics(path)
+            self.real = load_statistics(path)
         if broadcast(self.real is not None):
             return
         if rank() == 0:
-            say(f"reading {self.num_real:,} real pictures for {self.name} (once, then cached)")
+            say(f"reading {self.num_real:,} real images for {self.name} (once, then cached)")
         moments = Moments(self.extractor.dim, self.extractor.device)
-        # The loader draws a seed from torch's random state; a training must not depend on what is cached.
+        # The data loader takes a seed from torch's random state, which must not depend on what is cached.
         with torch.random.fork_rng(devices=[]):
             for images in eval_images(
                 self.manifest, self.split, rank=rank(), world_size=world_size(), batch_size=_BATCH
             ):
                 moments.update(self.extractor(images))
         moments.all_reduce()
-        # A few unusable pictures are passed over by each rank; together they may be too many.
+        # Each rank skips a few unusable images; in total they may be too many.
         if moments.n < (1 - self.manifest.max_broken) * self.num_real:
             raise UserError(
-                f"only {moments.n} of {self.num_real} {self.split} pictures of {self.manifest.root} can be used: "
-                "`catdata verify` tells what is damaged"
+                f"only {moments.n} of {self.num_real} {self.split} images of {self.manifest.root} can be used: "
+                "`catdata verify` lists the damaged shards"
             )
         if path:
             self.real = moments.gaussian()
-            # Statistics with gaps may be those of a bad connection; the next training should try again.
+            # Images may be missing because of a bad connection: only complete statistics are cached.
             if moments.n == self.num_real:
-                remember_statistics(path, self.real)
+                save_statistics(path, self.real)
 
     def __call__(
-        self, generate: Callable[[Sequence[int]], Tensor], see: Callable[[Tensor], object] | None = None
+        self, generate: Callable[[Sequence[int]], Tensor], on_features: Callable[[Tensor], object] | None = None
     ) -> dict[str, Any]:
-        """The distance of ``generate`` from the real pictures; lower is better.
+        """Evaluate a generator.
 
         Args:
-            generate: makes the pictures of some seeds, uint8 ``[len(seeds), 3, H, W]``. Each seed is asked for once,
-                by one of the ranks.
-            see: is shown the features ``[n, dim]`` of each batch of this rank, in the order of the seeds, for measures
-                that need more than their mean and covariance.
+            generate: images uint8 ``[len(seeds), 3, H, W]`` of the given seeds. Each seed is requested once, on one of
+                the ranks.
+            on_features: called with the features ``[n, dim]`` of each batch of this rank, in the order of the seeds,
+                for metrics that need more than their mean and covariance.
 
         Returns:
-            On every rank the same: name, value, diversity (total variance of the features relative to that of the
-            reals': near 0 when modes collapse), n_real, n_fake, extractor, weights_sha256, resize, seed, seconds.
+            The same on every rank: name, value (the distance, lower is better), diversity (total variance of the
+            features relative to that of the real images; near 0 after mode collapse), n_real, n_fake, extractor,
+            weights_sha256, resize, seed, seconds.
         """
         began = time.perf_counter()
         moments = Moments(self.extractor.dim, self.extractor.device)
@@ -166,8 +172,8 @@ class Evaluator:
             assert len(images) == len(seeds), (len(images), len(seeds))
             features = self.extractor(images)
             moments.update(features)
-            if see is not None:
-                see(features)
+            if on_features is not None:
+                on_features(features)
         moments.all_reduce()
         assert moments.n == self.num_fake, (moments.n, self.num_fake)
         value = diversity = num_real = None

@@ -1,4 +1,4 @@
-"""Fréchet distance between Gaussians, and the streaming sums that the Gaussians come from."""
+"""The Fréchet distance between Gaussians, and streaming sums to compute their means and covariances."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.distributed.collectives import sum_over_ranks
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """Mean float64 ``[d]`` and unbiased covariance float64 ``[d, d]`` of ``n`` features (None: not known)."""
+    """Mean float64 ``[d]`` and unbiased covariance float64 ``[d, d]`` of ``n`` features (None: unknown)."""
 
     mean: np.ndarray
     cov: np.ndarray
@@ -30,12 +30,16 @@ class Gaussian:
 
     @cached_property
     def factor(self) -> np.ndarray:
-        """``L`` with ``L @ L.T`` equal to the covariance, which may be singular (fewer features than dimensions)."""
+        """A matrix ``L`` with ``L @ L.T == cov``. The covariance may be singular (fewer features than dimensions)."""
         values, vectors = np.linalg.eigh(self.cov)
         return vectors * np.sqrt(values.clip(min=0.0))
 
     def save(self, path: Path) -> None:
-        """Write ``mu``, ``sigma`` (the names of pytorch-fid's files) and ``n`` to an .npz file, atomically."""
+        """Write an .npz file with ``mu`` and ``sigma``, as pytorch-fid names them, and ``n``; atomic.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         arrays = {"mu": self.mean, "sigma": self.cov}
         if self.n is not None:
             arrays["n"] = np.asarray(self.n)
@@ -44,10 +48,10 @@ class Gaussian:
 
     @classmethod
     def load(cls, path: Path) -> Gaussian:
-        """Read a file of ``save`` or of ``pytorch-fid --save-stats`` (which lacks ``n``).
+        """Read a file written by ``save`` or by ``pytorch-fid --save-stats`` (which has no ``n``).
 
         Raises:
-            UserError: not such a file.
+            UserError: the file has another format, or values that are not finite.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -62,14 +66,14 @@ class Gaussian:
             or cov.shape != (len(mean), len(mean))
             or not (np.isfinite(mean).all() and np.isfinite(cov).all())
         ):
-            raise UserError(f"{path}: mu {mean.shape} and sigma {cov.shape} are no finite mean and covariance")
+            raise UserError(f"{path}: mu {mean.shape} and sigma {cov.shape} are not a finite mean and covariance")
         return cls(mean, cov, n)
 
 
 class Moments:
-    """Number, sum and sum of outer products of features, float64, for any number of batches and ranks.
+    """Count, sum and sum of outer products of features, in float64, over any number of batches and ranks.
 
-    They share one tensor, so that ranks need one reduction.
+    All three are parts of one tensor, so that one reduction combines the ranks.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
@@ -89,14 +93,14 @@ class Moments:
         self._packed[1 + self.dim :].view(self.dim, self.dim).addmm_(rows.T, rows)
 
     def without(self, features: Tensor) -> Moments:
-        """The moments as if these features ``[n, dim]``, which were added, had not been."""
+        """The moments without these features ``[n, dim]``, which were added before."""
         rest = Moments(self.dim, self._packed.device)
         rest.update(features)
         torch.sub(self._packed, rest._packed, out=rest._packed)
         return rest
 
     def all_reduce(self) -> None:
-        """Make these the moments of all ranks' features, on every rank."""
+        """Combine the moments of all ranks; afterwards every rank has those of all features."""
         self._packed = sum_over_ranks(self._packed)
 
     def gaussian(self) -> Gaussian:
@@ -113,9 +117,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """``|mean_a - mean_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2))`` (Dowson and Landau, 1982; as FID: Heusel
     et al., 2017).
 
-    With ``C_a = L L^T`` the eigenvalues of ``C_a C_b`` are those of the symmetric ``L^T C_b L``, so neither a matrix
-    square root nor its imaginary leftovers are needed (torch-fidelity#54, scipy#20178). ``L`` is kept with ``a``: pass
-    the Gaussian that is used again, the real one, first. Rounding below zero gives 0.
+    With ``C_a = L L^T`` the eigenvalues of ``C_a C_b`` are those of the symmetric ``L^T C_b L``, so no matrix square
+    root, with its imaginary rounding errors, is needed (torch-fidelity#54, scipy#20178). ``L`` is cached in ``a``: pass
+    the Gaussian that is used repeatedly, the real one, first. A distance that rounding makes negative becomes 0.
     """
     assert a.dim == b.dim, (a.dim, b.dim)
     product = a.factor.T @ b.cov @ a.factor

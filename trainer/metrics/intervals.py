@@ -1,4 +1,4 @@
-"""How much of a distance is chance: standard errors from the features that the distance was computed of."""
+"""Standard errors and confidence intervals of distances, estimated from the features."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from trainer.metrics.kernel import NUM_SUBSETS, cubic_kernel
 
 GROUPS = 10
 
-# Student's t, 97.5 %, for the 9 degrees of freedom of ten groups. A little wide for the kernel distance.
+# The 97.5 % quantile of Student's t with 9 degrees of freedom (ten groups). Slightly too wide for the kernel distance.
 _T = 2.262
 
 _ROWS = 1024
 
 
 def frechet_error(real: Gaussian, fake: Tensor) -> float:
-    """Standard error of ``frechet_distance`` from drawing the fakes ``[n, d]``; the reals are taken as given.
+    """Standard error of ``frechet_distance`` due to sampling the generated images, with the real images fixed.
 
     A jackknife over ten random groups, each left out once (Efron and Stein, "The Jackknife Estimate of Variance",
-    1981): it errs on the wide side for any statistic. A bootstrap would draw pictures twice, which lowers the rank of
-    the covariance and moves the whole distribution of distances upwards; linear approximations of the distance fail
-    where there are hardly more pictures than dimensions. Here each part has 9 tenths of the pictures and so almost the
-    same bias, which cancels in the differences. Takes ten eigen-decompositions.
+    1981), which overestimates the variance of any statistic. A bootstrap would repeat images, which lowers the rank of
+    the covariance and shifts all distances upwards; linear approximations fail when there are hardly more images than
+    dimensions. Here each subset has 90 % of the images and therefore almost the same bias, which cancels in the
+    differences. Takes ten eigen-decompositions.
 
-    What is estimated is the spread of the distance of ``n`` fakes about its mean for ``n`` fakes: the bias that the
-    name's number stands for (``fid2k``) remains in both.
+    The error is that about the expected distance of ``n`` images, which keeps the bias of ``n`` (the number in
+    ``fid2k``).
+
+    Args:
+        fake: features of the generated images ``[n, d]``, n >= 20.
     """
     assert len(fake) >= 2 * GROUPS, len(fake)
     order = torch.randperm(len(fake), generator=torch.Generator().manual_seed(0)).to(fake.device)
@@ -42,11 +45,16 @@ def frechet_error(real: Gaussian, fake: Tensor) -> float:
 
 
 def kernel_error(real: Tensor, fake: Tensor, subset_std: float) -> float:
-    """Standard error of ``kernel_distance`` from drawing the fakes ``[n, d]``; the reals ``[m, d]`` are taken as given.
+    """Standard error of ``kernel_distance`` due to sampling the generated images, with the real images fixed.
 
-    A jackknife that leaves out one fake at a time, of the estimate over all pairs, which the mean over subsets stands
-    for; sums of the kernel's rows give every value at once. ``subset_std``, the standard deviation over these subsets,
-    adds what drawing them adds to the mean: they are independent, given the features.
+    A jackknife that leaves out one generated image at a time, for the estimate over all pairs, which the mean over
+    subsets approximates; row sums of the kernel give all values at once. The variance of that mean due to the choice of
+    subsets, which are independent given the features, is added.
+
+    Args:
+        real: features ``[m, d]``, m >= 1.
+        fake: features ``[n, d]``, n >= 3.
+        subset_std: standard deviation over the subsets.
     """
     n, m = len(fake), len(real)
     assert n >= 3, n
@@ -59,7 +67,7 @@ def kernel_error(real: Tensor, fake: Tensor, subset_std: float) -> float:
 
 
 def _row_sums(rows: Tensor, side: Tensor) -> Tensor:
-    """Of the kernel's values of ``rows [r, d]`` with all of ``side [n, d]``: float64 ``[r]``."""
+    """Sums of the kernel between each of ``rows [r, d]`` and all of ``side [n, d]``: float64 ``[r]``."""
     sums = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     for part in side.split(_ROWS):
         sums += cubic_kernel(rows.double() @ part.double().T, rows.shape[1]).sum(1)
@@ -67,30 +75,30 @@ def _row_sums(rows: Tensor, side: Tensor) -> Tensor:
 
 
 def interval(value: float, error: float) -> tuple[float, float]:
-    """The 95 % interval about ``value``, by Student's t."""
+    """The 95 % confidence interval around ``value``, by Student's t."""
     return value - _T * error, value + _T * error
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether one of two generators is better, judged by the same reals."""
+    """The difference of two distances from the same real images."""
 
     difference: float
-    """First minus second: below 0 where the first is better."""
+    """First minus second: negative if the first is better."""
     interval: tuple[float, float]
-    """95 % of the difference."""
+    """95 % confidence interval of the difference."""
 
     @property
     def more_than_noise(self) -> bool:
+        """Whether the interval excludes 0."""
         return not self.interval[0] <= 0.0 <= self.interval[1]
 
 
 def compare(value: float, error: float, other: float, other_error: float) -> Comparison:
-    """Compare two distances of one name, lower is better, by their standard errors.
+    """Compare two distances of the same name by their standard errors.
 
-    Both are measured against the same reals, so the reals' chance is no part of the difference. The fakes of the two
-    are taken as independent: generators that answer to the same seeds alike differ by less, so the interval is on the
-    wide side.
+    Both are distances from the same real images, so the sampling of these does not contribute. The generated images of
+    the two are treated as independent; for generators that respond to a seed similarly the interval is too wide.
     """
     difference = value - other
     return Comparison(difference, interval(difference, math.hypot(error, other_error)))

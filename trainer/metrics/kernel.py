@@ -1,4 +1,4 @@
-"""Kernel distance: the squared maximum mean discrepancy of features, which is unbiased for any number of pictures."""
+"""The kernel distance: the squared maximum mean discrepancy of features, unbiased for any number of images."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 NUM_SUBSETS = 100
 SUBSET_SIZE = 1000
 
-# Up to so many features a side, all kernel values are computed once and the subsets only add them up: at 2,048 that
-# saves 19 of 20 multiplications. Beyond, that would be more work than subset by subset, and too much memory.
+# Up to this many features per side all kernel values are computed once and only summed per subset, which at 2,048 saves
+# 19 of 20 multiplications. With more features, computing each subset by itself is less work and needs less memory.
 _ALL_AT_ONCE = 5 * SUBSET_SIZE
 
 
 def kernel_distance(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float, float]:
     """KID (Bińkowski et al., "Demystifying MMD GANs", 2018): mean and standard deviation over random subsets.
 
-    Each of 100 subsets takes the same number of features from both sides without putting back: 1,000, or all of the
-    smaller side. The unbiased estimate may be slightly negative where the distributions agree.
+    Each of 100 subsets has the same number of features of both sides, drawn without replacement: 1,000, or as many as
+    the smaller side has. The estimate is unbiased, so it may be slightly negative for equal distributions.
 
     Args:
         real, fake: features ``[n, d]``, at least 2 each.
-        seed: of the subsets.
+        seed: for drawing the subsets.
     """
     size = min(SUBSET_SIZE, len(real), len(fake))
     assert size >= 2, size
@@ -41,12 +41,12 @@ def kernel_distance(real: Tensor, fake: Tensor, seed: int = 0) -> tuple[float, f
 
 
 def cubic_kernel(dots: Tensor, dim: int) -> Tensor:
-    """``(x y / d + 1)^3`` of dot products (Bińkowski et al., 2018, section 4)."""
+    """``(x y / d + 1)^3`` for dot products ``x y`` (Bińkowski et al., 2018, section 4)."""
     return (dots / dim + 1) ** 3
 
 
 def _members(features: Tensor, picks: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """The features ``[m, d]`` that are in any of the subsets, and who is in which: zeros and ones ``[m, subsets]``."""
+    """The features float64 ``[m, d]`` that are in any subset, and their membership: zeros and ones ``[m, subsets]``."""
     rows, positions = np.unique(np.stack(picks), return_inverse=True)
     inside = torch.zeros(len(rows), len(picks), dtype=torch.float64)
     inside.scatter_(0, torch.from_numpy(positions.reshape(len(picks), -1).T.copy()), 1.0)
@@ -54,7 +54,7 @@ def _members(features: Tensor, picks: Sequence[np.ndarray]) -> tuple[Tensor, Ten
 
 
 def _mmd2(x: Tensor, in_x: Tensor, y: Tensor, in_y: Tensor) -> Tensor:
-    """Unbiased estimates of the squared MMD (Gretton et al., 2012, eq. 3), one a subset: float64 ``[subsets]``."""
+    """Unbiased estimates of the squared MMD (Gretton et al., 2012, eq. 3) for each subset: float64 ``[subsets]``."""
     m = in_x[:, 0].sum()
     kernel = partial(cubic_kernel, dim=x.shape[1])
 

@@ -1,4 +1,4 @@
-"""The evaluator: every picture exactly once on any number of ranks, real pictures read once, results that say how."""
+"""The evaluator: every image exactly once on any number of ranks, cached statistics, and the protocol in results."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ import torch.multiprocessing as mp
 
 from catgan.command import UserError
 from trainer.data.build.shards import write_shards
-from trainer.data.manifest import Manifest
+from trainer.data.manifest import Manifest, Split
 from trainer.data.stream import eval_images
-from trainer.metrics.evaluate import Evaluator, metric_name
+from trainer.metrics.evaluate import Evaluator, metric_name, statistics_path
 from trainer.metrics.frechet import Moments, frechet_distance
 
 SIZE = 16
 
 
 class Toy:
-    """Features are mean and spread of each colour. Counts the pictures it has seen."""
+    """Features: mean and standard deviation of each channel. Counts the images it was given."""
 
     name, dim, weights_sha256, resize = "toy", 6, "0" * 64, "none"
     device = torch.device("cpu")
 
     def __init__(self) -> None:
-        self.seen = 0
+        self.num_images = 0
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         assert images.dtype == torch.uint8
-        self.seen += len(images)
+        self.num_images += len(images)
         pixels = images.float().flatten(2) / 255
         return torch.cat([pixels.mean(2), pixels.std(2)], 1)
 
@@ -43,8 +43,8 @@ class Toy:
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     rng = np.random.default_rng(0)
-    pictures = (((rng.random((SIZE, SIZE, 3)) * rng.integers(40, 256)).astype(np.uint8), {"i": i}) for i in range(157))
-    return write_shards(tmp_path_factory.mktemp("data") / "shards", pictures, size=SIZE, val_fraction=0.2)
+    images = (((rng.random((SIZE, SIZE, 3)) * rng.integers(40, 256)).astype(np.uint8), {"i": i}) for i in range(157))
+    return write_shards(tmp_path_factory.mktemp("data") / "shards", images, size=SIZE, val_fraction=0.2)
 
 
 @pytest.fixture
@@ -58,19 +58,19 @@ def generate(seeds: Sequence[int]) -> torch.Tensor:
     return torch.stack(rows).to(torch.uint8)
 
 
-def ready(manifest: Manifest, **options) -> Evaluator:
+def prepared(manifest: Manifest, **options) -> Evaluator:
     evaluator = Evaluator(Toy(), manifest, **options)
     evaluator.prepare()
     return evaluator
 
 
-def test_the_result_is_the_distance_and_how_it_was_measured(cache: Path, manifest: Manifest):
+def test_the_result_has_the_distance_and_the_protocol(cache: Path, manifest: Manifest):
     sides = [Moments(6), Moments(6)]
     reals = Toy()(torch.cat(list(eval_images(manifest, "train"))))
     sides[0].update(reals)
     fakes = Toy()(generate(range(7, 307)))
     sides[1].update(fakes)
-    result = ready(manifest, num_fake=300, seed=7)(generate)
+    result = prepared(manifest, num_fake=300, seed=7)(generate)
     assert result.pop("seconds") >= 0
     assert result.pop("value") == pytest.approx(frechet_distance(*(side.gaussian() for side in sides)), rel=1e-9)
     spread = fakes.double().var(0).sum() / reals.double().var(0).sum()
@@ -87,104 +87,119 @@ def test_the_result_is_the_distance_and_how_it_was_measured(cache: Path, manifes
     json.dumps(result)
 
 
-def test_real_pictures_are_no_distance_away(cache: Path, manifest: Manifest):
+def test_the_distance_of_real_images_is_zero(cache: Path, manifest: Manifest):
     reals = torch.cat(list(eval_images(manifest, "train")))
-    evaluator = ready(manifest, num_fake=len(reals))
+    evaluator = prepared(manifest, num_fake=len(reals))
     assert evaluator(lambda seeds: reals[list(seeds)])["value"] < 1e-6
     assert evaluator(lambda seeds: 255 - reals[list(seeds)])["value"] > 0.01
 
 
-def test_each_seed_is_asked_for_once_in_batches(cache: Path, manifest: Manifest):
-    asked: list[list[int]] = []
+def test_each_seed_is_generated_once_in_batches(cache: Path, manifest: Manifest):
+    generated: list[list[int]] = []
 
     def record(seeds: Sequence[int]) -> torch.Tensor:
-        asked.append(list(seeds))
+        generated.append(list(seeds))
         return generate(seeds)
 
-    ready(manifest, num_fake=150, seed=3)(record)
-    assert [seed for batch in asked for seed in batch] == list(range(3, 153))
-    assert max(map(len, asked)) <= 64
+    prepared(manifest, num_fake=150, seed=3)(record)
+    assert [seed for batch in generated for seed in batch] == list(range(3, 153))
+    assert max(map(len, generated)) <= 64
 
 
-def test_the_features_can_be_seen(cache: Path, manifest: Manifest):
-    seen: list[torch.Tensor] = []
-    evaluator = ready(manifest, num_fake=150, seed=3)
-    result = evaluator(generate, seen.append)
-    assert torch.equal(torch.cat(seen), Toy()(generate(range(3, 153))))
+def test_features_are_passed_on(cache: Path, manifest: Manifest):
+    features: list[torch.Tensor] = []
+    evaluator = prepared(manifest, num_fake=150, seed=3)
+    result = evaluator(generate, features.append)
+    assert torch.equal(torch.cat(features), Toy()(generate(range(3, 153))))
     assert result["value"] == evaluator(generate)["value"]
 
 
-def test_real_pictures_are_read_once(cache: Path, manifest: Manifest):
+def test_real_images_are_read_once(cache: Path, manifest: Manifest):
     first, second = Evaluator(Toy(), manifest, 20), Evaluator(Toy(), manifest, 20)
     first.prepare()
     first.prepare()
-    assert first.extractor.seen == manifest.splits["train"].images
+    assert first.extractor.num_images == manifest.splits["train"].images
     second.prepare()
-    assert second.extractor.seen == 0
+    assert second.extractor.num_images == 0
     a, b = first(generate), second(generate)
     assert a | {"seconds": 0} == b | {"seconds": 0}
 
 
-def test_a_cache_that_is_damaged_or_full_costs_time_only(
+def test_a_damaged_or_full_cache_only_costs_time(
     cache: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    value = ready(manifest, num_fake=20)(generate)["value"]
+    value = prepared(manifest, num_fake=20)(generate)["value"]
     (path,) = cache.glob("real-*.npz")
     path.write_bytes(path.read_bytes()[:100])
-    assert ready(manifest, num_fake=20)(generate)["value"] == value
-    assert "measuring again" in capsys.readouterr().err
+    assert prepared(manifest, num_fake=20)(generate)["value"] == value
+    assert "computing the statistics again" in capsys.readouterr().err
     path.unlink()
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    assert ready(manifest, num_fake=20)(generate)["value"] == value
+    assert prepared(manifest, num_fake=20)(generate)["value"] == value
     assert "No space left on device" in capsys.readouterr().err
     assert list(cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("change", [{"weights_sha256": "1" * 64}, {"resize": "other"}, {"name": "toy2"}])
-def test_statistics_of_another_network_are_not_taken(cache: Path, manifest: Manifest, change: dict[str, str]):
-    ready(manifest, num_fake=20)
+def test_statistics_of_another_network_are_not_used(cache: Path, manifest: Manifest, change: dict[str, str]):
+    prepared(manifest, num_fake=20)
     other = Toy()
     vars(other).update(change)
     Evaluator(other, manifest, 20).prepare()
-    assert other.seen == manifest.splits["train"].images
+    assert other.num_images == manifest.splits["train"].images
 
 
-def test_statistics_of_another_split_are_not_taken(cache: Path, manifest: Manifest):
-    ready(manifest, num_fake=20)
-    evaluator = ready(manifest, num_fake=20, split="val")
-    assert evaluator.extractor.seen == manifest.splits["val"].images
+def test_statistics_of_another_split_are_not_used(cache: Path, manifest: Manifest):
+    prepared(manifest, num_fake=20)
+    evaluator = prepared(manifest, num_fake=20, split="val")
+    assert evaluator.extractor.num_images == manifest.splits["val"].images
     assert evaluator(generate)["n_real"] == manifest.splits["val"].images
+
+
+def test_the_names_of_cached_statistics_are_fixed(cache: Path):
+    """Statistics that earlier versions cached are found."""
+    manifest = Manifest("/data", 16, {"train": Split(()), "val": Split(())}, 0, (), {}, "")
+    paths = [statistics_path(manifest, splits, Toy()) for splits in (["train"], ["train", "val"])]
+    assert [path.relative_to(cache).name for path in paths] == [
+        "real-9a422d836b55b070e09b94d9f9197d0d.npz",
+        "real-19f4b9f0938712c42a25870aab433a6b.npz",
+    ]
 
 
 def test_the_random_state_does_not_depend_on_the_cache(cache: Path, manifest: Manifest):
     before = torch.get_rng_state()
-    ready(manifest, num_fake=20)(generate)
+    prepared(manifest, num_fake=20)(generate)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def _rank(rank: int, world_size: int, port: int, manifest: Manifest, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    asked: list[int] = []
+    generated: list[int] = []
 
     def record(seeds: Sequence[int]) -> torch.Tensor:
-        asked.extend(seeds)
+        generated.extend(seeds)
         return generate(seeds)
 
-    evaluator = ready(manifest, num_fake=151)
-    seen = evaluator.extractor.seen
-    again = ready(manifest, num_fake=151)
-    record_of = {"result": evaluator(record), "asked": asked, "seen": seen, "seen_again": again.extractor.seen}
+    evaluator = prepared(manifest, num_fake=151)
+    num_read = evaluator.extractor.num_images
+    again = prepared(manifest, num_fake=151)
+    record_of = {
+        "result": evaluator(record),
+        "seeds": generated,
+        "num_read": num_read,
+        "num_read_again": again.extractor.num_images,
+    }
     Path(folder, f"{rank}.json").write_text(json.dumps(record_of))
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_share_the_work_and_give_the_result_of_one(
+def test_ranks_share_the_work_and_give_the_result_of_one_process(
     cache: Path, manifest: Manifest, tmp_path: Path, world_size: int
 ):
     with socket.socket() as free:
@@ -192,12 +207,12 @@ def test_ranks_share_the_work_and_give_the_result_of_one(
         port = free.getsockname()[1]
     mp.spawn(_rank, (world_size, port, manifest, str(tmp_path)), world_size)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]
-    assert sorted(seed for rank in ranks for seed in rank["asked"]) == list(range(151))
-    assert min(len(rank["asked"]) for rank in ranks) >= 151 // world_size
-    assert sum(rank["seen"] for rank in ranks) == manifest.splits["train"].images
-    assert [rank["seen_again"] for rank in ranks] == [0] * world_size
+    assert sorted(seed for rank in ranks for seed in rank["seeds"]) == list(range(151))
+    assert min(len(rank["seeds"]) for rank in ranks) >= 151 // world_size
+    assert sum(rank["num_read"] for rank in ranks) == manifest.splits["train"].images
+    assert [rank["num_read_again"] for rank in ranks] == [0] * world_size
     assert all(rank["result"] == ranks[0]["result"] for rank in ranks)
-    alone = ready(manifest, num_fake=151)(generate)
+    alone = prepared(manifest, num_fake=151)(generate)
     assert ranks[0]["result"]["value"] == pytest.approx(alone["value"], rel=1e-9)
 
 
@@ -215,11 +230,11 @@ def test_ranks_share_the_work_and_give_the_result_of_one(
         ("kid", "efflite0", 1000, "kid1k_efflite0"),
     ],
 )
-def test_names_tell_the_protocol(metric: str, extractor: str, num_fake: int, name: str):
+def test_metric_names(metric: str, extractor: str, num_fake: int, name: str):
     assert metric_name(metric, extractor, num_fake) == name
 
 
-def test_the_name_fid_needs_2048_fakes(manifest: Manifest):
+def test_fid_needs_2048_images(manifest: Manifest):
     toy = Toy()
     vars(toy).update(name="inception")
     with pytest.raises(UserError, match="2,048"):
@@ -227,8 +242,8 @@ def test_the_name_fid_needs_2048_fakes(manifest: Manifest):
     assert Evaluator(toy, manifest, num_fake=2048).name == "fid2k"
 
 
-def test_an_empty_split_is_refused(tmp_path: Path):
-    pictures = ((np.full((SIZE, SIZE, 3), i, np.uint8), {}) for i in range(3))
-    manifest = write_shards(tmp_path / "shards", pictures, size=SIZE, val_fraction=0)
+def test_an_empty_split_is_rejected(tmp_path: Path):
+    images = ((np.full((SIZE, SIZE, 3), i, np.uint8), {}) for i in range(3))
+    manifest = write_shards(tmp_path / "shards", images, size=SIZE, val_fraction=0)
     with pytest.raises(UserError, match="0 real"):
         Evaluator(Toy(), manifest, num_fake=20, split="val")

@@ -1,4 +1,4 @@
-"""Fréchet distances against closed forms and other ways to compute them; moments against NumPy."""
+"""Fréchet distances against closed forms and scipy's matrix square root; moments against NumPy."""
 
 from __future__ import annotations
 
@@ -39,22 +39,24 @@ def test_scaled_identities(dim: int):
     assert frechet_distance(a, b) == pytest.approx(dim * (0.25 + 1.5**2), rel=1e-12)
 
 
-def test_equal_covariances_leave_the_means():
+def test_equal_covariances():
     rng = np.random.default_rng(0)
     cov = np.cov(rng.standard_normal((100, 20)), rowvar=False)
     mean = rng.standard_normal(20)
     assert frechet_distance(gaussian(mean, cov), gaussian(mean + 2, cov)) == pytest.approx(80, rel=1e-9)
 
 
-def test_covariances_that_commute():
+def test_commuting_covariances():
     rng = np.random.default_rng(0)
-    turn, a, b = random_rotation(30, rng), rng.uniform(0, 5, 30), rng.uniform(0, 5, 30)
-    distance = frechet_distance(gaussian(np.zeros(30), turn * a @ turn.T), gaussian(np.zeros(30), turn * b @ turn.T))
+    rotation, a, b = random_rotation(30, rng), rng.uniform(0, 5, 30), rng.uniform(0, 5, 30)
+    distance = frechet_distance(
+        gaussian(np.zeros(30), rotation * a @ rotation.T), gaussian(np.zeros(30), rotation * b @ rotation.T)
+    )
     assert distance == pytest.approx(((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_any_covariances_like_the_matrix_square_root(seed: int):
+def test_any_covariances_agree_with_the_matrix_square_root(seed: int):
     rng = np.random.default_rng(seed)
     a, b = (of_rows(rng.standard_normal((200, 40)) @ rng.standard_normal((40, 40))) for _ in range(2))
     root = scipy.linalg.sqrtm(a.cov @ b.cov).real
@@ -64,7 +66,7 @@ def test_any_covariances_like_the_matrix_square_root(seed: int):
 
 
 def test_fewer_features_than_dimensions():
-    """Of singular covariances X'X and Y'Y the trace of the square root is the nuclear norm of XY'."""
+    """For singular covariances X'X and Y'Y the trace of the square root is the nuclear norm of XY'."""
     rng = np.random.default_rng(0)
     scales = np.geomspace(1, 1e-3, 300)
     rows = [rng.standard_normal((num, 300)) * scales for num in (40, 60)]
@@ -76,12 +78,12 @@ def test_fewer_features_than_dimensions():
 
 
 @pytest.mark.parametrize("num", [20, 500])
-def test_no_distance_to_itself(num: int):
+def test_the_distance_to_itself_is_zero(num: int):
     a = of_rows(np.random.default_rng(0).standard_normal((num, 64)))
     assert 0 <= frechet_distance(a, a) < 1e-6 * np.trace(a.cov)
 
 
-def test_moments_of_batches_are_those_of_all_rows():
+def test_moments_do_not_depend_on_batches():
     rng = np.random.default_rng(0)
     rows = (rng.standard_normal((103, 12)) @ rng.standard_normal((12, 12)) + 100).astype(np.float32)
     moments = Moments(12)
@@ -107,7 +109,7 @@ def _rank(rank: int, world_size: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_moments_of_ranks_are_those_of_one_process(tmp_path: Path):
+def test_moments_of_ranks_equal_those_of_one_process(tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -120,7 +122,7 @@ def test_moments_of_ranks_are_those_of_one_process(tmp_path: Path):
         np.testing.assert_allclose(got.cov, alone.cov, rtol=1e-9, atol=1e-12)
 
 
-def test_statistics_survive_the_disk(tmp_path: Path):
+def test_statistics_are_saved_and_loaded(tmp_path: Path):
     a = of_rows(np.random.default_rng(0).standard_normal((20, 5)))
     a.save(tmp_path / "a.npz")
     b = Gaussian.load(tmp_path / "a.npz")
@@ -130,7 +132,7 @@ def test_statistics_survive_the_disk(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
-def test_files_of_pytorch_fid_have_no_number(tmp_path: Path):
+def test_files_of_pytorch_fid_have_no_n(tmp_path: Path):
     np.savez(tmp_path / "theirs.npz", mu=np.zeros(3), sigma=np.eye(3))
     assert Gaussian.load(tmp_path / "theirs.npz").n is None
 
@@ -161,7 +163,7 @@ def _write_without_sigma(path: Path) -> None:
     np.savez(path, mu=np.zeros(3))
 
 
-def _write_misfit(path: Path) -> None:
+def _write_other_shapes(path: Path) -> None:
     np.savez(path, mu=np.zeros(3), sigma=np.eye(4))
 
 
@@ -178,11 +180,11 @@ def _write_nan(path: Path) -> None:
         _write_truncated,
         _write_pickle,
         _write_without_sigma,
-        _write_misfit,
+        _write_other_shapes,
         _write_nan,
     ],
 )
-def test_other_files_are_refused(write, tmp_path: Path):
+def test_other_files_are_rejected(write, tmp_path: Path):
     write(tmp_path / "bad.npz")
     with pytest.raises(UserError, match=r"bad\.npz"):
         Gaussian.load(tmp_path / "bad.npz")

@@ -1,4 +1,4 @@
-"""Standard errors against the spread of many draws from known Gaussians."""
+"""Standard errors against the spread of many samples from known Gaussians."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
 from trainer.metrics.intervals import compare, frechet_error, interval, kernel_error
 from trainer.metrics.kernel import kernel_distance
 
-DRAWS = 100
+NUM_SAMPLES = 100
 
 
-def draws(num: int, dim: int, shift: float, scale: float, seed: int = 0) -> list[torch.Tensor]:
+def samples(num: int, dim: int, shift: float, scale: float, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(num, dim, generator=generator) * scale + shift for _ in range(DRAWS)]
+    return [torch.randn(num, dim, generator=generator) * scale + shift for _ in range(NUM_SAMPLES)]
 
 
 def distance(real: Gaussian, fake: torch.Tensor) -> float:
@@ -25,10 +25,10 @@ def distance(real: Gaussian, fake: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("num", "dim"), [(200, 4), (40, 24), (24, 32)])
-def test_the_interval_of_a_frechet_distance_holds_its_mean(num: int, dim: int):
-    """With many pictures per dimension, with hardly more of them, and with fewer, where the covariance is singular."""
+def test_the_interval_of_a_frechet_distance_covers_its_mean(num: int, dim: int):
+    """With many more images than dimensions, hardly more, and fewer, where the covariance is singular."""
     real = Gaussian(np.zeros(dim), np.eye(dim), 10**6)
-    fakes = draws(num, dim, shift=0.5, scale=1.3)
+    fakes = samples(num, dim, shift=0.5, scale=1.3)
     values = np.array([distance(real, fake) for fake in fakes])
     errors = np.array([frechet_error(real, fake) for fake in fakes])
     intervals = [interval(value, error) for value, error in zip(values, errors, strict=True)]
@@ -38,10 +38,10 @@ def test_the_interval_of_a_frechet_distance_holds_its_mean(num: int, dim: int):
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
-def test_the_interval_of_a_kernel_distance_holds_its_mean(shift: float):
-    """Without a shift the estimate is degenerate: its spread is that of pairs, not of single pictures."""
+def test_the_interval_of_a_kernel_distance_covers_its_mean(shift: float):
+    """Without a shift the estimate is degenerate: its variance comes from pairs, not from single images."""
     real = torch.randn(300, 5, generator=torch.Generator().manual_seed(9))
-    fakes = draws(100, 5, shift, scale=1.0)
+    fakes = samples(100, 5, shift, scale=1.0)
     full = np.array([_over_all_pairs(real, fake) for fake in fakes])
     errors = np.array([kernel_error(real, fake, 0.0) for fake in fakes])
     covered = np.mean(np.abs(full - full.mean()) <= [interval(0, error)[1] for error in errors])
@@ -49,8 +49,8 @@ def test_the_interval_of_a_kernel_distance_holds_its_mean(shift: float):
     assert 0.85 < np.sqrt((errors**2).mean()) / full.std() < 1.6
 
 
-def test_the_error_of_a_kernel_distance_counts_the_drawing_of_subsets():
-    """The same features, other subsets: how far the value moves is what that adds to the error."""
+def test_the_error_of_a_kernel_distance_includes_the_choice_of_subsets():
+    """The spread over different subsets of the same features is what they add to the error."""
     generator = torch.Generator().manual_seed(3)
     real, fake = (torch.randn(1500, 4, generator=generator) for _ in range(2))
     found = [kernel_distance(real, fake, seed) for seed in range(24)]
@@ -66,7 +66,7 @@ def _over_all_pairs(real: torch.Tensor, fake: torch.Tensor) -> float:
     return (sum(within) - 2 * xy.mean()).item()
 
 
-def test_the_error_of_a_kernel_distance_by_leaving_out_one_by_one():
+def test_the_error_of_a_kernel_distance_is_the_jackknife():
     generator = torch.Generator().manual_seed(1)
     real, fake = torch.randn(11, 3, generator=generator), torch.randn(9, 3, generator=generator) + 1
     left = [_over_all_pairs(real, torch.cat([fake[:i], fake[i + 1 :]])) for i in range(9)]
@@ -79,10 +79,10 @@ def test_the_error_of_a_kernel_distance_by_leaving_out_one_by_one():
 def test_only_a_difference_in_quality_is_more_than_noise():
     real = Gaussian(np.zeros(6), np.eye(6), 10**6)
 
-    def judged(fakes: list[torch.Tensor]) -> list[tuple[float, float]]:
+    def evaluated(fakes: list[torch.Tensor]) -> list[tuple[float, float]]:
         return [(distance(real, fake), frechet_error(real, fake)) for fake in fakes]
 
-    good, alike, worse = (judged(draws(100, 6, s, 1.0, seed)) for s, seed in ((0.2, 1), (0.2, 2), (0.5, 3)))
+    good, alike, worse = (evaluated(samples(100, 6, s, 1.0, seed)) for s, seed in ((0.2, 1), (0.2, 2), (0.5, 3)))
     false = [compare(*a, *b).more_than_noise for a, b in zip(good, alike, strict=True)]
     true = [compare(*a, *b) for a, b in zip(good, worse, strict=True)]
     assert np.mean(false) <= 0.08

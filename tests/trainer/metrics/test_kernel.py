@@ -1,4 +1,4 @@
-"""Kernel distances against the definition written as loops, and what an unbiased estimate must do."""
+"""Kernel distances against loops over the definition, and their unbiasedness."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def naive_mmd2(x: np.ndarray, y: np.ndarray) -> float:
     return xx + yy - 2 * xy
 
 
-def test_sets_of_one_size_give_the_definition_in_every_subset():
+def test_small_sets_give_the_definition_in_every_subset():
     x, y = features(25, 6, 0), features(25, 6, 1, 0.3)
     mean, std = kernel_distance(x, y)
     assert mean == pytest.approx(naive_mmd2(x.double().numpy(), y.double().numpy()), rel=1e-9)
     assert std == pytest.approx(0, abs=1e-12)
 
 
-def test_the_mean_over_subsets_is_that_over_all_pairs(monkeypatch: pytest.MonkeyPatch):
+def test_the_mean_over_subsets_estimates_that_over_all_pairs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kernel, "SUBSET_SIZE", 20)
     monkeypatch.setattr(kernel, "NUM_SUBSETS", 3000)
     x, y = features(40, 6, 0), features(60, 6, 1, 0.5)
@@ -41,7 +41,7 @@ def test_the_mean_over_subsets_is_that_over_all_pairs(monkeypatch: pytest.Monkey
     assert abs(mean - naive_mmd2(x.double().numpy(), y.double().numpy())) < 4 * std / 3000**0.5
 
 
-def test_one_by_one_and_all_at_once_agree(monkeypatch: pytest.MonkeyPatch):
+def test_both_ways_of_computing_subsets_agree(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kernel, "SUBSET_SIZE", 30)
     x, y = features(70, 16, 0), features(90, 16, 1, 0.2)
     at_once = kernel_distance(x, y, seed=3)
@@ -49,7 +49,7 @@ def test_one_by_one_and_all_at_once_agree(monkeypatch: pytest.MonkeyPatch):
     assert kernel_distance(x, y, seed=3) == pytest.approx(at_once, rel=1e-9)
 
 
-def test_one_distribution_gives_zero_on_average_and_a_shift_does_not():
+def test_equal_distributions_give_zero_on_average():
     same = [kernel_distance(features(60, 32, s), features(60, 32, 100 + s))[0] for s in range(40)]
     spread = np.std(same)
     assert abs(np.mean(same)) < 4 * spread / 40**0.5

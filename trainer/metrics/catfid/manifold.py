@@ -1,6 +1,6 @@
-"""Are the fakes like reals, are all kinds of reals among the fakes, and are fakes copies of reals?
+"""Fidelity, coverage and memorisation from nearest neighbours in feature space.
 
-Improved precision and recall, density and coverage, and authenticity: all by nearest neighbours in feature space.
+Improved precision and recall, density and coverage, and authenticity.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 3
-"""k of precision and recall, as in the paper. Each side needs more features than that."""
+"""k of precision and recall, as in the paper."""
 
 DENSITY_NEIGHBOURS = 5
 """k of density and coverage, as in the paper."""
 
-# A square this small against the squares it is the difference of is rounding, so the two features are the same.
+# A squared distance this small relative to the features' squared norms is rounding error: the features are equal.
 _NOISE = 1e-13
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = NEIGHBOURS, chunk: int = 2048) -> tuple[float, float]:
     """Precision and recall of Kynkäänniemi et al., "Improved Precision and Recall Metric" (2019), eq. 1 and 2.
 
-    A side's manifold is the union of balls around its features, each reaching to the feature's ``k``-th nearest
-    neighbour on the same side (the feature itself does not count, an equal one does). Precision is the share of fakes
-    on the reals' manifold, recall the share of reals on the fakes'. Both grow with fewer pictures: compare values of
-    the same numbers only.
+    The manifold of a side is the union of balls around its features, with the distance to the feature's ``k``-th
+    nearest neighbour on the same side as radius (the feature itself does not count, an equal one does). Precision is
+    the share of generated images in the manifold of the real ones, recall the share of real images in that of the
+    generated ones. Both rise when there are fewer images: compare values of equal numbers only.
 
     Args:
         real, fake: features ``[n, d]`` on one device, more than ``k`` each.
-        chunk: features of a side at a time; memory grows with its square, the result does not depend on it.
+        chunk: features of a side per block; memory grows with its square, the result does not depend on it.
     """
     _check(real, fake)
     assert 1 <= k < min(len(real), len(fake)), (k, len(real), len(fake))
@@ -42,12 +42,13 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = NEIGHBOURS, chunk: int
 def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_NEIGHBOURS, chunk: int = 2048) -> tuple[float, float]:
     """Density and coverage of Naeem et al., "Reliable Fidelity and Diversity Metrics" (2020), eq. 4 and 5.
 
-    Density counts in how many of the reals' balls a fake lies, in units of ``k``: 1 for fakes like reals, more where
-    they crowd among the densest reals. Coverage is the share of reals with a fake in their ball, 0 to 1. Both use the
-    reals' balls only, so outliers among the fakes do not help, as they do in recall.
+    Density is the mean number of real images' balls that contain a generated image, divided by ``k``: 1 for the real
+    distribution, more where generated images concentrate in its dense regions. Coverage is the share of real images
+    with a generated image in their ball, 0 to 1. Only the balls of real images count, so outliers among the generated
+    images do not raise the value, as they do for recall.
 
     Args:
-        real, fake: features ``[n, d]`` on one device; more than ``k`` reals.
+        real, fake: features ``[n, d]`` on one device; more than ``k`` real ones.
         chunk: see ``precision_recall``.
     """
     _check(real, fake)
@@ -62,13 +63,14 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_NEIGHBOURS, ch
 
 
 def authenticity(real: Tensor, fake: Tensor, chunk: int = 2048) -> float:
-    """The share of fakes that are no copies (Alaa et al., "How Faithful is your Synthetic Data?", 2022).
+    """The share of generated images that are not copies (Alaa et al., "How Faithful is your Synthetic Data?", 2022).
 
-    A fake passes for a copy of its nearest real if it is no farther from it than that real's nearest other real. Of
-    fakes that are drawn like the reals about half pass for copies by chance; much less than a half is memorisation.
+    A generated image counts as a copy of the nearest real image if it is at most as far away as that one's nearest real
+    neighbour. For new samples of the real distribution about half count as copies by chance; a value far below 0.5
+    indicates memorisation.
 
     Args:
-        real, fake: features ``[n, d]`` on one device; 2 reals or more, those that were trained on.
+        real, fake: features ``[n, d]`` on one device; ``real`` are 2 or more images of the training data.
     """
     _check(real, fake)
     squares, which = nearest(fake, real, 1, chunk)
@@ -76,8 +78,8 @@ def authenticity(real: Tensor, fake: Tensor, chunk: int = 2048) -> float:
 
 
 def nearest(points: Tensor, features: Tensor, k: int, chunk: int = 2048) -> tuple[Tensor, Tensor]:
-    """The ``k`` nearest ``features [n, d]`` of each of ``points [m, d]``: squared distances float64 and indices
-    ``[m, k]``, the nearest first."""
+    """The ``k`` nearest ``features [n, d]`` of each of ``points [m, d]``, the nearest first: squared distances float64
+    and indices int64, both ``[m, k]``."""
     _check(points, features)
     assert 1 <= k <= len(features), (k, len(features))
     found: list[tuple[Tensor, Tensor]] = []
@@ -99,7 +101,7 @@ def _check(a: Tensor, b: Tensor) -> None:
 
 
 def _squared_radii(features: Tensor, k: int, chunk: int) -> Tensor:
-    """Squared distance of each feature to its ``k``-th nearest among the others, float64 ``[n]``."""
+    """Squared distance of each feature to its ``k``-th nearest neighbour, float64 ``[n]``."""
     radii = []
     for first, rows in _chunks(features, chunk):
         nearest = torch.full((len(rows), k), torch.inf, dtype=torch.float64, device=rows.device)
@@ -113,7 +115,7 @@ def _squared_radii(features: Tensor, k: int, chunk: int) -> Tensor:
 
 
 def _share_inside(points: Tensor, features: Tensor, squared_radii: Tensor, chunk: int) -> float:
-    """The share of ``points [m, d]`` that lie in any of the balls around ``features [n, d]``."""
+    """The share of ``points [m, d]`` inside any of the balls around ``features [n, d]``."""
     covered = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for first, _, inside in _balls(points, features, squared_radii, chunk):
         covered[first : first + len(inside)] |= inside.any(1)
@@ -121,15 +123,15 @@ def _share_inside(points: Tensor, features: Tensor, squared_radii: Tensor, chunk
 
 
 def _balls(points: Tensor, features: Tensor, squared_radii: Tensor, chunk: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Who of ``points`` lies in which of the balls around ``features``, borders included: blocks bool ``[m, n]``, each
-    with the index of its first point and of its first ball."""
+    """Which of ``points`` are inside which of the closed balls around ``features``: indices of a block's first point
+    and first ball, and the block, bool ``[m, n]``."""
     for first, rows in _chunks(points, chunk):
         for start, columns in _chunks(features, chunk):
             yield first, start, _squared_distances(rows, columns) <= squared_radii[start : start + len(columns)]
 
 
 def _chunks(features: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
-    """Position of the first, and up to ``chunk`` features, in float64: float32 loses small distances far from zero."""
+    """Index of the first, and up to ``chunk`` features in float64: float32 loses small distances far from zero."""
     for first in range(0, len(features), chunk):
         yield first, features[first : first + chunk].double()
 
@@ -137,8 +139,8 @@ def _chunks(features: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared distances float64 ``[m, n]`` of ``a [m, d]`` and ``b [n, d]``, exactly 0 between equal rows.
 
-    As ``|a|^2 + |b|^2 - 2ab``, which is one matrix product. What rounding leaves of a difference of equal squares must
-    not be taken for a distance: it could be negative, and would put equal features outside each other's balls.
+    Computed as ``|a|^2 + |b|^2 - 2ab``, one matrix product. Rounding errors between equal rows are set to 0, because
+    they could be negative or put equal features outside each other's balls.
     """
     squares = (a * a).sum(1)[:, None] + (b * b).sum(1)
     distances = torch.addmm(squares, a, b.T, alpha=-2)

@@ -1,4 +1,4 @@
-"""Scores of what a classifier says of the pictures: the Inception Score, and whether they are cats at all."""
+"""Scores from a classifier's output: the Inception Score, and the share of images that are cats."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ CATS = slice(281, 286)
 
 def inception_score(logits: Tensor, splits: int = SPLITS) -> tuple[float, float]:
     """The Inception Score (Salimans et al., "Improved Techniques for Training GANs", 2016): mean and standard deviation
-    over ``splits`` equal parts, in the given order.
+    over ``splits`` consecutive parts of equal size.
 
-    ``exp(E KL(p(y|x) || p(y)))``, from 1 to the number of classes: high where each picture is of one class and all
-    classes occur. It never looks at real pictures, and of faces of cats, which are few of the classes, it says little.
+    ``exp(E KL(p(y|x) || p(y)))``, from 1 to the number of classes: high if each image clearly belongs to one class and
+    all classes occur. It ignores the real images and means little for cat faces, which are few of ImageNet's classes.
 
     Args:
-        logits: ``[n, classes]``, at least one a part.
+        logits: ``[n, classes]``, n >= ``splits``.
     """
     assert len(logits) >= splits >= 1, (len(logits), splits)
     log_p = logits.double().log_softmax(1)
@@ -33,7 +33,7 @@ def inception_score(logits: Tensor, splits: int = SPLITS) -> tuple[float, float]
 
 
 def cat_share(probabilities: Tensor) -> float:
-    """The share of pictures, 0 to 1, of which ImageNet's classes say domestic cat with at least a half.
+    """The share of images, 0 to 1, that are a domestic cat with a probability of at least 0.5.
 
     Args:
         probabilities: of ImageNet's classes, ``[n, 1000]``.

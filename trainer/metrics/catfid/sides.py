@@ -1,4 +1,4 @@
-"""What can stand on either side of a comparison: a folder of pictures, a data set, gen.onnx, or statistics."""
+"""The two sides of a comparison: a folder of images, a data set, gen.onnx, or an .npz of statistics."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", 
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A number of pictures of one size. ``batches()`` reads or makes them: uint8 ``[<=64, 3, height, width]``."""
+class ImageSet:
+    """Images of one size; ``batches()`` reads or generates them: uint8 ``[<=64, 3, height, width]``."""
 
     kind: Literal["folder", "shards", "onnx"]
     count: int
@@ -38,94 +38,103 @@ class Pictures:
     """Height and width in pixels."""
     batches: Callable[[], Iterator[Tensor]]
     shards: tuple[Manifest, list[str]] | None = None
-    """Of kind "shards": the data set, and its splits that are read."""
+    """For kind "shards": the data set and the names of its splits."""
     generator: Generator | None = None
-    """Of kind "onnx"."""
+    """For kind "onnx"."""
 
 
-def open_side(location: str, *, split: str | None, num: int, seed: int) -> Pictures | Gaussian:
-    """One side of a comparison; nothing is read yet but headers.
+Side = ImageSet | Gaussian
+
+
+def open_side(location: str, *, split: str | None, num: int, seed: int) -> Side:
+    """Open one side; only headers are read.
 
     Args:
-        location: a folder of pictures (folders inside too), a folder of shards, gen.onnx, or an .npz of statistics.
-        split: of shards; None takes all.
-        num, seed: gen.onnx makes the pictures of the seeds ``seed`` to ``seed + num - 1``.
+        location: a folder of images (searched recursively), a folder or URL of shards, gen.onnx, or an .npz of
+            statistics.
+        split: of shards; None for all splits.
+        num, seed: gen.onnx generates the images of the seeds ``seed`` to ``seed + num - 1``.
 
     Raises:
-        UserError: nothing there, or nothing usable.
+        UserError: it does not exist, is empty, or is none of these.
     """
     if is_url(location):
         return _shards(str(location), split)
     path = Path(location).expanduser()
     if not path.exists():
-        raise UserError(f"{location} does not exist: give a folder of pictures or shards, an .npz file or gen.onnx")
+        raise UserError(f"{location} does not exist: give a folder of images or shards, an .npz file or gen.onnx")
     if path.is_dir():
         return _shards(path, split) if (path / MANIFEST).is_file() else _folder(path)
     if path.suffix == ".onnx":
         return _generated(path, num, seed)
     if path.suffix == ".npz":
         return Gaussian.load(path)
-    raise UserError(f"{location} is none of: folder of pictures or shards, .npz statistics, .onnx generator")
+    raise UserError(f"{location} is none of: folder of images or shards, .npz statistics, .onnx generator")
 
 
-def _shards(location: str | Path, split: str | None) -> Pictures:
+def num_images(side: Side) -> int | None:
+    """The number of images; None for statistics that do not contain it."""
+    return side.count if isinstance(side, ImageSet) else side.n
+
+
+def _shards(location: str | Path, split: str | None) -> ImageSet:
     manifest = Manifest.load(location)
     splits = list(manifest.splits) if split is None else [split]
     count = sum(manifest.splits[name].images for name in splits)
     if not count:
-        raise UserError(f"{location} has no pictures in its split {split}: choose another --split")
+        raise UserError(f"{location} has no images in its split {split}: choose another --split")
 
     def batches() -> Iterator[Tensor]:
         return itertools.chain.from_iterable(eval_images(manifest, name, batch_size=BATCH) for name in splits)
 
-    return Pictures("shards", count, (manifest.size, manifest.size), batches, shards=(manifest, splits))
+    return ImageSet("shards", count, (manifest.size, manifest.size), batches, shards=(manifest, splits))
 
 
-def _generated(path: Path, num: int, seed: int) -> Pictures:
+def _generated(path: Path, num: int, seed: int) -> ImageSet:
     generator = Generator(path, "auto")
 
     def batches() -> Iterator[Tensor]:
         for seeds in _chunks(range(seed, seed + num)):
             yield torch.from_numpy(generator(latents(seeds, generator.z_dim))).permute(0, 3, 1, 2)
 
-    return Pictures("onnx", num, (generator.size, generator.size), batches, generator=generator)
+    return ImageSet("onnx", num, (generator.size, generator.size), batches, generator=generator)
 
 
-def _folder(path: Path) -> Pictures:
+def _folder(path: Path) -> ImageSet:
     files = sorted(
         file
         for file in path.rglob("*")
         if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
     )
     if not files:
-        raise UserError(f"{path} holds no pictures ({' '.join(_SUFFIXES)}) and no {MANIFEST}")
+        raise UserError(f"{path} has no images ({' '.join(_SUFFIXES)}) and no {MANIFEST}")
     size = _read(files[0]).shape[:2]
 
     def batches() -> Iterator[Tensor]:
         for chunk in _chunks(files):
-            pictures = [_read(file) for file in chunk]
-            for file, picture in zip(chunk, pictures, strict=True):
-                if picture.shape[:2] != size:
+            images = [_read(file) for file in chunk]
+            for file, image in zip(chunk, images, strict=True):
+                if image.shape[:2] != size:
                     raise UserError(
-                        f"{file} is {measures(picture.shape[:2])}, {files[0].name} is {measures(size)}: all pictures "
-                        "of a side must have one size (catdata build makes that)"
+                        f"{file} is {width_x_height(image.shape[:2])}, {files[0].name} is {width_x_height(size)}: all "
+                        "images of a side must have the same size (catdata build resizes them)"
                     )
-            yield torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+            yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
-    return Pictures("folder", len(files), size, batches)
+    return ImageSet("folder", len(files), size, batches)
 
 
 def _read(file: Path) -> np.ndarray:
     try:
         return np.asarray(decode(file.read_bytes()))
     except (ImageError, OSError) as error:
-        raise UserError(f"{file} cannot be read as a picture ({error}): remove it") from None
+        raise UserError(f"{file} cannot be read as an image ({error}): remove it") from None
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[first : first + BATCH] for first in range(0, len(items), BATCH))
 
 
-def measures(size: tuple[int, int]) -> str:
-    """Height and width as people write it, width first: "64x48"."""
+def width_x_height(size: tuple[int, int]) -> str:
+    """A size (height, width) for people, such as "64x48"."""
     return f"{size[1]}x{size[0]}"

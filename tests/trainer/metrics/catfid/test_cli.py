@@ -1,4 +1,4 @@
-"""``catfid``: what may stand on either side, what comes out, and one clear line for each mistake."""
+"""``catfid``: the kinds of sides, the JSON object, and one line for each mistake."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from catgan.command import UserError
 from infer.latents import latents
 from infer.session import Generator
 from trainer.data.build.shards import write_shards
-from trainer.metrics.catfid import cli
+from trainer.metrics.catfid import checks, cli
 from trainer.metrics.catfid.cli import main
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.frechet import Gaussian
 
 
 class Toy:
-    """Features are mean and spread of each colour."""
+    """Features: mean and standard deviation of each channel."""
 
     name, dim, weights_sha256, resize = "toy", 6, "0" * 64, "none"
     device = torch.device("cpu")
@@ -46,12 +46,12 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that tests need not make 2,048 pictures."""
-    monkeypatch.setattr(cli, "MIN_FID", 100)
+def low_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allows FID of 100 images, so that tests need not make 2,048."""
+    monkeypatch.setattr(checks, "MIN_FID", 100)
 
 
-def test_two_folders(toy: Toy, few: None, make_folder: Callable[..., Path]):
+def test_two_folders(toy: Toy, low_minimum: None, make_folder: Callable[..., Path]):
     real, fake = make_folder("real", 150), make_folder("fake", 120, shift=50, seed=1)
     result = main([str(real), str(fake), "--seed", "5"])
     assert result["metrics"].keys() == {"fd120_toy", "kid120_toy"}
@@ -63,23 +63,23 @@ def test_two_folders(toy: Toy, few: None, make_folder: Callable[..., Path]):
     json.dumps(result)
 
 
-def test_a_folder_is_no_distance_from_itself(toy: Toy, few: None, make_folder: Callable[..., Path]):
+def test_the_distance_of_a_folder_from_itself_is_zero(toy: Toy, low_minimum: None, make_folder: Callable[..., Path]):
     folder = make_folder("real", 130)
     metrics = main([str(folder), str(folder)])["metrics"]
     assert metrics["fd130_toy"] < 1e-9
     assert metrics["kid130_toy"] < 1e-3
 
 
-def test_pictures_are_found_in_folders_inside_and_other_files_are_not(toy: Toy, make_folder: Callable[..., Path]):
+def test_folders_are_searched_recursively_and_other_files_are_ignored(toy: Toy, make_folder: Callable[..., Path]):
     folder = make_folder("real", 9)
     (folder / "inside").mkdir()
     Image.new("L", (16, 16)).save(folder / "inside" / "grey.JPEG")
-    (folder / "notes.txt").write_text("no picture")
-    (folder / ".hidden.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden.png").write_bytes(b"not an image")
     assert main([str(folder), str(folder)])["n_real"] == 10
 
 
-def test_few_pictures_get_kid_only(toy: Toy, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]):
+def test_few_images_get_kid_only(toy: Toy, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]):
     real, fake = make_folder("real", 40), make_folder("fake", 30, seed=1)
     assert main([str(real), str(fake)])["metrics"].keys() == {"kid30_toy"}
     assert "2,048" in capsys.readouterr().err
@@ -87,22 +87,22 @@ def test_few_pictures_get_kid_only(toy: Toy, make_folder: Callable[..., Path], c
 
 def test_shards_and_their_splits(toy: Toy, tmp_path: Path):
     rng = np.random.default_rng(0)
-    pictures = ((rng.integers(0, 256, (16, 16, 3)).astype(np.uint8), {}) for _ in range(90))
+    images = ((rng.integers(0, 256, (16, 16, 3)).astype(np.uint8), {}) for _ in range(90))
     shards = str(tmp_path / "shards")
-    val = write_shards(shards, pictures, size=16, val_fraction=0.3).splits["val"].images
+    val = write_shards(shards, images, size=16, val_fraction=0.3).splits["val"].images
     assert val == 27
     counts = [main([shards, shards, *option])["n_real"] for option in ([], ["--split", "val"], ["--split", "train"])]
     assert counts == [90, 27, 63]
 
 
-def test_a_generator_makes_the_pictures_of_its_seeds(
+def test_a_generator_generates_the_images_of_its_seeds(
     toy: Toy, generator_file: Path, tmp_path: Path, make_folder: Callable[..., Path]
 ):
     generator = Generator(generator_file, "cpu")
     (tmp_path / "made").mkdir()
     for seed in range(3, 73):
-        picture = generator(latents([seed], generator.z_dim))[0]
-        Image.fromarray(picture).save(tmp_path / "made" / f"{seed}.png")
+        image = generator(latents([seed], generator.z_dim))[0]
+        Image.fromarray(image).save(tmp_path / "made" / f"{seed}.png")
     real = str(make_folder("real", 80))
     generated = main([real, str(generator_file), "--num", "70", "--seed", "3"])
     saved = main([real, str(tmp_path / "made"), "--seed", "3"])
@@ -111,7 +111,9 @@ def test_a_generator_makes_the_pictures_of_its_seeds(
     assert main([real, str(generator_file), "--metrics", "kid"])["n_fake"] == 2048
 
 
-def test_statistics_stand_for_pictures(toy: Toy, few: None, tmp_path: Path, make_folder: Callable[..., Path]):
+def test_statistics_give_the_distance_of_their_images(
+    toy: Toy, low_minimum: None, tmp_path: Path, make_folder: Callable[..., Path]
+):
     real, fake = make_folder("real", 150), make_folder("fake", 120, seed=1)
     images = np.stack([np.asarray(Image.open(f)) for f in sorted(real.iterdir())])
     rows = np.concatenate([toy(torch.from_numpy(part).permute(0, 3, 1, 2)) for part in np.array_split(images, 5)])
@@ -124,7 +126,7 @@ def test_statistics_stand_for_pictures(toy: Toy, few: None, tmp_path: Path, make
 
 
 def test_the_command_prints_one_json_line(make_folder: Callable[..., Path]):
-    """The whole command with the network that pip installs."""
+    """The whole command with EfficientNet-Lite0."""
     real, fake = make_folder("real", 12), make_folder("fake", 10, shift=50, seed=1)
     command = [sys.executable, "-m", "trainer.metrics.catfid.cli", str(real), str(fake), "--extractor", "efflite0"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -150,34 +152,34 @@ def test_the_command_prints_one_json_line(make_folder: Callable[..., Path]):
         ("real fake --extractor vgg", "efflite0"),
         ("real fake --num 30", "neither side is a gen.onnx"),
         ("real fake --split val", "neither side is a folder of shards"),
-        ("real fake --metrics fid", "at least 2,048 fakes, FAKE has 20: add pictures, or use --metrics kid"),
+        ("real fake --metrics fid", "at least 2,048 images, FAKE has 20: add images, or use --metrics kid"),
         ("real fake --weights none.pth", "none.pth"),
-        ("real fake --weights real/00000.png", "not a file of weights"),
+        ("real fake --weights real/00000.png", "not a weights file"),
         ("real fake --extractor inception", "no Inception weights"),
         ("real fake --extractor efflite0 --weights real/00000.png", "leave one"),
         ("real none", "none does not exist"),
         ("none fake", "none does not exist"),
-        ("real empty", "empty holds no pictures"),
+        ("real empty", "empty has no images"),
         ("real large", "REAL is 16x16, FAKE is 32x32"),
         ("real mixed", "a.png is 32x32"),
         ("real broken", "00000.png cannot be read"),
-        ("real one", "FAKE has 1 pictures"),
+        ("real one", "REAL has 20 images, FAKE has 1"),
         ("real notes.txt", "notes.txt is none of"),
         ("real broken.onnx", "broken.onnx"),
         ("broken.npz fake", "broken.npz"),
-        ("good.npz fake --metrics kid", "kid: the pictures of both sides"),
-        ("real good.npz", "number of pictures"),
+        ("good.npz fake --metrics kid", "kid: the images of both sides"),
+        ("real good.npz", "number of images"),
         ("good.npz large.npz", "have 5 dimensions"),
-        ("real fake --metrics ppl", "FAKE must be a gen.onnx, fake is none"),
-        ("real fake --repeat 5", "FAKE must be a gen.onnx, fake is none; for pictures --interval"),
-        ("real fake --repeat 5 --against fake", "--repeat goes with neither"),
-        ("real fake --interval --metrics is", "is: intervals are known of fid and kid only"),
+        ("real fake --metrics ppl", "FAKE must be a gen.onnx, fake is not"),
+        ("real fake --repeat 5", "FAKE must be a gen.onnx, fake is not; for other images use --interval"),
+        ("real fake --repeat 5 --against fake", "--repeat cannot be combined"),
+        ("real fake --interval --metrics is", "is: intervals exist for fid and kid only"),
         ("real fake --against one", "at least 2 of each"),
         ("real fake --against large", "OTHER is 32x32"),
-        ("real fake --against broken", "cannot be read as a picture"),
+        ("real fake --against broken", "cannot be read as an image"),
         ("good.npz large.npz --interval", "large.npz has statistics only"),
         ("real --save-stats real.txt", "must end in .npz"),
-        ("real --save-stats no/real.npz", "no such folder"),
+        ("real --save-stats no/real.npz", "its folder does not exist"),
         ("real --save-stats x.npz --metrics fid", "need FAKE"),
     ],
 )
@@ -189,7 +191,7 @@ def test_mistakes(
     Image.new("RGB", (32, 32)).save(tmp_path / "mixed" / "a.png")
     make_folder("empty", 0)
     make_folder("broken", 2)
-    (tmp_path / "broken" / "00000.png").write_bytes(b"no picture")
+    (tmp_path / "broken" / "00000.png").write_bytes(b"not an image")
     for name in ("notes.txt", "broken.onnx", "broken.npz"):
         (tmp_path / name).write_text("text")
     np.savez(tmp_path / "good.npz", mu=np.zeros(5), sigma=np.eye(5))
@@ -212,7 +214,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(tmp_path: Path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str]):
+def test_help_has_examples_and_options(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as done:
         main(["--help"])
     assert done.value.code == 0
@@ -221,9 +223,11 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]):
     assert "--extractor" in text
 
 
-def test_every_metric_by_its_name(toy: Toy, few: None, make_folder: Callable[..., Path], monkeypatch, tmp_path: Path):
+def test_all_metrics_and_their_names(
+    toy: Toy, low_minimum: None, make_folder: Callable[..., Path], monkeypatch, tmp_path: Path
+):
     def classify(images: torch.Tensor) -> torch.Tensor:
-        """Dark pictures are cats."""
+        """Dark images are cats."""
         cat = (images.float().mean((1, 2, 3)) < 120).float()
         return torch.nn.functional.one_hot(torch.where(cat.bool(), 281, 207), 1000).float()
 
@@ -243,7 +247,7 @@ def test_every_metric_by_its_name(toy: Toy, few: None, make_folder: Callable[...
     assert itself["authenticity150_toy"] == 0.0
 
 
-def test_copies_stand_beside_their_originals(toy: Toy, make_folder: Callable[..., Path], tmp_path: Path):
+def test_the_sheet_shows_copies_beside_their_originals(toy: Toy, make_folder: Callable[..., Path], tmp_path: Path):
     real = make_folder("real", 40)
     fake = tmp_path / "fake"
     fake.mkdir()
@@ -261,26 +265,28 @@ def test_copies_stand_beside_their_originals(toy: Toy, make_folder: Callable[...
             assert not (tiles[0] == tiles[3]).all()
     with pytest.raises(UserError, match="--neighbours"):
         main([str(real), str(fake), "--neighbours", str(sheet)])
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="its folder does not exist"):
         main([str(real), str(fake), "--metrics", "copies", "--neighbours", str(tmp_path / "no" / "x.png")])
 
 
 @pytest.mark.parametrize(("metrics", "needed"), [("is", "10 generated"), ("pr", "6 real and 4 generated")])
-def test_too_few_for_a_metric(toy: Toy, make_folder: Callable[..., Path], metrics: str, needed: str):
+def test_too_few_images_for_a_metric(toy: Toy, make_folder: Callable[..., Path], metrics: str, needed: str):
     with pytest.raises(UserError, match=needed):
         main([str(make_folder("real", 5)), str(make_folder("fake", 9, seed=1)), "--metrics", metrics])
 
 
-def test_force_names_a_frechet_distance_by_its_few_pictures(
+def test_force_allows_fid_of_few_images(
     toy: Toy, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(toy, "name", "inception", raising=False)
     real, fake = make_folder("real", 40), make_folder("fake", 30, seed=1)
     assert main([str(real), str(fake), "--force", "--metrics", "fid"])["metrics"].keys() == {"fid30"}
-    assert "warning: the Fréchet distance of only 30 fakes" in capsys.readouterr().err
+    assert "warning: the Fréchet distance of only 30 images" in capsys.readouterr().err
 
 
-def test_saved_statistics_are_read_here_and_by_pytorch_fid(toy: Toy, tmp_path: Path, make_folder: Callable[..., Path]):
+def test_saved_statistics_are_read_by_catfid_and_pytorch_fid(
+    toy: Toy, tmp_path: Path, make_folder: Callable[..., Path]
+):
     from pytorch_fid.fid_score import calculate_frechet_distance, compute_statistics_of_path
 
     statistics = []
@@ -293,7 +299,7 @@ def test_saved_statistics_are_read_here_and_by_pytorch_fid(toy: Toy, tmp_path: P
     assert value == pytest.approx(calculate_frechet_distance(*statistics), rel=1e-4)
 
 
-def test_two_models_differ_by_more_than_noise_or_do_not(
+def test_against_tells_noise_from_a_difference(
     toy: Toy, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ):
     real, good = make_folder("real", 80), make_folder("good", 60, shift=2, seed=1)
@@ -314,7 +320,7 @@ def test_two_models_differ_by_more_than_noise_or_do_not(
     assert not verdicts[("alike", "fd60_toy")]
 
 
-def test_repeats_take_seeds_that_none_had_before(toy: Toy, generator_file: Path, make_folder: Callable[..., Path]):
+def test_repeats_use_seeds_that_do_not_overlap(toy: Toy, generator_file: Path, make_folder: Callable[..., Path]):
     real = str(make_folder("real", 40))
     result = main([real, str(generator_file), "--num", "30", "--metrics", "is,kid", "--repeat", "3"])
     alone = [
@@ -326,7 +332,7 @@ def test_repeats_take_seeds_that_none_had_before(toy: Toy, generator_file: Path,
     assert result["std"]["is30_toy"] == pytest.approx(np.std(values, ddof=1))
 
 
-def test_path_length_needs_no_real_pictures(toy: Toy, generator_file: Path, make_folder: Callable[..., Path]):
+def test_path_length_reads_no_real_images(toy: Toy, generator_file: Path, make_folder: Callable[..., Path]):
     folder = make_folder("real", 3)
     (folder / "00002.png").write_bytes(b"never read")
     command = [str(folder), str(generator_file), "--metrics", "ppl", "--num", "20"]
@@ -335,19 +341,19 @@ def test_path_length_needs_no_real_pictures(toy: Toy, generator_file: Path, make
     assert 0 < result["metrics"]["ppl20_toy"] == main(command)["metrics"]["ppl20_toy"]
 
 
-def test_statistics_of_shards_are_cached_where_fid_alone_is_asked_for(
+def test_statistics_of_shards_are_cached_for_fid(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_folder: Callable[..., Path]
 ):
     monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
-    pictures = ((rng.integers(0, 256, (16, 16, 3)).astype(np.uint8), {}) for _ in range(50))
-    shards = write_shards(str(tmp_path / "shards"), pictures, size=16, val_fraction=0.2)
+    images = ((rng.integers(0, 256, (16, 16, 3)).astype(np.uint8), {}) for _ in range(50))
+    shards = write_shards(str(tmp_path / "shards"), images, size=16, val_fraction=0.2)
     command = [str(tmp_path / "shards"), str(make_folder("fake", 30)), "--metrics", "fid", "--force"]
     first = [main([*command, *split])["metrics"] for split in ([], ["--split", "train"])]
     for shard in (tmp_path / "shards").rglob("*.tar"):
-        shard.write_bytes(bytes(shard.stat().st_size))  # unreadable, of the length that is checked
+        shard.write_bytes(bytes(shard.stat().st_size))  # unreadable, but of the right length
     assert [main([*command, *split])["metrics"] for split in ([], ["--split", "train"])] == first
     assert first[0] != first[1]
     evaluator = Evaluator(toy, shards, num_fake=30)
-    monkeypatch.setattr(Toy, "__call__", lambda *_: pytest.fail("training shares what is cached"))
+    monkeypatch.setattr(Toy, "__call__", lambda *_: pytest.fail("training uses the same cache"))
     evaluator.prepare()

@@ -1,4 +1,4 @@
-"""``catfid`` beside ``python -m pytorch_fid``: two commands, the same files, the same number."""
+"""``catfid`` against ``python -m pytorch_fid``: two commands on the same files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[4]
 
 
 @pytest.mark.slow
-def test_both_print_the_same_distance(
+def test_both_commands_give_the_same_fid(
     inception_weights: Path, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The whole way of a picture: file, resizing, network, statistics, distance."""
+    """The whole path: file, resizing, network, statistics, distance."""
     sides = [str(make_folder("real", 32, size=48)), str(make_folder("fake", 28, size=48, shift=40, seed=1))]
     hub = tmp_path / "torch" / "hub" / "checkpoints"  # where pytorch_fid looks before it downloads
     hub.mkdir(parents=True)

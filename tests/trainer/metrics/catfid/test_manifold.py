@@ -1,4 +1,4 @@
-"""Precision and recall on sets whose answer is known, and against the definition written as loops."""
+"""Metrics of nearest neighbours on sets with known values, against loops over the definition, and against prdc."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def naive(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
     return share(fake, real), share(real, fake)
 
 
-def test_a_set_against_itself_is_perfect():
+def test_a_set_against_itself_has_full_precision_and_recall():
     x = features(300, 16, 0)
     assert precision_recall(x, x) == (1.0, 1.0)
 
 
-def test_clusters_far_apart_have_nothing_in_common():
+def test_distant_clusters_have_neither_precision_nor_recall():
     assert precision_recall(features(200, 8, 0), features(150, 8, 1, shift=100.0)) == (0.0, 0.0)
 
 
-def test_one_of_two_modes_is_precise_and_recalls_half():
+def test_one_of_two_modes_has_full_precision_and_half_recall():
     modes = [features(400, 4, seed, shift) for seed, shift in ((0, -50.0), (1, 50.0))]
     both, one = torch.cat(modes), features(800, 4, 2, 50.0)
     precision, recall = precision_recall(both, one)
@@ -44,17 +44,18 @@ def test_one_of_two_modes_is_precise_and_recalls_half():
     assert precision_recall(one, both) == (recall, precision)
 
 
-def test_a_line_by_hand():
-    """k = 1. Reals 0, 1, 3 reach 1, 1, 2: they cover -1 to 5. Fakes 5, 5.5, 9 reach 0.5, 0.5, 3.5: 4.5 to 12.5."""
+def test_precision_and_recall_by_hand():
+    """k = 1: reals 0, 1, 3 have radii 1, 1, 2, covering -1 to 5; fakes 5, 5.5, 9 have 0.5, 0.5, 3.5, covering 4.5 to
+    12.5."""
     real, fake = (torch.tensor(values)[:, None] for values in ([0.0, 1.0, 3.0], [5.0, 5.5, 9.0]))
     precision, recall = precision_recall(real, fake, k=1)
-    assert precision == pytest.approx(1 / 3), "5 lies on the border of the ball around 3"
+    assert precision == pytest.approx(1 / 3), "5 is on the border of the ball around 3"
     assert recall == 0.0
     assert precision_recall(real, torch.tensor([[0.5], [2.0], [9.0], [5.001]]), k=1)[0] == 0.5
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_the_definition(k: int):
+def test_precision_and_recall_by_definition(k: int):
     real, fake = features(60, 5, 0), features(45, 5, 1, shift=1.0, scale=0.8)
     expected = naive(real.double().numpy(), fake.double().numpy(), k)
     assert 0 < min(expected) < max(expected) < 1
@@ -62,13 +63,13 @@ def test_the_definition(k: int):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_the_chunk_changes_nothing(chunk: int):
+def test_precision_and_recall_do_not_depend_on_the_chunk(chunk: int):
     real, fake = features(130, 6, 0), features(97, 6, 1, shift=0.7)
     assert precision_recall(real, fake, chunk=chunk) == precision_recall(real, fake)
 
 
 def test_equal_features_far_from_zero_are_equal():
-    """A collapsed generator's balls have no size: only reals that are equal lie in them."""
+    """The balls of a collapsed generator have radius 0 and contain equal reals only."""
     spot = features(1, 64, 0) + 1000.0
     collapsed = spot.repeat(10, 1)
     assert precision_recall(collapsed, collapsed.clone()) == (1.0, 1.0)
@@ -78,7 +79,7 @@ def test_equal_features_far_from_zero_are_equal():
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_all_four_equal_those_of_prdc(k: int):
+def test_all_four_metrics_equal_those_of_prdc(k: int):
     real, fake = features(300, 8, 0), features(250, 8, 1, shift=0.4, scale=0.9)
     expected = prdc.compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k=k)
     assert precision_recall(real, fake, k) == pytest.approx((expected["precision"], expected["recall"]), abs=1e-12)
@@ -87,7 +88,7 @@ def test_all_four_equal_those_of_prdc(k: int):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_the_chunk_changes_nothing_for_density_coverage_and_authenticity(chunk: int):
+def test_other_metrics_do_not_depend_on_the_chunk(chunk: int):
     real, fake = features(130, 6, 0), features(97, 6, 1, shift=0.7)
     assert density_coverage(real, fake, chunk=chunk) == density_coverage(real, fake)
     assert authenticity(real, fake, chunk=chunk) == authenticity(real, fake)
@@ -98,7 +99,7 @@ def test_the_chunk_changes_nothing_for_density_coverage_and_authenticity(chunk: 
 
 
 def test_density_and_coverage_by_hand():
-    """k = 1: reals 0, 1, 3 reach 1, 1, 2. Fakes 0.5 and 0.6 lie in the balls of 0 and 1, fake 5 in that of 3."""
+    """k = 1: reals 0, 1, 3 have radii 1, 1, 2. The balls of 0 and 1 contain fakes 0.5 and 0.6, that of 3 fake 5."""
     real, fake = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [0.6], [5.0], [9.0]])
     assert density_coverage(real, fake, k=1) == (5 / 4, 1.0)
     assert density_coverage(real, fake[:2], k=1) == (2.0, 2 / 3)
@@ -106,13 +107,13 @@ def test_density_and_coverage_by_hand():
 
 def test_copies_are_not_authentic():
     real = features(400, 8, 0)
-    assert authenticity(real[[0, 0, 1]], real[:1]) == 0.0, "of a picture that is there twice"
+    assert authenticity(real[[0, 0, 1]], real[:1]) == 0.0, "a copy of an image that occurs twice"
     assert authenticity(real, real + features(400, 8, 1, scale=1e-3)) == 0.0
     assert authenticity(real, features(400, 8, 2, shift=100.0)) == 1.0
     assert 0.4 < authenticity(real, features(400, 8, 3)) < 0.9
 
 
-def test_nearest_are_found_in_order():
+def test_nearest_gives_neighbours_in_order():
     squares, which = nearest(torch.tensor([[0.0], [10.0]]), torch.tensor([[4.0], [1.0], [9.0]]), 2)
     assert which.tolist() == [[1, 0], [2, 0]]
     assert squares.tolist() == [[1.0, 16.0], [1.0, 36.0]]

@@ -1,8 +1,8 @@
-"""The same numbers as torch-fidelity's, from the same pictures and the same weights.
+"""Parity with torch-fidelity on the same images and weights.
 
-The real weights are a download; random ones of the right shape take the same path. First the features are compared,
-then what both make of the same features: the distances of a random network's features are small differences of large
-numbers, in which the last digits of a feature would count.
+The real weights are a download; random ones of the same shapes take the same path. Features and metrics of given
+features are compared separately: the distances of a random network's features are small differences of large numbers,
+which depend on the last digits of the features.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from trainer.metrics.kernel import kernel_distance
 NUM, DIM = 120, 24
 
 
-def pictures(num: int) -> torch.Tensor:
-    """Of the size that Inception takes: how others resize is not the question here."""
+def random_images(num: int) -> torch.Tensor:
+    """Of Inception's input size, because torch-fidelity resizes differently."""
     coarse = torch.randint(0, 256, (num, 3, 13, 13), generator=torch.Generator().manual_seed(0)).float()
     return torch.nn.functional.interpolate(coarse, (299, 299), mode="bicubic").clamp(0, 255).byte()
 
 
 @pytest.mark.slow
-def test_features_and_logits_are_torch_fidelitys(inception_weights: Path) -> None:
-    images = pictures(6)
-    # They take (pixel - 128) / 128, as the first FID did; we take pytorch-fid's (pixel - 127.5) / 127.5.
+def test_features_and_logits(inception_weights: Path) -> None:
+    images = random_images(6)
+    # torch-fidelity uses (pixel - 128) / 128, as the first FID did; we use pytorch-fid's (pixel - 127.5) / 127.5.
     network = replace(INCEPTION, offset=128.0, scale=128.0)
     ours = NetworkExtractor(network, inception_weights, torch.device("cpu"))
     features = ours(images)
@@ -72,7 +72,7 @@ def test_frechet_distance(features: tuple[torch.Tensor, torch.Tensor]) -> None:
 
 
 def test_kernel_distance(features: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """With all features in each subset the choice of the subsets plays no part."""
+    """With all features in each subset, so that the choice of subsets does not matter."""
     real, fake = features[0][: NUM - 20], features[1]
     theirs = metric_kid.kid_features_to_metric(
         fake, real, kid_subsets=2, kid_subset_size=NUM - 20, rng_seed=0, verbose=False

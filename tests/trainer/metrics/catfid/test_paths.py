@@ -1,4 +1,4 @@
-"""Perceptual path length where generator and extractor are linear, so that the paths' speed is known."""
+"""Perceptual path length for linear generators and extractors, whose value is known."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 
 from infer.latents import latents
 from infer.session import Generator
-from trainer.metrics.catfid.measure import perceptual_path_length
+from trainer.metrics.catfid.evaluation import perceptual_path_length
 from trainer.metrics.catfid.paths import path_length
 
 
 def orthogonal_ends(seeds: Sequence[int]) -> np.ndarray:
-    """Unit vectors of two axes in turns: every path is a quarter of a circle."""
+    """Alternating unit vectors of two axes: every path is a quarter of a circle."""
     z = np.zeros((len(seeds), 8), np.float32)
     z[range(len(seeds)), [seed % 2 for seed in seeds]] = 1.0
     return z
 
 
 @pytest.mark.parametrize("gain", [1.0, 30.0])
-def test_a_quarter_of_a_circle_is_walked_at_constant_speed(gain: float):
+def test_a_quarter_circle_has_constant_speed(gain: float):
     length = path_length(torch.from_numpy, lambda images: gain * images.double(), orthogonal_ends, num=150, seed=4)
     assert length == pytest.approx((gain * np.pi / 2) ** 2, rel=2e-3)
 
@@ -31,30 +31,30 @@ def test_a_quarter_of_a_circle_is_walked_at_constant_speed(gain: float):
 def test_extreme_paths_are_left_out():
     def ends(seeds: Sequence[int]) -> np.ndarray:
         z = orthogonal_ends(seeds)
-        z[[i for i, seed in enumerate(seeds) if seed < 2]] *= 1e3  # the first path alone
+        z[[i for i, seed in enumerate(seeds) if seed < 2]] *= 1e3  # the first path only
         return z
 
     length = path_length(torch.from_numpy, lambda images: images.double(), ends, num=150, seed=0)
     assert length == pytest.approx((np.pi / 2) ** 2, rel=2e-3)
 
 
-def test_every_path_has_ends_of_its_own_and_batches_play_no_part():
-    asked: list[int] = []
+def test_paths_use_their_own_seeds_in_batches():
+    used: list[int] = []
 
     def ends(seeds: Sequence[int]) -> np.ndarray:
-        asked.extend(seeds)
+        used.extend(seeds)
         return latents(seeds, 8)
 
-    seen: list[int] = []
-    first = path_length(torch.from_numpy, lambda x: x, ends, num=70, seed=10, seen=seen.append)
-    assert asked == list(range(10, 150))
-    assert sum(seen) == 70
+    progress: list[int] = []
+    first = path_length(torch.from_numpy, lambda x: x, ends, num=70, seed=10, on_progress=progress.append)
+    assert used == list(range(10, 150))
+    assert sum(progress) == 70
     assert first == path_length(torch.from_numpy, lambda x: x, lambda seeds: latents(seeds, 8), num=70, seed=10)
     assert first != path_length(torch.from_numpy, lambda x: x, lambda seeds: latents(seeds, 8), num=70, seed=11)
 
 
-def test_pictures_of_a_generator_are_not_rounded(generator_file: Path):
-    """Rounded to levels nearly all steps are 0 and a few are huge; unrounded, smaller steps make no difference."""
+def test_images_are_not_rounded_for_path_length(generator_file: Path):
+    """With rounding nearly all steps would be 0 and a few huge; without, the length is that of the derivative."""
 
     class Pixels:
         name, dim, weights_sha256, resize, device = "pixels", 768, "0" * 64, "none", torch.device("cpu")
