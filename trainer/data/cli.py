@@ -1,4 +1,4 @@
-"""``catdata``: make data sets of pictures, and check them."""
+"""``catdata``: make data sets of images, and verify them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from trainer.data.manifest import Manifest
 NAME = "catdata"
 
 _OVERVIEW = """\
-Make a data set for training from pictures, and check it. A data set is a folder of WebDataset shards with a manifest.
+Make data sets for training, and verify them. A data set is a folder of WebDataset shards with a manifest.
 
 commands:
-  synth   draw cats: a data set from nothing
-  build   from folders, zips and tars of pictures, here or in a bucket
-  verify  read a whole data set and compare it with its manifest
+  synth   draw cats: a data set without any source
+  build   convert folders, zips and tars of images, local or in a bucket
+  verify  compare a data set with its manifest
 
 `catdata COMMAND --help` shows the options. Examples:
   catdata synth out/drawn --num 4096 --size 64
@@ -32,32 +32,32 @@ commands:
 """
 
 _SYNTH = """\
-Draw cats: OUT gets --num procedural cat faces, each different, with its attributes in the sample's JSON. The same
---num, --size and --seed give the same bytes.
+Draw a data set of --num procedural cat faces, all different, with their attributes in the samples' JSON. The same
+--num, --size, --seed and --val-fraction give the same bytes.
 
 example:
   catdata synth out/drawn --num 4096 --size 64 --seed 0
 """
 
 _BUILD = """\
-Make the data set OUT from pictures. SRC is a folder (with all folders inside), a zip, a tar (.gz, .bz2, .xz too), a
-data set made before, or a picture; several are put together. All formats and colour modes become RGB: the EXIF
-orientation is applied, transparency laid on white, 16 bits brought to 8, of an animation the first frame taken.
+Make the data set OUT from images. SRC is a folder (including its subfolders), a zip, a tar (also .gz, .bz2, .xz), a
+data set or an image; several sources are combined. All formats and colour modes are converted to 8-bit RGB: the EXIF
+orientation is applied, transparent images are composited on white, and of an animation the first frame is taken.
 
-Every picture looked at is kept, or listed in OUT/rejected.csv with the reason, and a score where a number decided;
-OUT/contact.png and OUT/rejected.png show some of both. Rejected is what is not readable, not a picture, too small, too
-large (more than 89 million pixels), a duplicate of an earlier one pixel by pixel, and, unless --keep says otherwise,
-what is a banner, dark, flat or blurred, or nearly the same as a larger one. Not looked at are hidden files and notes
-beside pictures (.json, .txt, .csv, .tsv, .md, .xml, .yaml, .yml, .cls).
+Every image is kept, or listed in OUT/rejected.csv with the reason and the measured score, if any. OUT/contact.png and
+OUT/rejected.png show samples of both. An image is rejected if it is not readable, not a picture, too small, too
+large (more than 89 million pixels), or a duplicate of an earlier image, pixel by pixel; and unless --keep disables the
+check, if it is too narrow, dark, flat or blurred, or a near-duplicate of a larger image. Hidden files and metadata
+files (.json, .txt, .csv, .tsv, .md, .xml, .yaml, .yml, .cls) are ignored.
 
-Which pictures are for validation, and the order of all, follows from --seed, --size and the pixels: the same pictures
-give the same split, however they are packed. While it works, encoded pictures take their room on disk twice.
+The validation images and the order of all depend on --seed, --val-fraction and the pixels: the same images give the
+same split, however they are packed. During a build, encoded images take twice their space on disk.
 
-When it is stopped, by Ctrl-C, a crash or the network, the same command goes on where it was.
+A build that is stopped by Ctrl-C, a crash or the network continues when the same command is repeated.
 
-SRC and OUT may be in a bucket (s3://, gs://, az://), SRC also on a web server: an archive, a picture or a data set.
-Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL). A data set for a
-bucket is made in the cache folder (CATGAN_CACHE, ~/.cache/catgan) and then uploaded, its manifest last.
+SRC and OUT may be in a bucket (s3://, gs://, az://). SRC may also be an archive, an image or a data set on a web
+server. Credentials are read from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL). A data
+set for a bucket is made in the cache folder (CATGAN_CACHE, ~/.cache/catgan), then uploaded, its manifest last.
 
 examples:
   catdata build ~/Downloads/cats.zip out/cats --size 64
@@ -72,8 +72,8 @@ examples:
 """
 
 _VERIFY = """\
-Read the whole data set DIR: SHA-256 of each shard, the number of pictures, and that each sample is an RGB picture of
-the right size with its JSON. The first thing that is wrong is named, with exit status 2.
+Read the whole data set DIR and check the SHA-256 of each shard, the number of images, and that each sample is an RGB
+image of the right size with its JSON. The first difference is printed, with exit status 2.
 
 example:
   catdata verify out/cats
@@ -86,42 +86,42 @@ def _add_common(parser: Parser) -> None:
         type=number(int, 8, 1024),
         default=64,
         metavar="PX",
-        help="pictures in OUT are PX x PX pixels (default: %(default)s)",
+        help="side of the images in pixels (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=number(int, 0, 2**63),
         default=0,
         metavar="N",
-        help="chance: what is drawn, the order, which pictures are for validation (default: %(default)s)",
+        help="random seed of drawn cats, order and split (default: %(default)s)",
     )
     parser.add_argument(
         "--val-fraction",
         type=number(float, 0, 0.5),
         default=0.1,
         metavar="X",
-        help="share of the pictures kept for validation, 0 to 0.5; at least one unless 0 (default: %(default)s)",
+        help="share of the images for validation, 0 to 0.5; at least one image unless 0 (default: %(default)s)",
     )
     parser.add_argument(
         "--processes",
         type=number(int, 1, 1024),
         metavar="N",
-        help="processes to work with (default: one for each core)",
+        help="worker processes (default: one per core)",
     )
 
 
 def _synth(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"{NAME} synth", _SYNTH)
     parser.usage = f"{parser.prog} OUT [options]"
-    parser.add_argument("out", metavar="OUT", help="folder to make; must not exist, or be empty")
+    parser.add_argument("out", metavar="OUT", help="new or empty folder for the data set")
     parser.add_argument(
-        "--num", type=number(int, 1, 10**8), default=4096, metavar="N", help="pictures (default: %(default)s)"
+        "--num", type=number(int, 1, 10**8), default=4096, metavar="N", help="number of cats (default: %(default)s)"
     )
     _add_common(parser)
     a = parser.parse_args(argv)
     manifest = write_shards(
         a.out,
-        progress(draw_many(a.seed, a.num, a.size, a.processes), "draw", "picture", a.num),
+        progress(draw_many(a.seed, a.num, a.size, a.processes), "draw", "image", a.num),
         size=a.size,
         seed=a.seed,
         val_fraction=a.val_fraction,
@@ -132,7 +132,7 @@ def _synth(argv: list[str]) -> dict[str, Any]:
     return _summary(a.out, kept, 0, shards)
 
 
-def _build(argv: list[str]) -> dict[str, Any]:
+def _build_parser() -> Parser:
     parser = Parser(f"{NAME} build", _BUILD)
     parser.usage = f"{parser.prog} SRC... OUT [options]"
     parser.add_argument("paths", nargs="+", metavar="SRC... OUT", help="sources, then the folder to make")
@@ -141,40 +141,45 @@ def _build(argv: list[str]) -> dict[str, Any]:
         "--crop",
         choices=("center", "none", "face"),
         default="center",
-        help="center: cut out the largest square in the middle; none: reject what is not square; face: cut out the "
-        "face of a cat, reject what shows none (default: %(default)s)",
+        help="center: crop to the largest square in the middle; none: reject images that are not square; face: crop "
+        "to the face of a cat, reject images without one (default: %(default)s)",
     )
     parser.add_argument(
         "--faces",
         choices=("best", "all"),
-        help="with --crop face: the best face of each picture, or each as a picture of its own (default: best)",
+        help="with --crop face: one face per image, or all of them (default: best)",
     )
     parser.add_argument(
         "--keep",
         type=_kinds,
         default=(),
         metavar="KIND[,KIND]",
-        help=f"do not reject for these reasons: {', '.join(OPTIONAL_CHECKS)}",
+        help=f"checks to disable: {', '.join(OPTIONAL_CHECKS)}",
     )
     parser.add_argument(
         "--labels",
         metavar="folder|CSV",
-        help="give each picture a class: the name of the folder it lies in, or by a CSV file with the header "
-        "file,label, where a file is named as in rejected.csv or by the end of that; pictures without are rejected",
+        help="give each image a class: the name of its folder, or from a CSV file with the header file,label, which "
+        "names files as rejected.csv does, or by the end of such a path; images without a class are rejected",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only count what would be kept; OUT is not touched")
+    parser.add_argument("--dry-run", action="store_true", help="only count images that would be kept, write nothing")
     parser.add_argument(
         "--min-size",
         type=number(int, 1, 65535),
         metavar="PX",
-        help="reject pictures with a shorter side below this (default: half of --size; enlarged pictures are blurred)",
+        help="reject images with a shorter side below this (default: half of --size; enlarged images are blurred)",
     )
-    # parse_args would take OUT from the first run of paths and refuse those after an option.
+    return parser
+
+
+def _build(argv: list[str]) -> dict[str, Any]:
+    parser = _build_parser()
+    # parse_args would refuse paths that follow an option.
     a = parser.parse_intermixed_args(argv)
     if len(a.paths) < 2:
-        parser.error(f"only one path is given, {a.paths[0]}: name the pictures and then the folder to make")
+        parser.error(f"only one path is given, {a.paths[0]}: give the sources, then the folder to make")
     if a.faces and a.crop != "face":
-        parser.error(f"--faces {a.faces} chooses among the faces that --crop face finds: give that, too")
+        parser.error(f"--faces {a.faces} needs --crop face")
     *paths, out = a.paths
     _, report = build(
         paths,
@@ -191,10 +196,10 @@ def _build(argv: list[str]) -> dict[str, Any]:
         dry_run=a.dry_run,
     )
     if report.rejected:
-        where = "" if a.dry_run else f"; one by one in {join(out, 'rejected.csv')}"
+        where = "" if a.dry_run else f"; each is listed in {join(out, 'rejected.csv')}"
         say(f"rejected: {report}{where}")
     if report.enlarged:
-        say(f"enlarged: {report.enlarged} pictures smaller than {a.size} pixels; --min-size {a.size} rejects them")
+        say(f"enlarged: {report.enlarged} images smaller than {a.size} pixels; --min-size {a.size} rejects them")
     summary = _summary(out, report.kept, report.rejected.total(), report.shards)
     return {**summary, "reasons": dict(report.rejected.most_common()), "resumed": report.resumed}
 
@@ -218,7 +223,7 @@ def _totals(manifest: Manifest) -> tuple[int, int]:
 
 def _verify(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"{NAME} verify", _VERIFY)
-    parser.add_argument("location", metavar="DIR", help="folder of the data set")
+    parser.add_argument("location", metavar="DIR", help="path or URL of the data set")
     manifest = verify(parser.parse_args(argv).location)
     images, shards = _totals(manifest)
     return {"ok": True, "images": images, "shards": shards, "digest": manifest.digest}
@@ -228,7 +233,7 @@ _COMMANDS = {"synth": _synth, "build": _build, "verify": _verify}
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    """Run ``catdata`` with these arguments. Returns the JSON object of the command."""
+    """Run ``catdata`` with these arguments. Returns the command's JSON object."""
     return dispatch(NAME, _OVERVIEW, _COMMANDS, argv)
 
 

@@ -44,9 +44,9 @@ def test_build_and_verify(pics: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         "reasons": {"not a picture": 1},
         "resumed": 0,
     }
-    heard = capsys.readouterr().err
-    assert "rejected: 1 not a picture; one by one in" in heard
-    assert "enlarged: 12 pictures smaller than 32 pixels; --min-size 32 rejects them" in heard
+    printed = capsys.readouterr().err
+    assert "rejected: 1 not a picture; each is listed in" in printed
+    assert "enlarged: 12 images smaller than 32 pixels; --min-size 32 rejects them" in printed
     checked = main(["verify", out])
     assert {**checked, "digest": len(checked["digest"])} == {"ok": True, "images": 12, "shards": 12, "digest": 64}
 
@@ -59,7 +59,7 @@ def test_dry_run_prints_the_same_and_writes_nothing(pics: Path, tmp_path: Path) 
     assert main(arguments) == counted
 
 
-def test_every_option_of_build_arrives(pics: Path, tmp_path: Path) -> None:
+def test_options_of_build_are_in_the_manifest(pics: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("file,label\n1.png,one\n2.png,two\n")
     options = ["--labels", str(tmp_path / "labels.csv"), "--keep", "dark,flat", "--crop", "none", "--seed", "3"]
     result = main(["build", str(pics), str(tmp_path / "out"), "--size", "16", "--processes", "1", *options])
@@ -104,7 +104,7 @@ def test_synth_keeps_the_attributes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         ("", "command"),
         ("frobnicate", "invalid choice: 'frobnicate' .*synth.*build.*verify"),
@@ -123,7 +123,7 @@ def test_synth_keeps_the_attributes(tmp_path: Path) -> None:
         ("build http://user:word@host/a.zip b", "credentials are read from the environment"),
         ("build . http://host/a", "http://host/a: nothing can be written to a web server"),
         ("build a b --keep dark,light", "'light' is given, allowed are near-duplicate, narrow, dark"),
-        ("build . b --faces all", "--faces all chooses among the faces that --crop face finds"),
+        ("build . b --faces all", "--faces all needs --crop face"),
         ("build . b --labels none.csv", "cannot read none.csv: .*--labels takes `folder` or a CSV"),
         ("synth", "OUT"),
         ("synth a b", "unrecognized arguments: b"),
@@ -133,23 +133,25 @@ def test_synth_keeps_the_attributes(tmp_path: Path) -> None:
         ("verify /nowhere/a", "no data set at /nowhere/a"),
     ],
 )
-def test_mistakes_are_named(arguments: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_one_line_and_write_nothing(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=complaint) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         main(arguments.split())
     assert "\n" not in str(caught.value)
     assert os.listdir() == []  # noqa: PTH208
 
 
 @pytest.mark.parametrize("command", [[], ["synth"], ["build"], ["verify"]])
-def test_help_teaches_with_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
     assert caught.value.code == 0
     assert f"  catdata {' '.join(command)}" in capsys.readouterr().out
 
 
-def test_entry_prints_one_line_of_json_last(
+def test_the_result_is_one_line_of_json(
     pics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["build", str(pics), str(tmp_path / "out"), "--size", "32", "--processes", "1"]
@@ -158,21 +160,23 @@ def test_entry_prints_one_line_of_json_last(
     assert json.loads(capsys.readouterr().out)["kept"] == 12
 
 
-def test_entry_leaves_with_2_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_exits_with_2_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["catdata", "verify", "/nowhere"])
     with pytest.raises(SystemExit) as caught:
         entry()
     assert caught.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert len(said.err.splitlines()) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
 
 
 def processes_of(group: int) -> set[int]:
-    """The processes of a group that run; dead ones that nobody has asked after do not count."""
+    """The running processes of a group, without zombies."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # gone in the meantime
+        with contextlib.suppress(OSError):  # has ended in the meantime
             pid, rest = stat.parent.name, stat.read_text().rpartition(")")[2].split()
             if int(rest[2]) == group and rest[0] != "Z":
                 found.add(int(pid))
@@ -186,8 +190,8 @@ def ignores_interrupt(pid: int) -> bool:
     return False
 
 
-def heed_interrupts() -> None:
-    """In a child: else it would ignore Ctrl-C where the tests run in the background of a shell."""
+def restore_interrupts() -> None:
+    """For a child process: SIGINT is ignored in background jobs of a shell."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -200,10 +204,10 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_build_leaves_no_process_and_is_no_obstacle(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_stopped_build_leaves_no_process_and_can_be_repeated(tmp_path: Path, how: signal.Signals) -> None:
     Image.new("RGB", (3000, 3000)).save(tmp_path / "large.png")
     with tarfile.open(tmp_path / "slow.tar", "w") as tar:
-        for i in range(400):  # the same again and again: quick to write, half a minute to decode
+        for i in range(400):  # quick to write, half a minute to decode
             tar.add(tmp_path / "large.png", f"{i}.png")
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -211,10 +215,10 @@ def test_stopped_build_leaves_no_process_and_is_no_obstacle(tmp_path: Path, how:
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        preexec_fn=heed_interrupts,
+        preexec_fn=restore_interrupts,
     )
     try:
-        # Two helpers of multiprocessing and two workers, all ready; they leave Ctrl-C to their parent.
+        # Two processes of multiprocessing and two workers have started; they ignore Ctrl-C.
         wait_until(lambda: [ignores_interrupt(pid) for pid in processes_of(process.pid) - {process.pid}] == [True] * 4)
         if how == signal.SIGINT:
             os.killpg(process.pid, how)  # as a terminal does
@@ -227,7 +231,7 @@ def test_stopped_build_leaves_no_process_and_is_no_obstacle(tmp_path: Path, how:
             os.kill(pid, signal.SIGKILL)
         process.wait()
     assert not out.exists()
-    # After Ctrl-C, which the process notices, a folder without a finished picture goes.
+    # Ctrl-C also removes the work folder, because it has no finished image.
     assert (tmp_path / ".out.partial").is_dir() or how == signal.SIGINT
     options = ["--size", "32", "--processes", "1", "--keep", "dark,flat,blurred"]
     assert main(["build", str(tmp_path / "large.png"), str(out), *options])["kept"] == 1

@@ -35,7 +35,7 @@ def packed(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def color(image: Image.Image) -> tuple[int, ...]:
-    """The one colour of a uniform RGB picture."""
+    """The colour of a uniform RGB image."""
     assert image.mode == "RGB"
     ((_, value),) = image.getcolors() or []
     assert isinstance(value, tuple)
@@ -43,7 +43,7 @@ def color(image: Image.Image) -> tuple[int, ...]:
 
 
 def grey(image: Image.Image) -> list[int]:
-    """The first row of a picture whose channels are equal."""
+    """The first row of an image whose channels are equal."""
     pixels = np.asarray(image)
     assert (pixels == pixels[..., :1]).all()
     return pixels[0, :, 0].tolist()
@@ -62,7 +62,7 @@ def test_lossy_formats_stay_close(kind: str) -> None:
     assert np.abs(difference).mean() < 3
 
 
-# Where the left upper pixel of the upright picture lies in the stored one, by EXIF orientation (x, y in 0..1).
+# The corner (x, y in 0..1) of the stored image that becomes the upper left one, for each EXIF orientation.
 @pytest.mark.parametrize(
     ("orientation", "corner", "turned"),
     [
@@ -91,7 +91,7 @@ def test_exif_orientation(kind: str, orientation: int, corner: tuple[int, int], 
     assert not white[:, half_width + 1 :].any()
 
 
-def test_damaged_exif_does_not_cost_the_picture() -> None:
+def test_damaged_exif_is_ignored() -> None:
     data = packed(noise(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode(data).size == (12, 8)
 
@@ -138,7 +138,7 @@ def test_transparent_colour_of_rgb_and_grey_png() -> None:
 
 
 @pytest.mark.parametrize("byte_order", ["<", ">"])
-def test_16_bit_grey_is_scaled_not_cut(byte_order: str) -> None:
+def test_16_bit_grey_is_scaled_to_8_bit(byte_order: str) -> None:
     values = np.array([[0, 257, 200 * 257, 65535, 300]], f"{byte_order}u2")
     image = Image.frombytes("I;16" if byte_order == "<" else "I;16B", (5, 1), values.tobytes())
     assert grey(to_rgb(image)) == [0, 1, 200, 255, 1]
@@ -179,19 +179,19 @@ def test_first_frame_of_an_animation(kind: str) -> None:
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
     ],
 )
-def test_what_is_no_picture(data: bytes, reason: str) -> None:
+def test_files_that_are_not_images(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         decode(data)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
-def test_truncated(kind: str) -> None:
+def test_truncated_files(kind: str) -> None:
     data = packed(noise(64, 64), kind)
     with pytest.raises(ImageError, match=r"^(not readable: .|not a picture$)"):
         decode(data[: len(data) // 2])
 
 
-def test_random_damage_never_raises_anything_else() -> None:
+def test_random_damage_raises_only_image_errors() -> None:
     rng = random.Random(0)
     files = [packed(noise(40, 30), kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
     reasons = []
@@ -207,8 +207,8 @@ def test_random_damage_never_raises_anything_else() -> None:
     assert not [reason for reason in reasons if "\n" in reason]
 
 
-def test_pixel_limit_is_judged_by_the_header() -> None:
-    # A PNG of 60,000 x 60,000 black pixels that is a few bytes long: 10 GiB if it were unpacked.
+def test_the_pixel_limit_applies_to_the_header() -> None:
+    # A PNG of a few bytes with 60,000 x 60,000 pixels, which would take 10 GiB.
     def chunk(kind: bytes, body: bytes) -> bytes:
         return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
 
@@ -219,10 +219,10 @@ def test_pixel_limit_is_judged_by_the_header() -> None:
     assert decode(packed(noise(10, 10)), max_pixels=100).size == (10, 10)
     with pytest.raises(ImageError, match="too large: 10x11, at most 100 pixels"):
         decode(packed(noise(10, 11)), max_pixels=100)
-    assert MAX_PIXELS > 8000 * 6000, "photos of cameras must pass"
+    assert MAX_PIXELS > 8000 * 6000, "photos of cameras must be accepted"
 
 
-def test_square_cuts_the_middle() -> None:
+def test_square_crops_to_the_middle() -> None:
     image = Image.new("RGB", (30, 10), "red")
     image.paste("blue", (10, 0, 20, 10))
     for upright in (image, image.transpose(Image.Transpose.ROTATE_90)):
@@ -230,13 +230,13 @@ def test_square_cuts_the_middle() -> None:
         assert to_square(upright, 4, "center").size == (4, 4)
 
 
-def test_square_keeps_the_pixels_of_a_picture_that_fits() -> None:
+def test_square_keeps_the_pixels_of_an_image_of_that_size() -> None:
     image = noise(16, 16)
     for crop in ("center", "none"):
         assert to_square(image, 16, crop).tobytes() == image.tobytes()
 
 
-def test_without_cropping_only_squares_pass() -> None:
+def test_without_cropping_other_shapes_are_refused() -> None:
     assert to_square(noise(20, 20), 8, "none").size == (8, 8)
     with pytest.raises(ImageError, match="not square: 20x21"):
         to_square(noise(20, 21), 8, "none")
@@ -248,7 +248,7 @@ def test_resizing_averages() -> None:
     assert np.abs(small.astype(int) - 127).max() <= 4, "a checkerboard becomes grey, not stripes"
 
 
-def test_digest_sees_pixels_and_shape_only() -> None:
+def test_digest_depends_on_pixels_and_shape_only() -> None:
     image = noise(12, 8)
     assert pixel_digest(image) == pixel_digest(decode(packed(image, "BMP"))) == pixel_digest(decode(packed(image)))
     assert pixel_digest(image) != pixel_digest(Image.frombytes("RGB", (8, 12), image.tobytes()))
@@ -257,7 +257,7 @@ def test_digest_sees_pixels_and_shape_only() -> None:
     assert pixel_digest(changed) != pixel_digest(image)
 
 
-def test_encode_is_lossless_and_repeatable() -> None:
+def test_encode_is_lossless_and_deterministic() -> None:
     image = noise(33, 17)
     data = encode(image)
     assert data == encode(image.copy())
@@ -268,7 +268,7 @@ def test_encode_is_lossless_and_repeatable() -> None:
 
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
-    """12 megapixels with structure of a twelfth of its side, and the grain of a camera."""
+    """12 megapixels: coarse structure of 16 x 12 patches, and camera noise."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((4000, 3000), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -279,19 +279,19 @@ def photo() -> Image.Image:
 @pytest.mark.parametrize(
     ("size", "shorter"), [(64, 375), (128, 375), (256, 750), (512, 1500), (750, 1500), (751, 3000), (1024, 3000)]
 )
-def test_large_jpegs_are_decoded_no_finer_than_needed(photo: Image.Image, size: int, shorter: int) -> None:
+def test_large_jpegs_are_decoded_at_reduced_size(photo: Image.Image, size: int, shorter: int) -> None:
     data = packed(photo, "JPEG", quality=90)
     image, original = decode_reduced(data, size)
     assert original == (4000, 3000)
     assert min(image.size) == shorter >= 2 * size
     whole = np.asarray(to_square(decode(data), size, "center"), np.float32)
     fast = np.asarray(to_square(image, size, "center"), np.float32)
-    # The middle of an odd number of pixels is half a pixel off, 4 of the original.
+    # An odd number of pixels shifts the centre by half a pixel, which is 4 of the original.
     assert np.abs(fast - whole).mean() < (2 if shorter == 375 else 0.5)
     assert np.corrcoef(fast.ravel(), whole.ravel())[0, 1] > 0.99
 
 
-def test_turned_jpeg_has_the_size_it_is_seen_with(photo: Image.Image) -> None:
+def test_a_rotated_jpeg_has_the_size_of_the_upright_image(photo: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image, original = decode_reduced(packed(photo, "JPEG", exif=exif), 64)
@@ -299,7 +299,7 @@ def test_turned_jpeg_has_the_size_it_is_seen_with(photo: Image.Image) -> None:
     assert image.size == (375, 500)
 
 
-def test_what_is_no_jpeg_is_decoded_as_before(photo: Image.Image) -> None:
+def test_other_formats_are_decoded_at_full_size(photo: Image.Image) -> None:
     small = photo.resize((400, 300))
     for kind in ("PNG", "WEBP", "BMP"):
         data = packed(small, kind)
@@ -314,7 +314,7 @@ def test_grey_and_cmyk_jpegs_are_reduced_too(photo: Image.Image) -> None:
         assert (image.mode, image.size) == ("RGB", (500, 375))
 
 
-def test_reducing_saves_most_of_the_time(photo: Image.Image) -> None:
+def test_reduced_decoding_takes_less_than_half_the_time(photo: Image.Image) -> None:
     data = packed(photo, "JPEG", quality=90)
 
     def seconds(side: int | None) -> float:
