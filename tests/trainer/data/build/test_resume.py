@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -272,6 +276,42 @@ def test_damaged_store_starts_over(pics: Path, tmp_path: Path) -> None:
     (work / "work.sqlite").write_bytes(b"no data base" * 1000)
     report = run(pics, tmp_path / "out")
     assert (report.resumed, report.kept) == (0, NUM)
+
+
+def test_format_of_the_store_stays_readable_for_builds_that_were_begun_earlier(
+    pics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Change the store only together with its format number: stores of another format start over."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7, Stop())
+        with pytest.raises(Stop):
+            run(pics, tmp_path / "out")
+    with contextlib.closing(sqlite3.connect(tmp_path / ".out.partial" / "work.sqlite")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        columns = {table: [column[1] for column in db.execute(f"PRAGMA table_info({table})")] for table in tables}
+        sample = db.execute("SELECT file, name, kind, place, width, height FROM samples").fetchone()
+        job = json.loads(*db.execute("SELECT value FROM notes WHERE name = 'job'").fetchone())
+    samples = "id file name length version kind reason score place width height label signature bytes"
+    assert columns == {
+        "notes": ["name", "value"],
+        "samples": samples.split(),
+        "pictures": ["id", "picture", "record"],
+        "shards": ["name", "images", "sha256", "bytes"],
+        "uploads": ["name", "version"],
+    }
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    digest = hashlib.sha256(b"20x20:" + pixels.tobytes()).digest()
+    assert sample == (0, b"pics/0000.png", None, hashlib.sha256(b"0:" + digest).digest(), 20, 20)
+    assert {name: value for name, value in job.items() if name != "tool"} == {
+        "sources": [[str(pics), "folder", ""]],
+        "labels": None,
+        "seed": 0,
+        "size": 16,
+        "crop": "center",
+        "min_size": 8,
+        "val_fraction": 0.1,
+    }
 
 
 def test_two_processes_with_one_target_are_refused(pics: Path, tmp_path: Path) -> None:

@@ -1,13 +1,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import pickle
-import shutil
-import tarfile
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -17,10 +11,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from catgan.command import UserError
 from trainer.data.build.shards import write_shards
-from trainer.data.build.verify import verify
-from trainer.data.manifest import Manifest, Shard, Split
+from trainer.data.manifest import Manifest
 
 SIZE = 8
 
@@ -46,17 +38,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shards") / "set"
     write_shards(out, images(50), size=SIZE, source=["noise"], options={"num": 50})
     return out
-
-
-@pytest.fixture
-def copy(original: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(original, tmp_path / "copy"))
-
-
-def rewrite(folder: Path, **changes: Any) -> None:
-    record = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**record, **changes}))
 
 
 def test_stock_webdataset_reads_every_pixel_back(original: Path) -> None:
@@ -137,148 +118,12 @@ def test_large_sets_get_more_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(by_bytes["train"].shards) == 45, "each image of noise takes more than 250 bytes"
 
 
-def test_manifest_travels_between_processes_and_folders(
-    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(original.parent)
-    manifest = pickle.loads(pickle.dumps(Manifest.load(original.name)))
-    monkeypatch.chdir(tmp_path)
-    assert manifest == Manifest.load(original)
-    assert len(stock(manifest, "val")) == 5
-
-
 def test_checkout_that_is_not_installed_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("trainer.data.build.shards.version", missing)
     assert write_shards(tmp_path / "set", images(2), size=SIZE).tool == "catgan"
-
-
-def test_digest_does_not_depend_on_the_location(original: Path, copy: Path) -> None:
-    assert Manifest.load(copy).digest == Manifest.load(original).digest
-
-
-def test_load_without_data_set(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no data set at .*none"):
-        Manifest.load(tmp_path / "none")
-    with pytest.raises(UserError, match=r"holds no manifest\.json"):
-        Manifest.load(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["", "{", "\xff\xfe", "[]", "null", '{"format_version": 1}'])
-def test_load_refuses_files_that_are_no_manifest(copy: Path, text: str) -> None:
-    (copy / "manifest.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"manifest\.json"):
-        Manifest.load(copy)
-
-
-def test_load_refuses_another_format_version(copy: Path) -> None:
-    rewrite(copy, format_version=99)
-    with pytest.raises(UserError, match="format_version 99, this version reads 1"):
-        Manifest.load(copy)
-
-
-def test_load_refuses_an_edited_manifest(copy: Path) -> None:
-    record = json.loads((copy / "manifest.json").read_text())
-    record["splits"]["val"]["shards"][0]["sha256"] = "0" * 64
-    rewrite(copy, splits=record["splits"])
-    with pytest.raises(UserError, match="digest"):
-        Manifest.load(copy)
-
-
-def test_load_refuses_shards_outside_the_folder(copy: Path) -> None:
-    record = json.loads((copy / "manifest.json").read_text())
-    record["splits"]["val"]["shards"][0]["name"] = "../copy/val-000000.tar"
-    rewrite(copy, splits=record["splits"])
-    with pytest.raises(UserError, match="shard name"):
-        Manifest.load(copy)
-
-
-def test_load_reports_missing_and_truncated_shards(copy: Path) -> None:
-    shard = copy / "train-000003.tar"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"train-000003\.tar has \d+ bytes instead of \d+"):
-        Manifest.load(copy)
-    shard.unlink()
-    with pytest.raises(UserError, match=r"train-000003\.tar is missing"):
-        Manifest.load(copy)
-
-
-def test_verify_accepts_a_data_set(original: Path) -> None:
-    assert verify(original) == Manifest.load(original)
-
-
-def test_verify_finds_one_flipped_bit(copy: Path) -> None:
-    shard = copy / "train-000002.tar"
-    data = bytearray(shard.read_bytes())
-    data[700] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(UserError, match=r"train-000002\.tar is damaged.*sha256"):
-        verify(copy)
-
-
-def forge(folder: Path, members: dict[str, bytes], images: int = 1) -> Manifest:
-    """A data set of one shard with these members, in ``folder``, with a manifest that matches the shard's bytes."""
-    folder.mkdir()
-    path = folder / "train-000000.tar"
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    data = path.read_bytes()
-    shard = Shard(path.name, images, hashlib.sha256(data).hexdigest(), len(data))
-    manifest = Manifest(str(folder), SIZE, {"train": Split((shard,)), "val": Split(())}, 0, (), {}, "")
-    manifest.save()
-    return manifest
-
-
-def webp(size: int = SIZE, mode: str = "RGB") -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, (size, size)).save(buffer, "WEBP", lossless=True)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("members", "images", "complaint"),
-    [
-        ({"a.webp": webp()}, 1, "sample a has webp instead"),
-        ({"a.json": b"{}"}, 1, "sample a has json instead"),
-        ({"a.webp": webp(), "a.png": webp(), "a.json": b"{}"}, 1, "sample a has json, png, webp instead"),
-        ({"a.webp": webp(), "a.json": b"{}", "a.pkl": b"x"}, 1, "a.pkl: cannot identify"),
-        ({"a.webp": webp(SIZE + 1), "a.json": b"{}"}, 1, "a.webp: it is RGB 9x9, not RGB 8x8"),
-        ({"a.webp": webp(mode="RGBA"), "a.json": b"{}"}, 1, "a.webp: it is RGBA 8x8"),
-        ({"a.webp": webp()[:20], "a.json": b"{}"}, 1, "a.webp: "),
-        ({"a.webp": webp(), "a.json": b"{"}, 1, "a.json: "),
-        ({"a.webp": webp(), "a.json": b"{}"}, 2, "holds 1 images, the manifest says 2"),
-    ],
-)
-def test_verify_checks_each_sample(tmp_path: Path, members: dict[str, bytes], images: int, complaint: str) -> None:
-    forge(tmp_path / "set", members, images)
-    with pytest.raises(UserError, match=rf"train-000000\.tar is damaged: .*{complaint}"):
-        verify(tmp_path / "set")
-
-
-def test_verify_finds_repeated_keys(tmp_path: Path) -> None:
-    first, second = (forge(tmp_path / name, {"a.webp": webp(), "a.json": b"{}"}) for name in ("set", "other"))
-    shutil.copy(tmp_path / "other" / "train-000000.tar", tmp_path / "set" / "val-000000.tar")
-    shard = second.splits["train"].shards[0]
-    splits = {"train": first.splits["train"], "val": Split((replace(shard, name="val-000000.tar"),))}
-    replace(first, splits=splits).save()
-    with pytest.raises(UserError, match=r"val-000000\.tar: sample a is also in an earlier shard"):
-        verify(tmp_path / "set")
-
-
-def test_verify_accepts_a_forged_set_that_is_correct(tmp_path: Path) -> None:
-    forge(tmp_path / "set", {"a.webp": webp(), "a.json": b"{}"})
-    assert verify(tmp_path / "set").splits["train"].images == 1
-
-
-def test_verify_reports_shards_that_the_manifest_does_not_list(copy: Path) -> None:
-    shutil.copy(copy / "train-000000.tar", copy / "train-000099.tar")
-    with pytest.raises(UserError, match=r"train-000099\.tar is not in manifest\.json"):
-        verify(copy)
 
 
 def failing() -> Iterator[tuple[np.ndarray, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Data sets in buckets and on web servers: read as if they lay here, in spite of failures; no name runs a program."""
+"""Data sets in buckets and on web servers are read like local ones, in spite of failures, and unsafe URLs refused."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ from s3fs import S3FileSystem
 
 from catgan.command import UserError
 from catgan.location import filesystem
+from trainer.config import LoaderConfig
 from trainer.data.build.shards import write_shards
 from trainer.data.build.verify import verify
 from trainer.data.fetch import shard_bytes
 from trainer.data.manifest import Manifest
-from trainer.data.stream import eval_images, train_batches
+from trainer.data.stream import StreamPosition, TrainStream, eval_images
 
-ROOT = Path(__file__).resolve().parents[4]
+ROOT = Path(__file__).resolve().parents[3]
 SIZE, NUM = 32, 40
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    pictures = (
+    images = (
         (np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), {"i": i}) for i in range(NUM)
     )
-    return write_shards(tmp_path_factory.mktemp("web") / "cats", pictures, size=SIZE, val_fraction=0.2)
+    return write_shards(tmp_path_factory.mktemp("web") / "cats", images, size=SIZE, val_fraction=0.2)
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +52,13 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder on loopback, and fails on demand: ``failures`` per path, what to do instead of answering."""
+    """Serves a folder on loopback. ``failures`` lists for each path how its next requests fail."""
 
     daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
         self.failures: dict[str, list[str]] = {}
-        self.asked = Counter[str]()
+        self.requests = Counter[str]()
         super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
 
     @property
@@ -72,7 +73,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.server.asked[self.path] += 1
+        self.server.requests[self.path] += 1
         failures = self.server.failures.get(self.path)
         match failures.pop(0) if failures else "":
             case "503":
@@ -114,7 +115,7 @@ def web(local: Manifest) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def bucket(local: Manifest) -> Iterator[str]:
-    """The data set in a bucket of a server that speaks S3; the environment has address and credentials."""
+    """The data set in a bucket of a local S3 server, whose address and credentials are in the environment."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -135,17 +136,8 @@ def bucket(local: Manifest) -> Iterator[str]:
 
 
 def batches(manifest: Manifest, readers: int = 0, count: int = 12) -> torch.Tensor:
-    stream = train_batches(
-        manifest,
-        rank=0,
-        seed=0,
-        nimg=0,
-        batch=4,
-        batches_per_segment=6,
-        images_per_segment=24,
-        readers=readers,
-        buffer=10,
-    )
+    start = StreamPosition(seed=0, rank=0, nimg=0, batch=4, batches_per_segment=6, images_per_segment=24)
+    stream = TrainStream(manifest, start, LoaderConfig(workers=readers, shuffle_buffer=10, memory_mib=0))
     return torch.cat(list(itertools.islice(stream, count)))
 
 
@@ -154,7 +146,7 @@ def pixels(manifest: Manifest, split: str = "train") -> torch.Tensor:
 
 
 @pytest.mark.parametrize("readers", [0, 2])
-def test_a_bucket_reads_like_a_folder(local: Manifest, bucket: str, readers: int) -> None:
+def test_bucket_is_read_like_a_folder(local: Manifest, bucket: str, readers: int) -> None:
     remote = verify(bucket)
     assert remote.digest == local.digest
     assert torch.equal(pixels(remote), pixels(local))
@@ -162,15 +154,13 @@ def test_a_bucket_reads_like_a_folder(local: Manifest, bucket: str, readers: int
 
 
 @pytest.mark.parametrize("readers", [0, 2])
-def test_a_web_server_reads_like_a_folder(local: Manifest, web: Server, readers: int) -> None:
+def test_web_server_is_read_like_a_folder(local: Manifest, web: Server, readers: int) -> None:
     remote = verify(f"{web.url}/cats/")
     assert torch.equal(pixels(remote), pixels(local))
     assert torch.equal(batches(remote, readers), batches(local, readers))
 
 
-def test_failures_of_the_network_are_tried_again(
-    local: Manifest, web: Server, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_network_failures_are_retried(local: Manifest, web: Server, capfd: pytest.CaptureFixture[str]) -> None:
     first, second, third, *_ = (f"/cats/{shard.name}" for shard in local.splits["train"].shards)
     web.failures = {
         "/cats/manifest.json": ["503", "hang up"],
@@ -179,27 +169,27 @@ def test_failures_of_the_network_are_tried_again(
         third: ["503"],
     }
     remote = replace(Manifest.load(f"{web.url}/cats"), max_broken=0.5)
-    assert torch.equal(pixels(remote), pixels(replace(local))) is False  # garbage of full length is not asked for again
-    assert (web.asked[first], web.asked[second], web.asked[third]) == (5, 1, 2)
+    assert torch.equal(pixels(remote), pixels(replace(local))) is False  # garbage of the right length is not retried
+    assert (web.requests[first], web.requests[second], web.requests[third]) == (5, 1, 2)
     assert torch.equal(pixels(remote), pixels(local))
     assert "trying again in" in capfd.readouterr().err
 
 
-def test_a_shard_that_stays_away_is_named(local: Manifest, web: Server) -> None:
+def test_shard_that_cannot_be_read_is_reported(local: Manifest, web: Server) -> None:
     gone = local.splits["train"].shards[1].name
     web.failures[f"/cats/{gone}"] = ["503"] * 100
     with pytest.raises(UserError, match=rf"unusable.*{gone}: 1 \(503.*\)"):
         pixels(Manifest.load(f"{web.url}/cats"))
-    assert web.asked[f"/cats/{gone}"] == 8
+    assert web.requests[f"/cats/{gone}"] == 8
 
 
-def test_what_does_not_exist_is_not_asked_for_again(web: Server) -> None:
+def test_missing_files_are_not_retried(web: Server) -> None:
     with pytest.raises(UserError, match="holds no manifest"):
         Manifest.load(f"{web.url}/dogs")
-    assert web.asked["/dogs/manifest.json"] == 1
+    assert web.requests["/dogs/manifest.json"] == 1
 
 
-def test_buckets_that_cannot_be_read_say_why(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_buckets_and_credentials_are_reported(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for nothing in ("s3://shards/nothing", "s3://dogs/sets"):
         with pytest.raises(UserError, match="holds no manifest"):
             Manifest.load(nothing)
@@ -212,7 +202,7 @@ def test_buckets_that_cannot_be_read_say_why(bucket: str, monkeypatch: pytest.Mo
     S3FileSystem.clear_instance_cache()
 
 
-def test_cached_shards_are_downloaded_once_and_only_whole(local: Manifest, web: Server, tmp_path: Path) -> None:
+def test_intact_shards_are_downloaded_once_and_cached(local: Manifest, web: Server, tmp_path: Path) -> None:
     remote = replace(Manifest.load(f"{web.url}/cats"), cache=str(tmp_path / "cache"))
     shard = remote.splits["train"].shards[0]
     path = f"/cats/{shard.name}"
@@ -222,11 +212,11 @@ def test_cached_shards_are_downloaded_once_and_only_whole(local: Manifest, web: 
     assert not (tmp_path / "cache").exists()
     for _ in range(3):
         assert shard_bytes(remote, shard) == Path(local.root, shard.name).read_bytes()
-    assert web.asked[path] == 2
+    assert web.requests[path] == 2
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [f"{shard.sha256}.tar"]
 
 
-def test_a_damaged_file_in_the_cache_is_downloaded_again(local: Manifest, web: Server, tmp_path: Path) -> None:
+def test_damaged_file_in_the_cache_is_downloaded_again(local: Manifest, web: Server, tmp_path: Path) -> None:
     remote = replace(Manifest.load(f"{web.url}/cats"), cache=str(tmp_path))
     shard = remote.splits["train"].shards[0]
     for content in (b"", bytes(shard.bytes)):
@@ -262,7 +252,7 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(local: Manifest, tmp_path: Pat
         assert process.wait(60) != 0  # the server would be waited for during minutes
 
 
-def test_a_cache_that_cannot_be_written_does_not_stop_the_reading(local: Manifest, web: Server, tmp_path: Path) -> None:
+def test_cache_that_cannot_be_written_does_not_stop_reading(local: Manifest, web: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     remote = replace(Manifest.load(f"{web.url}/cats"), cache=str(tmp_path / "file"))
     shard = remote.splits["train"].shards[0]
@@ -280,7 +270,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_reading(local: Manifes
         ("http://127.0.0.1:1/cats?token=x", "without \\? and #"),
     ],
 )
-def test_names_that_run_chain_or_tell_are_refused(url: str, complaint: str, tmp_path: Path) -> None:
+def test_unsafe_urls_are_refused(url: str, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=complaint) as caught:
         Manifest.load(url.format(there=tmp_path / "there"))
     assert "secret" not in str(caught.value)
