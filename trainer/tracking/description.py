@@ -1,4 +1,4 @@
-"""What MLflow is told about a training when its run is opened: params, tags and the data set."""
+"""The description with which a run is opened in MLflow: params, tags and the data set."""
 
 from __future__ import annotations
 
