@@ -1,7 +1,7 @@
-"""The manners every command of this project shares.
+"""Shared CLI conventions: exit codes, stdout JSON, errors.
 
-Progress and messages for people go to stderr, one JSON object goes to stdout when the work is done,
-and a user's mistake is one clear line with exit status 2 (a traceback only under ``--debug``).
+Progress and messages go to stderr. When the work is done, one JSON object goes to stdout. A user's mistake is one line
+on stderr and exit status 2; its traceback is shown with ``--debug`` only.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, NoReturn
 
 
 class UserError(Exception):
-    """A mistake of the user's: the message says what was given, what is allowed and what to do."""
+    """A mistake of the user. The message says what was given, what is allowed and how to fix it."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors are ``UserError``, options cannot be abbreviated, and its texts keep their line breaks."""
+    """Raises ``UserError`` for mistakes, accepts no abbreviated options, and keeps the line breaks of its texts."""
 
     def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
         super().__init__(
@@ -63,20 +63,20 @@ def dispatch(
 
 
 def without_queries(text: str) -> str:
-    """``text`` without what follows the ``?`` of the URLs in it: signatures and tokens stand there."""
+    """``text`` without the query strings of the URLs in it, which can hold signatures and tokens."""
     return re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\",)]*", r"\1", text)
 
 
 def say(message: str) -> None:
-    """Print one line for people (stderr)."""
+    """Print one line to stderr."""
     print(without_queries(message), file=sys.stderr, flush=True)
 
 
 def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> None:
-    """Run ``main(argv)`` as the command ``name`` and leave the process.
+    """Run ``main(argv)`` as the command ``name``, print its JSON object, and exit unless it succeeded.
 
-    ``main`` returns the JSON object for stdout. Exit status: 0 done, 2 a ``UserError``, 130 interrupted.
-    ``--debug`` may stand anywhere in ``argv``; it is removed before ``main`` sees the rest.
+    Exit status: 0 done, 1 the reader of stdout is gone, 2 a ``UserError``, 130 interrupted. ``--debug`` is allowed
+    anywhere in ``argv`` and removed before ``main``.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -89,7 +89,7 @@ def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Se
         say(f"{name}: {' '.join(str(error).split())}")
         raise SystemExit(2) from None
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`--help | head`); the interpreter must not flush into it again.
+        # The reader of stdout has ended (`--help | head`), so the interpreter must not flush to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the folder of the cache."""
+"""Atomic writes, and the cache folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PARTIAL = ".partial."
 
 
 def cache_dir() -> Path:
-    """The folder of this project's cache: CATGAN_CACHE, else XDG_CACHE_HOME/catgan, else ~/.cache/catgan.
+    """This project's cache folder, made if missing: CATGAN_CACHE, else XDG_CACHE_HOME/catgan, else ~/.cache/catgan.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: it cannot be made or is not writable.
     """
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("CATGAN_CACHE") or Path(root, "catgan"))
@@ -35,12 +35,13 @@ def cache_dir() -> Path:
 
 @contextmanager
 def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A hidden path beside ``path`` to write to, with the same suffix; it replaces ``path`` when the block ends without
-    an error and is removed when it does not. Processes that write the same file at once do not disturb each other: the
-    last one wins.
+    """A hidden temporary path in the folder of ``path``, with the same suffix, for the block to write a file to.
+
+    The file replaces ``path`` at the end of the block, or is removed if the block raises. If processes write the same
+    file at once, the last one wins.
 
     Args:
-        durable: fsync before the replacement, so that after a power cut ``path`` is the old or the new file.
+        durable: fsync before the replacement, so that after a power failure ``path`` is the old or the new file.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{_PARTIAL}{path.name}")
     try:
@@ -54,14 +55,15 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Replace the content of ``path`` durably. Raises OSError; the old file then stays."""
+    """Replace ``path`` by a file with ``data``, durably. Raises OSError, which leaves the old file unchanged."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """A file to write and read that becomes ``path``, see ``atomic_path``; not synced, which many files would wait for.
+    """An open file for writing and reading that replaces ``path``, see ``atomic_path``. Without fsync, which would slow
+    down writing many files.
 
     Raises:
         UserError: it cannot be written.
@@ -75,14 +77,14 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_partials(folder: Path, is_ours: Callable[[str], bool]) -> None:
-    """Remove what killed processes left of files in ``folder`` for whose names ``is_ours(name)``."""
+    """Remove the temporary files of killed processes in ``folder``, if ``is_ours`` is true for the final name."""
     for path in folder.glob(f".*{_PARTIAL}*"):
         if is_ours(path.name.partition(_PARTIAL)[2]):
             path.unlink(missing_ok=True)
 
 
 def is_at(path: Path, file: int) -> bool:
-    """Whether the open file with descriptor ``file`` is the one that ``path`` names now."""
+    """Whether ``path`` is still the open file with the descriptor ``file``, and not removed or replaced."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file))
     except FileNotFoundError:

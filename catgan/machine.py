@@ -1,4 +1,4 @@
-"""What this machine offers."""
+"""The processors of this machine."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def cores() -> int:
-    """The cores this process may use, which is fewer than the machine has in many containers."""
+    """The number of cores this process may use, in many containers fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
