@@ -1,1 +1,1 @@
-"""Pictures from one ONNX file. Imports NumPy, Pillow and onnxruntime, nothing else of this project."""
+"""Images from one ONNX file. Needs NumPy, Pillow and onnxruntime, and of this project only ``catgan``."""

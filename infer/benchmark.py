@@ -1,4 +1,4 @@
-"""``catinfer --benchmark``: how fast one file runs on this machine."""
+"""``catinfer --benchmark``: the speed of one file on this machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from infer.latents import latents
 from infer.session import BATCH, CPU, Generator
 
 BATCHES = (1, 16, 256)
-SECONDS = 2.0  # measured for each batch, and three calls at least
+SECONDS = 2.0  # per batch size; at least three calls are measured
 
 
 def benchmark(onnx: str, device: str) -> dict[str, Any]:
-    """Pictures per second, from latents to uint8 pixels without files, for calls with 1, 16 and 256 latents.
+    """Images per second, from latents to uint8 pixels without files, for calls with 1, 16 and 256 latents.
 
-    The median over the calls counts, after one that is not measured. Raises ``UserError``.
+    The result is the median over the calls, after one call for warm-up. Raises ``UserError``.
     """
     start = time.perf_counter()
     generator = Generator(onnx, device)
@@ -29,11 +29,11 @@ def benchmark(onnx: str, device: str) -> dict[str, Any]:
         generator(z)
         times: list[float] = []
         while len(times) < 3 or sum(times) < SECONDS:
-            began = time.perf_counter()
+            call_start = time.perf_counter()
             generator(z)
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - call_start)
         speeds[str(batch)] = round(batch / statistics.median(times), 1)
-        say(f"batch {batch}: {speeds[str(batch)]:,} pictures/s")
+        say(f"batch {batch}: {speeds[str(batch)]:,} images/s")
     return {
         "onnx": onnx,
         "size": generator.size,

@@ -1,8 +1,8 @@
-"""Many single pictures: as files in a folder or as WebDataset shards, in constant memory, resumable.
+"""Many images as single files in a folder or as WebDataset shards, in constant memory, resumable.
 
-A file ``.catinfer.json`` in the folder tells, while the work is unfinished, what is being made and how much of it is
-complete. The same command goes on from there; each picture follows from its seed, so that the result is the same to
-the byte as if nothing had happened.
+While the work is unfinished, ``.catinfer.json`` in the folder records the job and how much of it is complete. The same
+command continues there. An image depends on its seed alone, so the result is byte for byte that of an uninterrupted
+run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -24,19 +25,56 @@ from infer.files import STATE
 MANIFEST = "manifest.json"
 CONTACT = "contact.png"
 FORMAT_VERSION = 1  # of data sets, see trainer.data.manifest
-SHARD = 1000  # pictures of one shard, about 10 MB at 64 pixels
-PART = 250  # files of a folder from one note of the progress to the next
+SHARD = 1000  # images per shard, about 10 MB at 64 pixels
+PART = 250  # single files between two updates of the state file
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the content of the files depends on.
+
+    Attributes:
+        generator_sha256: of the ONNX file, in hex.
+        seeds: one per image.
+        psi: scales the latents.
+        suffix: of the image files, such as ".png".
+        provider: onnxruntime's name of the device.
+        shards: whether the images become a data set instead of single files.
+    """
+
+    generator_sha256: str
+    seeds: Sequence[int]
+    psi: float
+    suffix: str
+    provider: str
+    shards: bool
+
+    def settings(self) -> dict[str, Any]:
+        """The job in values that JSON gives back unchanged."""
+        return {
+            "generator_sha256": self.generator_sha256,
+            "seeds_sha256": hashlib.sha256(",".join(map(str, self.seeds)).encode()).hexdigest(),
+            "psi": self.psi,
+            "suffix": self.suffix,
+            "provider": self.provider,
+            "shards": self.shards,
+        }
 
 
 class Progress:
-    """What is complete of the work in ``folder``: the first ``done`` pictures, and of shards their entries.
+    """The state file of the job in ``folder``.
 
-    ``settings`` is all that the pictures depend on. Raises ``UserError`` where other work is unfinished.
+    Attributes:
+        done: number of complete images, the first ones of the job.
+        shards: the manifest's entries of the complete shards.
+
+    Raises:
+        UserError: the folder holds the unfinished work of another job, or the state file cannot be read.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, job: Job) -> None:
         self._path = folder / STATE
-        self._settings = settings
+        self._settings = job.settings()
         self.done = 0
         self.shards: list[dict[str, Any]] = []
         try:
@@ -44,17 +82,17 @@ class Progress:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._path}: cannot be read ({error}); delete it to begin anew") from error
-        if not isinstance(state, dict) or state.get("settings") != settings:
+            raise UserError(f"{self._path}: cannot be read ({error}); delete it to start over") from error
+        if not isinstance(state, dict) or state.get("settings") != self._settings:
             raise UserError(
                 f"{folder}: holds the unfinished work of another command; repeat that one, choose another folder, or "
-                f"delete {self._path} to begin anew"
+                f"delete {self._path} to start over"
             )
         self.done, self.shards = state["done"], state["shards"]
-        say(f"{folder}: going on after {self.done:,} pictures")
+        say(f"{folder}: continuing after {self.done:,} images")
 
     def begin(self) -> None:
-        """Remove what a killed process left half-written, and leave a note before anything else is written."""
+        """Remove partial files of a killed process, and write the state file before any other file."""
         remove_partials(
             self._path.parent, lambda name: name in (STATE, MANIFEST, CONTACT) or name.startswith(("cat-", "train-"))
         )
@@ -68,69 +106,49 @@ class Progress:
         self._path.unlink()
 
 
-def settings(digest: str, seeds: Sequence[int], psi: float, suffix: str, provider: str, shards: bool) -> dict[str, Any]:
-    """All that the files depend on, in values that JSON gives back unchanged."""
-    listed = hashlib.sha256(",".join(map(str, seeds)).encode()).hexdigest()
-    return {
-        "generator_sha256": digest,
-        "seeds_sha256": listed,
-        "psi": psi,
-        "suffix": suffix,
-        "provider": provider,
-        "shards": shards,
-    }
-
-
-def write_files(folder: Path, seeds: Sequence[int], suffix: str, pictures: Iterator[bytes], progress: Progress) -> None:
-    """One file for each seed, such as ``cat-000003.png``; existing ones are replaced.
-
-    ``pictures`` are the encoded ones that ``progress`` does not count as done, in order.
-    """
-    while part := seeds[progress.done : progress.done + PART]:
-        for seed, content in zip(part, islice(pictures, len(part)), strict=True):
-            with atomic_open(folder / f"cat-{seed:06d}{suffix}") as file:
-                file.write(content)
-        progress.done += len(part)
-        progress.save()
-    progress.finish()
-
-
 def sha256(path: Path) -> str:
     """In hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_shards(
-    folder: Path,
-    seeds: Sequence[int],
-    size: int,
-    psi: float,
-    pictures: Iterator[bytes],
-    progress: Progress,
-    options: dict[str, Any],
-) -> None:
-    """A data set as ``catdata`` writes it, all of it in the split ``train``: shards, then ``manifest.json``.
+def write_files(folder: Path, job: Job, images: Iterator[bytes], progress: Progress) -> None:
+    """Write one file per seed, such as ``cat-000003.png``. Existing files are replaced.
 
-    ``pictures`` are the encoded ones that ``progress`` does not count as done, in order. Each becomes a sample
-    ``<seed, 8 digits>.png`` with ``<seed>.json`` (seed, psi).
+    ``images`` are the encoded images after those that are done, in order.
     """
-    while part := seeds[progress.done : progress.done + SHARD]:
-        path = folder / f"train-{len(progress.shards):06d}.tar"
-        progress.shards.append(_write_shard(path, part, psi, islice(pictures, len(part))))
+    while part := job.seeds[progress.done : progress.done + PART]:
+        for seed, content in zip(part, islice(images, len(part)), strict=True):
+            with atomic_open(folder / f"cat-{seed:06d}{job.suffix}") as file:
+                file.write(content)
         progress.done += len(part)
         progress.save()
-    with atomic_open(folder / MANIFEST) as file:
-        file.write(_manifest(progress.shards, len(seeds), size, seeds[0], options))
     progress.finish()
 
 
-def _write_shard(path: Path, seeds: Sequence[int], psi: float, pictures: Iterable[bytes]) -> dict[str, Any]:
+def write_shards(folder: Path, job: Job, size: int, images: Iterator[bytes], progress: Progress) -> None:
+    """Write a data set in the format of ``catdata``, with the split ``train`` alone: shards, then ``manifest.json``.
+
+    ``images`` are the encoded images of ``size`` pixels after those that are done, in order. Each becomes a sample of
+    ``<seed, 8 digits>.png`` and ``.json`` (seed, psi).
+    """
+    while part := job.seeds[progress.done : progress.done + SHARD]:
+        path = folder / f"train-{len(progress.shards):06d}.tar"
+        progress.shards.append(_write_shard(path, part, job.psi, islice(images, len(part))))
+        progress.done += len(part)
+        progress.save()
+    with atomic_open(folder / MANIFEST) as file:
+        file.write(_manifest(job, size, progress.shards))
+    progress.finish()
+
+
+def _write_shard(path: Path, seeds: Sequence[int], psi: float, images: Iterable[bytes]) -> dict[str, Any]:
+    """Returns the manifest's entry."""
     with atomic_open(path) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for seed, picture in zip(seeds, pictures, strict=True):
-                for suffix, content in (("png", picture), ("json", _canonical({"psi": psi, "seed": seed}))):
-                    # TarInfo's defaults (time 0, no owner) keep the bytes the same on every machine and day.
+            for seed, image in zip(seeds, images, strict=True):
+                for suffix, content in (("png", image), ("json", _canonical({"psi": psi, "seed": seed}))):
+                    # TarInfo's defaults (time 0, no owner) make the bytes the same on every machine and day.
                     info = tarfile.TarInfo(f"{seed:08d}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
@@ -141,17 +159,17 @@ def _write_shard(path: Path, seeds: Sequence[int], psi: float, pictures: Iterabl
         return {"name": path.name, "images": len(seeds), "sha256": digest.hexdigest(), "bytes": file.tell()}
 
 
-def _manifest(shards: list[dict[str, Any]], images: int, size: int, seed: int, options: dict[str, Any]) -> bytes:
+def _manifest(job: Job, size: int, shards: list[dict[str, Any]]) -> bytes:
     """``manifest.json`` in the format of ``trainer.data.manifest``, which inference must not import."""
     hashes = {"train": [shard["sha256"] for shard in shards], "val": []}
     record = {
         "format_version": FORMAT_VERSION,
         "size": size,
         "digest": hashlib.sha256(_canonical([FORMAT_VERSION, size, hashes])).hexdigest(),
-        "splits": {"train": {"images": images, "shards": shards}, "val": {"images": 0, "shards": []}},
-        "seed": seed,
+        "splits": {"train": {"images": len(job.seeds), "shards": shards}, "val": {"images": 0, "shards": []}},
+        "seed": job.seeds[0],
         "source": ["catinfer"],
-        "options": options,
+        "options": {"generator_sha256": job.generator_sha256, "psi": job.psi, "provider": job.provider},
         "tool": _tool(),
     }
     return (json.dumps(record, indent=2) + "\n").encode()
@@ -164,5 +182,5 @@ def _canonical(value: Any) -> bytes:
 def _tool() -> str:
     try:
         return f"catgan {version('catgan')}"
-    except PackageNotFoundError:  # run from a plain checkout
+    except PackageNotFoundError:  # run from a checkout that is not installed
         return "catgan"

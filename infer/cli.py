@@ -1,7 +1,7 @@
-"""``catinfer``: pictures from a generator in an ONNX file.
+"""``catinfer``: images from a generator in an ONNX file.
 
-Only the arguments are handled here; NumPy, Pillow and onnxruntime are imported once they are known to be right, so
-``--help`` and mistakes answer at once.
+Parses the arguments. NumPy, Pillow and onnxruntime are imported only after that, so ``--help`` and mistakes are
+answered at once.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ SWEEP = "0.4,0.6,0.8,1,1.2"
 DEVICES = ("auto", "cpu", "cuda")
 
 _DESCRIPTION = """\
-Make pictures with a trained generator. Needs the gen.onnx of a training run (or of catexport), NumPy, Pillow and
+Generate images with a trained generator. Needs the gen.onnx of a training run (or of catexport), NumPy, Pillow and
 onnxruntime; no PyTorch.
 """
 _EPILOG = """\
-A picture belongs to its seed: picture i of --seed s is picture 0 of --seed s+i, whatever --n is.
+An image depends on its seed alone: image i of --seed s is image 0 of --seed s+i, for any --n.
 
 examples:
-  catinfer --onnx gen.onnx                               16 pictures as one sheet, cats.png
+  catinfer --onnx gen.onnx                               16 images as one sheet, cats.png
   catinfer --onnx gen.onnx --n 64 --seed 1000 --psi 0.7  other, more typical cats
-  catinfer --onnx gen.onnx --seeds 3,7-12 --labels       chosen cats, their seeds below them
+  catinfer --onnx gen.onnx --seeds 3,7-12 --labels       chosen cats with their seeds below
   catinfer --onnx gen.onnx --n 5000 --out fakes/         fakes/cat-000000.png to fakes/cat-004999.png
-  catinfer --onnx gen.onnx --n 100000 --out fakes/ --shards  a WebDataset; stopped, the same command goes on
+  catinfer --onnx gen.onnx --n 100000 --out fakes/ --shards  a WebDataset; after a stop, the same command continues
   catinfer --onnx gen.onnx --n 8 --interpolate walk.gif  from cat 0 to cat 1 ... to cat 7 and back to cat 0
-  catinfer --onnx gen.onnx --n 8 --truncation-sweep      a row of the same 8 cats for each of several psi
+  catinfer --onnx gen.onnx --n 8 --truncation-sweep      a row of the same 8 cats for each psi
 
 other commands:
-  catinfer doctor       what onnxruntime can use here, what is wrong with CUDA, and how to mend it
-  catinfer serve DIR    show the page that `catexport --web DIR` made, on this machine only
+  catinfer doctor       which devices onnxruntime can use here, what is wrong with CUDA, and how to repair it
+  catinfer serve DIR    serve the page of `catexport --web DIR` on this machine only
 
 Progress goes to stderr, one line of JSON to stdout: out, n, provider, seconds. --debug shows tracebacks.
 """
@@ -48,10 +48,10 @@ Progress goes to stderr, one line of JSON to stdout: out, n, provider, seconds. 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(NAME, _DESCRIPTION, _EPILOG)
     parser.add_argument("--onnx", required=True, metavar="FILE", help="the generator, one ONNX file below 2 GiB")
-    parser.add_argument("--n", type=number(int, 1, MAX_N), metavar="N", help=f"how many pictures (default {DEFAULT_N})")
-    parser.add_argument("--seed", type=number(int, 0, MAX_SEED), metavar="S", help="seed of picture 0 (default 0)")
+    parser.add_argument("--n", type=number(int, 1, MAX_N), metavar="N", help=f"number of images (default {DEFAULT_N})")
+    parser.add_argument("--seed", type=number(int, 0, MAX_SEED), metavar="S", help="seed of image 0 (default 0)")
     parser.add_argument(
-        "--seeds", type=seeds, metavar="LIST", help="these seeds instead of --n and --seed, such as 3,7-12"
+        "--seeds", type=_parse_seeds, metavar="LIST", help="these seeds instead of --n and --seed, such as 3,7-12"
     )
     psi = parser.add_mutually_exclusive_group()
     psi.add_argument(
@@ -59,22 +59,22 @@ def _parser() -> argparse.ArgumentParser:
         type=number(float, 0, MAX_PSI),
         default=1.0,
         metavar="P",
-        help="scales the latents: below 1 the cats are more typical and more alike, above 1 odder; 0 to 2 (default 1)",
+        help="scales the latents: below 1 cats are more typical and more alike, above 1 less; 0 to 2 (default 1)",
     )
     psi.add_argument(
         "--truncation-sweep",
-        type=_psis,
+        type=_parse_psis,
         nargs="?",
-        const=_psis(SWEEP),
+        const=_parse_psis(SWEEP),
         metavar="P,P...",
         help=f"a sheet with a row of the same seeds for each psi (default {SWEEP})",
     )
     parser.add_argument(
         "--out",
         metavar="FILE|DIR",
-        help="a name with .png, .jpg, .jpeg or .webp: one sheet of all pictures; with .npy: one array, uint8 [n, size, "
-        "size, 3]; a directory: single files named by seed, such as cat-000000.png; made where missing (default "
-        "cats.png; nothing if only --interpolate is given)",
+        help="a name with .png, .jpg, .jpeg or .webp: one sheet of all images; with .npy: one array, uint8 [n, size, "
+        "size, 3]; a directory, made if missing: single files named by seed, such as cat-000000.png (default cats.png; "
+        "none if only --interpolate is given)",
     )
     parser.add_argument(
         "--format", choices=("png", "jpg", "webp", "npy"), help="of single files; WebP is lossless (default png)"
@@ -82,20 +82,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shards",
         action="store_true",
-        help="--out DIR/ becomes a WebDataset of PNG that catfid and catdata verify read, 1,000 pictures a shard",
+        help="--out DIR/ becomes a WebDataset of PNG for catfid and catdata verify, 1,000 images per shard",
     )
-    parser.add_argument("--labels", action="store_true", help="write each picture's seed below it on the sheet")
+    parser.add_argument("--labels", action="store_true", help="write each image's seed below it on the sheet")
     parser.add_argument(
         "--interpolate",
         metavar="FILE",
         help="an endless .gif or .webp, or an .mp4, that walks through the latents of the seeds, 20 frames (one "
-        "second) from each to the next, on great circles (slerp); give --out as well for the pictures themselves",
+        "second) from each to the next, on great circles (slerp); add --out for the images themselves",
     )
     _add_device(parser)
     parser.add_argument(
         "--benchmark",
         action="store_true",
-        help="no pictures, but how many a second this file gives on this machine, 1, 16 and 256 at once",
+        help="write no images, but measure images per second on this machine, for 1, 16 and 256 at once",
     )
     return parser
 
@@ -105,12 +105,12 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
         "--device",
         choices=DEVICES,
         default="auto",
-        help="auto: CUDA where onnxruntime can use it, else the CPU; cuda: an error where it cannot (default auto)",
+        help="auto: CUDA if onnxruntime can use it, else the CPU; cuda: an error if it cannot (default auto)",
     )
 
 
-def seeds(text: str) -> Sequence[int]:
-    """An argument type: numbers and ranges such as ``3,7-12``, each seed once."""
+def _parse_seeds(text: str) -> Sequence[int]:
+    """An argument type: a list of numbers and ranges such as ``3,7-12`` that names each seed once."""
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part, re.ASCII)
@@ -127,7 +127,7 @@ def seeds(text: str) -> Sequence[int]:
     return found
 
 
-def _psis(text: str) -> Sequence[float]:
+def _parse_psis(text: str) -> Sequence[float]:
     return [number(float, 0, MAX_PSI)(part) for part in text.split(",")]
 
 
@@ -136,39 +136,31 @@ def main(argv: list[str]) -> dict[str, Any]:
         return _COMMANDS[argv[0]](argv[1:])
     args = _parser().parse_args(argv)
     if args.seeds is not None and (args.n is not None or args.seed is not None):
-        raise UserError("--seeds says which and how many: leave --n and --seed away")
+        raise UserError("--seeds gives the seeds and their number: omit --n and --seed")
     if args.benchmark:
         if args.out is not None or args.interpolate is not None:
-            raise UserError("--benchmark makes no pictures: leave --out and --interpolate away")
+            raise UserError("--benchmark writes no images: omit --out and --interpolate")
 
         from infer.benchmark import benchmark
 
         return benchmark(args.onnx, args.device)
     first = args.seed or 0
+    seeds = args.seeds or range(first, first + (args.n or DEFAULT_N))
+    out = "cats.png" if args.out is None and args.interpolate is None else args.out
+    suffix = f".{args.format}" if args.format else None
 
     from infer.generate import Order, generate
+    from infer.output import parse_output
 
-    return generate(
-        Order(
-            onnx=args.onnx,
-            seeds=args.seeds or range(first, first + (args.n or DEFAULT_N)),
-            psi=args.psi,
-            out="cats.png" if args.out is None and args.interpolate is None else args.out,
-            suffix=f".{args.format}" if args.format else None,
-            shards=args.shards,
-            labels=args.labels,
-            sweep=args.truncation_sweep or (),
-            interpolate=args.interpolate,
-            device=args.device,
-        )
-    )
+    output = parse_output(out, suffix, args.shards, args.labels, args.truncation_sweep or ())
+    return generate(Order(args.onnx, seeds, args.psi, output, args.interpolate, args.device))
 
 
 def _doctor(argv: list[str]) -> dict[str, Any]:
     parser = Parser(
         f"{NAME} doctor",
-        "Say what onnxruntime can use on this machine, what is wrong with CUDA, and how to mend it. Exit status 0 if "
-        "the CPU works;\nwith --device cuda only if CUDA works.",
+        "Report which devices onnxruntime can use on this machine, what is wrong with CUDA, and how to repair it. Exit "
+        "status 0 if\nthe CPU works; with --device cuda only if CUDA works.",
     )
     parser.add_argument("--device", choices=DEVICES, default="auto", help="what must work (default auto: the CPU)")
     args = parser.parse_args(argv)
@@ -181,7 +173,7 @@ def _doctor(argv: list[str]) -> dict[str, Any]:
 def _serve(argv: list[str]) -> dict[str, Any]:
     parser = Parser(
         f"{NAME} serve",
-        "Show the page that `catexport --web DIR` made: serve the folder on 127.0.0.1, for browsers on this machine.",
+        "Serve the page of `catexport --web DIR` on 127.0.0.1, for browsers on this machine.",
     )
     parser.add_argument("folder", metavar="DIR", help="a folder with index.html")
     parser.add_argument(

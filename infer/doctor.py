@@ -1,14 +1,11 @@
-"""``catinfer doctor``: what computes here, what is wrong with CUDA, and how to mend it."""
+"""``catinfer doctor``: which devices work here, what is wrong with CUDA, and how to repair it."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import io
 import mmap
 import platform
 import re
-import sys
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,20 @@ import numpy as np
 import PIL
 
 from catgan.command import UserError, say
-from infer import session
+from catgan.machine import cores
+from infer.diagnosis import (
+    CUDA,
+    INSTALL_CUDA,
+    brief,
+    cuda_driver,
+    import_onnxruntime,
+    load_cuda_libraries,
+    onnxruntime_errors,
+    why_no_cuda,
+)
+from infer.session import open_session
 
-# The model z -> Identity -> image, float [1], IR version 8, opset 17: the smallest that proves that onnxruntime works.
+# The model z -> Identity -> image, float [1], IR version 8, opset 17: the smallest one that shows onnxruntime working.
 TINY = bytes.fromhex(
     "08083a3f0a140a017a1205696d61676522084964656e746974791201745a0f0a017a120a0a08080112040a020801"
     "62130a05696d616765120a0a08080112040a02080142040a001011"
@@ -27,9 +35,10 @@ TINY = bytes.fromhex(
 
 
 def doctor(device: str) -> dict[str, Any]:
-    """Say what is found, and return it: ``cpu`` and ``cuda`` tell whether onnxruntime really computed there.
+    """Report on stderr and in the result what works: ``cpu`` and ``cuda`` tell whether onnxruntime computed there.
 
-    Raises ``UserError`` where the CPU does not work, and with ``device`` "cuda" where CUDA does not.
+    Raises:
+        UserError: the CPU does not work, or with ``device`` "cuda", CUDA does not.
     """
     found = _runtimes()
     say(f"{platform.platform()}, Python {platform.python_version()}, NumPy {np.__version__}, Pillow {PIL.__version__}")
@@ -40,18 +49,17 @@ def doctor(device: str) -> dict[str, Any]:
             f"{' and '.join(found)} overwrite each other's files: pip uninstall -y {' '.join(found)}, then install "
             "one, 'catgan[infer]' or for an NVIDIA GPU 'catgan[infer-gpu]'"
         )
-    ort = session._import_onnxruntime()
+    ort = import_onnxruntime()
     say(f"onnxruntime {ort.__version__} offers {', '.join(ort.get_available_providers())}")
     _compute(ort, "cpu")
-    say(f"CPU: works, {session.cores()} threads")
-    driver = _driver()
+    say(f"CPU: works, {cores()} threads")
+    driver = _describe_driver()
     say(f"CUDA driver: {driver or 'none'}")
-    why = session._why_no_cuda(ort)
-    missing = _missing_libraries(ort) if session.CUDA in ort.get_available_providers() else []
+    why = why_no_cuda(ort)
+    missing = _missing_libraries(ort) if CUDA in ort.get_available_providers() else []
     if missing:
         problems.append(
-            f"libraries that do not load: {', '.join(missing)}: pip install 'onnxruntime-gpu[cuda,cudnn]', or put "
-            "their folder into LD_LIBRARY_PATH"
+            f"libraries that do not load: {', '.join(missing)}: {INSTALL_CUDA}, or add their folder to LD_LIBRARY_PATH"
         )
     if why is None:
         try:
@@ -82,28 +90,23 @@ def _runtimes() -> dict[str, str]:
 
 
 def _compute(ort: Any, device: str) -> None:
-    """Run the tiny model; ``UserError`` where that does not work."""
-    opened = session._open(ort, TINY, Path("a tiny model"), device)
+    """Run the tiny model on ``device``. Raises ``UserError`` if that does not work."""
+    session = open_session(ort, TINY, Path("a tiny model"), device)
     value = np.ones(1, np.float32)
     try:
-        (same,) = opened.run(["image"], {"z": value})
-    except session._onnxruntime_errors() as error:
-        raise UserError(f"onnxruntime does not compute: {session._brief(error)}; reinstall it") from error
+        (same,) = session.run(["image"], {"z": value})
+    except onnxruntime_errors() as error:
+        raise UserError(f"onnxruntime does not compute: {brief(error)}; reinstall it") from error
     assert same == value, same
 
 
-def _driver() -> str | None:
-    """The newest CUDA version that the driver knows and its number of GPUs, in words; None without a driver."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
+def _describe_driver() -> str | None:
+    driver = cuda_driver()
+    if driver is None:
         return None
-    version, count = ctypes.c_int(0), ctypes.c_int(0)
-    if status := driver.cuInit(0):
-        return f"does not start (error {status} of cuInit)"
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    return f"up to CUDA {version.value // 1000}.{version.value % 1000 // 10}, {count.value} GPUs"
+    if driver.error:
+        return f"does not start (error {driver.error} of cuInit)"
+    return f"up to CUDA {driver.version}, {driver.gpus} GPUs"
 
 
 def _missing_libraries(ort: Any) -> list[str]:
@@ -113,14 +116,12 @@ def _missing_libraries(ort: Any) -> list[str]:
         return []
     with provider.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = re.findall(rb"\0(lib(?:cudart|cublas|cublasLt|curand|cufft|cudnn)\.so)\.(\d+)(?=\0)", content)
-    # Of a library that it can take in two versions, the newer is that of its own build.
-    # cuDNN 9 is not linked but opened by name when it is wanted.
+    # If a library is named in two versions, onnxruntime was built with the newer one.
+    # cuDNN 9 is not linked but opened by name at first use.
     newest = {"libcudnn.so": 9} | {
         name: version for version, name in sorted((int(version), name.decode()) for name, version in found)
     }
-    if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):
-            ort.preload_dlls()
+    load_cuda_libraries(ort)
     return [f"{name}.{version}" for name, version in newest.items() if not _loads(f"{name}.{version}")]
 
 

@@ -1,4 +1,4 @@
-"""Picture files: formats by suffix, encoding in threads, and writing beside a name before taking it."""
+"""Image files: formats by suffix, and encoding in threads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from catgan.command import UserError
 from catgan.machine import cores
 
 ARRAY = ".npy"
-STATE = ".catinfer.json"  # in a folder with unfinished work, see bulk
-# JPEG without chroma subsampling: at 64 pixels a blurred colour is seen. method 4 is libwebp's default effort.
+STATE = ".catinfer.json"  # the state file in a folder of unfinished work, see bulk
+# JPEG without chroma subsampling: at 64 pixels its blur is visible. method 4 is libwebp's default effort.
 _OPTIONS: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG"},
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -26,18 +25,18 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     ".webp": {"format": "WEBP", "lossless": True, "method": 4},
 }
 SUFFIXES = (*_OPTIONS, ARRAY)
-# What may wait to be encoded or written, pictures and bytes; bounds the memory.
+# At most so many images, and so many bytes, wait to be encoded or written.
 _AHEAD = 64
 _AHEAD_BYTES = 2**28
 
 
-def save(picture: Image.Image, file: BinaryIO, suffix: str) -> None:
-    """Write ``picture`` in the format of ``suffix``: PNG and WebP keep every pixel, JPEG nearly."""
-    picture.save(file, **_OPTIONS[suffix])
+def save(image: Image.Image, file: BinaryIO, suffix: str) -> None:
+    """Write ``image`` in the format of ``suffix``. PNG and WebP are lossless."""
+    image.save(file, **_OPTIONS[suffix])
 
 
 def encode(pixels: np.ndarray, suffix: str) -> bytes:
-    """The bytes of a file with ``pixels`` uint8 ``[H, W, 3]``, one of ``SUFFIXES``."""
+    """The content of a file with ``pixels`` uint8 ``[H, W, 3]``; ``suffix`` is one of ``SUFFIXES``."""
     file = io.BytesIO()
     if suffix == ARRAY:
         np.save(file, pixels, allow_pickle=False)
@@ -46,12 +45,12 @@ def encode(pixels: np.ndarray, suffix: str) -> bytes:
     return file.getvalue()
 
 
-def encoded(pictures: Iterable[np.ndarray], suffix: str) -> Iterator[bytes]:
-    """``encode`` of each picture, in order, by a thread for each core while the next pictures are made."""
+def encode_all(images: Iterable[np.ndarray], suffix: str) -> Iterator[bytes]:
+    """``encode`` of each image, in order, in one thread per core while further images are generated."""
     with ThreadPoolExecutor(cores()) as pool:
         waiting: deque[Future[bytes]] = deque()
         try:
-            for pixels in pictures:
+            for pixels in images:
                 waiting.append(pool.submit(encode, pixels, suffix))
                 if len(waiting) > min(_AHEAD, _AHEAD_BYTES // pixels.nbytes):
                     yield waiting.popleft().result()
@@ -63,13 +62,7 @@ def encoded(pictures: Iterable[np.ndarray], suffix: str) -> Iterator[bytes]:
 
 
 def make_writable(folder: Path) -> None:
-    """Make ``folder`` where missing and prove that files can be created in it; raises OSError."""
+    """Make ``folder`` if it is missing, and check that files can be created in it. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
-
-
-def check_shards(folder: Path) -> None:
-    """A ``UserError`` unless ``folder`` is missing, empty, or holds unfinished work; raises OSError."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file():
-        raise UserError(f"--out {folder}: is not empty; shards need a folder of their own")

@@ -1,44 +1,42 @@
-"""The work of ``catinfer``: from a generator and seeds to files of pictures."""
+"""The work of ``catinfer``: from a generator and seeds to image files."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from catgan.command import UserError, say
 from catgan.files import atomic_open
-from infer.files import ARRAY, SUFFIXES, check_shards, encoded, make_writable, save
+from infer.files import encode_all, make_writable, save
 from infer.grid import cell, grid, grid_shape
 from infer.latents import latents, walk
+from infer.output import Array, Files, Output, Shards, Sheet, check_shards
 from infer.session import Generator
 from infer.walk import STEPS, check_walk, write_walk
 
 MAX_SHEET_SIDE = 16383  # pixels; WebP's limit, and about 1 GB in memory
-# In memory at a time, at most so many pictures and bytes; changes nothing about the pictures.
+# At most so many images, and so many bytes, are in memory at a time. Does not affect the images.
 CHUNK = 64
 CHUNK_BYTES = 2**28
 REPORT_SECONDS = 2.0
-CONTACTS = 64  # pictures of a data set that its contact sheet shows
+CONTACTS = 64  # images on the contact sheet of a data set
 
 
-class Order(NamedTuple):
-    """What ``catinfer`` is asked for.
+@dataclass(frozen=True)
+class Order:
+    """What ``catinfer`` generates.
 
     Attributes:
         onnx: the generator's file.
-        seeds: of the pictures, in order, no two alike, at least one.
+        seeds: one per image, in order, all different, at least one.
         psi: scales the latents; there is no mapping network with a mean latent to truncate towards.
-        out: a file for all pictures, or a directory; None for no pictures but those of ``interpolate``.
-        suffix: of single files, such as ".png"; None takes that, and is needed where ``out`` is a file.
-        shards: ``out`` becomes a data set instead of single files.
-        labels: seeds stand under the pictures of a sheet.
-        sweep: values of psi, one row of the sheet for each; none for the one ``psi``.
+        output: where the images go; None to write ``interpolate`` alone.
         interpolate: a file for a walk through the seeds.
         device: see ``Generator``.
     """
@@ -46,102 +44,74 @@ class Order(NamedTuple):
     onnx: str
     seeds: Sequence[int]
     psi: float = 1.0
-    out: str | None = None
-    suffix: str | None = None
-    shards: bool = False
-    labels: bool = False
-    sweep: Sequence[float] = ()
+    output: Output | None = None
     interpolate: str | None = None
     device: str = "auto"
 
 
 def generate(order: Order) -> dict[str, Any]:
-    """Write what is ordered and return what ``catinfer`` prints as JSON.
+    """Write the files of ``order``. Returns the JSON object of ``catinfer``.
 
-    Names and folders are checked before anything is generated. Raises ``UserError``.
+    Names and folders are checked before anything is generated.
+
+    Raises:
+        UserError: a file cannot be read or written, does not fit its format, or is not a generator.
     """
     start = time.perf_counter()
-    path = Path(order.out) if order.out is not None else None
     try:
-        one_file = order.out is not None and _is_one_file(order.out)
-        _check_options(order, one_file)
-        if order.interpolate is not None:
-            check_walk(order.interpolate, len(order.seeds))
-        if path and order.shards:
-            check_shards(path)
-        generator = Generator(order.onnx, order.device)
-        labels = _labels(order, generator.size) if one_file else []
-        if path:
-            make_writable(path.parent if one_file else path)
-        if order.interpolate is not None:
-            make_writable(Path(order.interpolate).parent)
+        generator, labels = _prepare(order)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from error
-
-    if path and one_file:
-        _write_one_file(path, order, generator, labels)
-    elif path:
-        _write_many(path, order, generator)
+    match order.output:
+        case Sheet() as sheet:
+            _write_sheet(sheet, labels, order, generator)
+        case Array() as array:
+            _write_array(Path(array.out), order, generator)
+        case Files() | Shards() as folder:
+            _write_many(folder, order, generator)
     if order.interpolate is not None:
         points = walk(latents(order.seeds, generator.z_dim), STEPS) * np.float32(order.psi)
         chunk = _chunk(generator)
         chunks = (points[i : i + chunk] for i in range(0, len(points), chunk))
-        write_walk(Path(order.interpolate), _pictures(generator, chunks, len(points)))
-    result = {"out": order.out or order.interpolate, "n": len(order.seeds), "provider": generator.provider}
+        write_walk(Path(order.interpolate), _images(generator, chunks, len(points)))
+    out = order.output.out if order.output else order.interpolate
+    result: dict[str, Any] = {"out": out, "n": len(order.seeds), "provider": generator.provider}
     if order.interpolate is not None:
         result["interpolate"] = order.interpolate
     return {**result, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def _is_one_file(out: str) -> bool:
-    """Whether ``out`` names one file for all pictures rather than a directory; ``UserError`` where it fits neither."""
-    path, named_directory = Path(out), out.endswith(("/", os.sep))
-    wanted = (
-        "one sheet ends with .png, .jpg, .jpeg or .webp, one array with .npy; "
-        "for single files name a directory, ending with /"
-    )
-    if not out:
-        raise UserError(f"--out is empty: {wanted}")
-    if path.is_dir() and path.suffix.lower() in SUFFIXES and not named_directory:
-        raise UserError(f"--out {out}: is a directory; add / for single files in it, or choose another name")
-    if path.is_dir() or named_directory:
-        return False
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    if path.suffix or path.exists():
-        raise UserError(f"--out {out}: {wanted}")
-    return False
+def _prepare(order: Order) -> tuple[Generator, list[str]]:
+    """Check the order, open the generator and make the folders. Returns the generator and a sheet's labels."""
+    if order.interpolate is not None:
+        check_walk(order.interpolate, len(order.seeds))
+    if isinstance(order.output, Shards):
+        check_shards(Path(order.output.out))
+    generator = Generator(order.onnx, order.device)
+    labels = _sheet_labels(order.output, order.seeds, generator.size) if isinstance(order.output, Sheet) else []
+    match order.output:
+        case Sheet(out) | Array(out):
+            make_writable(Path(out).parent)
+        case Files(out) | Shards(out):
+            make_writable(Path(out))
+    if order.interpolate is not None:
+        make_writable(Path(order.interpolate).parent)
+    return generator, labels
 
 
-def _check_options(order: Order, one_file: bool) -> None:
-    """``UserError`` for options that the kind of ``out`` has no use for."""
-    sheet = one_file and Path(str(order.out)).suffix.lower() != ARRAY
-    for given, fits, what in (
-        (order.suffix is not None, order.out is not None and not one_file, "--format needs --out DIR/"),
-        (order.shards, order.out is not None and not one_file, "--shards needs --out DIR/"),
-        (order.shards, order.suffix in (None, ".png"), "--shards holds PNG: leave --format away"),
-        (order.labels, sheet, "--labels needs a sheet, such as --out cats.png"),
-        (bool(order.sweep), sheet, "--truncation-sweep needs a sheet, such as --out cats.png"),
-    ):
-        if given and not fits:
-            raise UserError(what + (f"; --out is {order.out}" if order.out else ""))
-
-
-def _labels(order: Order, size: int) -> list[str]:
-    """What stands under each picture of a sheet, if anything; ``UserError`` where the sheet would be too large."""
-    if Path(str(order.out)).suffix.lower() == ARRAY:
-        return []
-    n = len(order.seeds)
-    rows, columns = (len(order.sweep), n) if order.sweep else grid_shape(n)
-    labels = ["0"] if order.labels else []
+def _sheet_labels(sheet: Sheet, seeds: Sequence[int], size: int) -> list[str]:
+    """The text below each image of ``size`` pixels, if any. Raises ``UserError`` if the sheet would be too large."""
+    n = len(seeds)
+    rows, columns = (len(sheet.sweep), n) if sheet.sweep else grid_shape(n)
+    labels = ["0"] if sheet.labels else []
     width, height = cell(size, labels)
-    if order.labels and max(columns * width, rows * height) <= MAX_SHEET_SIDE:
-        labels = [f"{seed}, psi {psi:g}" for psi in order.sweep for seed in order.seeds] or list(map(str, order.seeds))
+    if sheet.labels and max(columns * width, rows * height) <= MAX_SHEET_SIDE:
+        labels = [f"{seed}, psi {psi:g}" for psi in sheet.sweep for seed in seeds] or list(map(str, seeds))
         width, height = cell(size, labels)
     if max(columns * width, rows * height) > MAX_SHEET_SIDE:
-        most = MAX_SHEET_SIDE // width if order.sweep else (MAX_SHEET_SIDE // max(width, height)) ** 2
+        most = MAX_SHEET_SIDE // width if sheet.sweep else (MAX_SHEET_SIDE // max(width, height)) ** 2
         raise UserError(
-            f"--n {n}: one sheet of {rows} x {columns} pictures of {size}x{size} would be {columns * width}x"
+            f"--n {n}: one sheet of {rows} x {columns} images of {size}x{size} would be {columns * width}x"
             f"{rows * height} pixels, more than {MAX_SHEET_SIDE} a side; use at most --n {most}, or --out DIR/ for "
             "files"
         )
@@ -149,22 +119,22 @@ def _labels(order: Order, size: int) -> list[str]:
 
 
 def _chunk(generator: Generator) -> int:
-    """Pictures in memory at a time."""
+    """The number of images in memory at a time."""
     return max(1, min(CHUNK, CHUNK_BYTES // (3 * generator.size**2)))
 
 
-def _scaled(seeds: Sequence[int], psis: Sequence[float], generator: Generator) -> Iterator[np.ndarray]:
-    """The latents of all seeds for each psi, a chunk at a time: float32 ``[<= CHUNK, z_dim]``."""
+def _latents(seeds: Sequence[int], psis: Sequence[float], generator: Generator) -> Iterator[np.ndarray]:
+    """The latents of all seeds for each psi in chunks, float32 ``[<= CHUNK, z_dim]``."""
     chunk = _chunk(generator)
     for psi in psis:
         for first in range(0, len(seeds), chunk):
             yield latents(seeds[first : first + chunk], generator.z_dim) * np.float32(psi)
 
 
-def _pictures(generator: Generator, chunks: Iterable[np.ndarray], total: int, before: int = 0) -> Iterator[np.ndarray]:
-    """Each picture uint8 ``[size, size, 3]`` of all chunks; says how far it is every few seconds.
+def _images(generator: Generator, chunks: Iterable[np.ndarray], total: int, before: int = 0) -> Iterator[np.ndarray]:
+    """Each image uint8 ``[size, size, 3]`` of all chunks of latents. Reports progress every few seconds.
 
-    ``before`` of the ``total`` were made by an earlier process.
+    ``before`` of the ``total`` images were generated by an earlier process.
     """
     done, start = before, time.perf_counter()
     reported = start
@@ -174,43 +144,48 @@ def _pictures(generator: Generator, chunks: Iterable[np.ndarray], total: int, be
         if now - reported >= REPORT_SECONDS and done < total:
             reported, speed = now, (done - before) / (now - start)
             minutes, seconds = divmod(round((total - done) / speed), 60)
-            say(f"{done}/{total} pictures, {speed:.0f}/s, {minutes}:{seconds:02d} min left")
+            say(f"{done}/{total} images, {speed:.0f}/s, {minutes}:{seconds:02d} min left")
 
 
-def _write_one_file(path: Path, order: Order, generator: Generator, labels: Sequence[str]) -> None:
-    n, suffix = len(order.seeds), path.suffix.lower()
-    psis = order.sweep or [order.psi]
-    total = n * len(psis)
-    pictures = _pictures(generator, _scaled(order.seeds, psis, generator), total)
-    if suffix == ARRAY:
-        shape = (total, generator.size, generator.size, 3)
-        with atomic_open(path) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for picture in pictures:
-                file.write(picture.tobytes())
-        return
-    sheet = grid(np.stack(list(pictures)), n if order.sweep else None, labels)
+def _write_sheet(sheet: Sheet, labels: Sequence[str], order: Order, generator: Generator) -> None:
+    n, psis, path = len(order.seeds), sheet.sweep or [order.psi], Path(sheet.out)
+    images = _images(generator, _latents(order.seeds, psis, generator), n * len(psis))
+    image = grid(np.stack(list(images)), n if sheet.sweep else None, labels)
     with atomic_open(path) as file:
-        save(sheet, file, suffix)
+        save(image, file, path.suffix.lower())
 
 
-def _write_many(folder: Path, order: Order, generator: Generator) -> None:
-    """Single files or shards, going on where an earlier process was stopped."""
-    from infer import bulk  # hashes and tars would cost every small command its start
+def _write_array(path: Path, order: Order, generator: Generator) -> None:
+    n = len(order.seeds)
+    images = _images(generator, _latents(order.seeds, [order.psi], generator), n)
+    with atomic_open(path) as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (n, generator.size, generator.size, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for image in images:
+            file.write(image.tobytes())
 
-    digest = bulk.sha256(Path(order.onnx))
-    suffix = order.suffix or ".png"
-    settings = bulk.settings(digest, order.seeds, order.psi, suffix, generator.provider, order.shards)
-    progress = bulk.Progress(folder, settings)
+
+def _write_many(output: Files | Shards, order: Order, generator: Generator) -> None:
+    """Write single files or shards. Continues where an earlier process stopped."""
+    from infer import bulk  # hashes and tars, whose imports would slow down every small command
+
+    folder = Path(output.out)
+    job = bulk.Job(
+        generator_sha256=bulk.sha256(Path(order.onnx)),
+        seeds=order.seeds,
+        psi=order.psi,
+        suffix=output.suffix if isinstance(output, Files) else ".png",
+        provider=generator.provider,
+        shards=isinstance(output, Shards),
+    )
+    progress = bulk.Progress(folder, job)
     progress.begin()
-    chunks = _scaled(order.seeds[progress.done :], [order.psi], generator)
-    files = encoded(_pictures(generator, chunks, len(order.seeds), progress.done), suffix)
-    if not order.shards:
-        bulk.write_files(folder, order.seeds, suffix, files, progress)
+    chunks = _latents(order.seeds[progress.done :], [order.psi], generator)
+    files = encode_all(_images(generator, chunks, len(order.seeds), progress.done), job.suffix)
+    if not job.shards:
+        bulk.write_files(folder, job, files, progress)
         return
-    contacts = chain.from_iterable(map(generator, _scaled(order.seeds[:CONTACTS], [order.psi], generator)))
+    contacts = chain.from_iterable(map(generator, _latents(order.seeds[:CONTACTS], [order.psi], generator)))
     with atomic_open(folder / bulk.CONTACT) as file:
         save(grid(np.stack(list(contacts))), file, ".png")
-    options = {"generator_sha256": digest, "psi": order.psi, "provider": generator.provider}
-    bulk.write_shards(folder, order.seeds, generator.size, order.psi, files, progress, options)
+    bulk.write_shards(folder, job, generator.size, files, progress)

@@ -1,4 +1,4 @@
-"""From the generator's output to pictures, and from pictures to one sheet."""
+"""Converts the generator's output to pixels, and arranges images on one sheet."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-if TYPE_CHECKING:  # fonts are loaded where they are needed: most sheets have no text
+if TYPE_CHECKING:  # imported where they are used: most sheets have no text
     from PIL import ImageFont
 
 
-def to_uint8(images: np.ndarray) -> np.ndarray:
+def to_uint8(output: np.ndarray) -> np.ndarray:
     """Float ``[n, 3, H, W]``, clipped to [-1, 1], as uint8 ``[n, H, W, 3]``: -1 is 0, 1 is 255, rounded between."""
-    scaled = np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5)
+    scaled = np.rint((np.clip(output, -1.0, 1.0) + 1.0) * 127.5)
     return np.ascontiguousarray(scaled.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def grid_shape(n: int, columns: int | None = None) -> tuple[int, int]:
-    """(rows, columns) that hold ``n`` >= 1 pictures: as near to a square as possible unless ``columns`` is given."""
+    """(rows, columns) for ``n`` >= 1 images: as close to a square as possible unless ``columns`` is given."""
     columns = columns or math.isqrt(n - 1) + 1
     return -(-n // columns), columns
 
 
 def cell(size: int, labels: Sequence[str]) -> tuple[int, int]:
-    """(width, height) in pixels of a cell of ``grid`` with a picture of ``size`` and the longest of ``labels``."""
+    """(width, height) in pixels of a cell of ``grid`` with an image of ``size`` and the longest of ``labels``."""
     if not labels:
         return size, size
     font = _font(size)
     width = max(math.ceil(font.getlength(text)) for text in labels)
-    return max(size, width + 4), size + _line(font)
+    return max(size, width + 4), size + _line_height(font)
 
 
-def grid(pictures: np.ndarray, columns: int | None = None, labels: Sequence[str] = ()) -> Image.Image:
-    """One RGB sheet of ``pictures`` uint8 ``[n, H, W, 3]``, n >= 1, row by row without gaps; spare cells are white.
+def grid(images: np.ndarray, columns: int | None = None, labels: Sequence[str] = ()) -> Image.Image:
+    """One RGB sheet of ``images`` uint8 ``[n, H, W, 3]``, n >= 1, row by row without gaps; unused cells are white.
 
-    ``labels``, one for each picture or none, stand under the pictures, black on white.
+    ``labels``, one per image or none, are written below the images, black on white.
     """
-    n, height, width, channels = pictures.shape
-    assert pictures.dtype == np.uint8, pictures.dtype
-    assert channels == 3, pictures.shape
+    n, height, width, channels = images.shape
+    assert images.dtype == np.uint8, images.dtype
+    assert channels == 3, images.shape
     assert len(labels) in (0, n), len(labels)
     rows, columns = grid_shape(n, columns)
-    cell_width, line = (width, 0) if not labels else (cell(width, labels)[0], _line(_font(width)))
+    cell_width, line = (width, 0) if not labels else (cell(width, labels)[0], _line_height(_font(width)))
     sheet = Image.new("RGB", (columns * cell_width, rows * (height + line)), "white")
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         left, top = i % columns * cell_width, i // columns * (height + line)
-        sheet.paste(Image.fromarray(picture), (left + (cell_width - width) // 2, top))
+        sheet.paste(Image.fromarray(image), (left + (cell_width - width) // 2, top))
         if labels:
             from PIL import ImageDraw
 
@@ -58,7 +58,7 @@ def grid(pictures: np.ndarray, columns: int | None = None, labels: Sequence[str]
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, legible below pictures of ``size`` pixels."""
+    """Pillow's own font, legible below images of ``size`` pixels."""
     from PIL import ImageFont
 
     font = ImageFont.load_default(max(10, size // 10))
@@ -66,5 +66,5 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _line(font: ImageFont.FreeTypeFont) -> int:
+def _line_height(font: ImageFont.FreeTypeFont) -> int:
     return sum(font.getmetrics()) + 2

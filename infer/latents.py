@@ -1,7 +1,7 @@
-"""Latent vectors: which picture belongs to which seed, and the way between pictures.
+"""Latent vectors of seeds, and paths between them.
 
-The random numbers come from NumPy, outside the ONNX graph, and each picture has a generator of its own.
-So picture *i* of ``--seed s`` is the picture of seed ``s + i``, whatever the number of pictures or the batch size.
+The random numbers come from NumPy, outside the ONNX graph, with a random generator per image. So image *i* of
+``--seed s`` is image 0 of ``--seed s + i``, for any number of images and any batch size.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def latents(seeds: Sequence[int], z_dim: int) -> np.ndarray:
 def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
     """The point at ``t`` in [0, 1] on the great circle from ``a`` to ``b``, both float ``[z_dim]`` and not zero.
 
-    A normal latent of many dimensions lies close to a sphere of radius sqrt(z_dim); the straight line between two
-    leaves that sphere and gives washed-out pictures (White, "Sampling Generative Networks", 2016, section 2.1).
-    Vectors on one line through the origin have no unique great circle: they are joined by the straight line.
+    The norm of a normal latent of many dimensions is close to sqrt(z_dim); on the straight line between two latents it
+    is smaller, which gives washed-out images (White, "Sampling Generative Networks", 2016, section 2.1). Parallel and
+    opposite vectors, which have no unique great circle, are joined by the straight line.
     """
     cosine = np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
     angle = float(np.arccos(np.clip(cosine, -1.0, 1.0)))
@@ -36,8 +36,8 @@ def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
 def walk(keys: np.ndarray, steps: int) -> np.ndarray:
     """A closed walk through ``keys`` ``[n, z_dim]``, ``steps`` points from each to the next: ``[n * steps, z_dim]``.
 
-    Point ``i * steps`` is key ``i``; the last stretch leads back to key 0, which is not repeated. The walk slows down
-    towards each key and gathers speed after it (half a cosine), so that no turn is seen as a jerk.
+    Point ``i * steps`` is key ``i``; the last section returns to key 0, which is not repeated. The speed falls to zero
+    at each key (half a cosine), so that the changes of direction are not visible as jerks.
     """
     ends = np.roll(keys, -1, axis=0)
     times = (1 - np.cos(np.pi * np.arange(steps) / steps)) / 2

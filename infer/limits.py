@@ -1,10 +1,10 @@
-"""What a graph may consist of and how much it may ask for, decided before it runs.
+"""Checks a graph's operators and the work per image before it runs.
 
-A generator is a feed-forward graph of ordinary operators, so those are listed, and everything else is refused: loops
-and branches, custom operators, random numbers (randomness comes in through ``z``), text, sequences. Of the listed
-ones every output's shape follows from the graph alone; onnxruntime infers it for one picture without computing
-anything, and its sum is bounded. Else a file of 200 bytes could ask for terabytes, at loading already, where
-constants are computed.
+A generator is a feed-forward graph of ordinary operators. These are listed here, and all others are refused: loops and
+branches, custom operators, random numbers (``z`` is the only source of randomness), text, sequences. The output shapes
+of the listed operators follow from the graph alone. onnxruntime infers them for one image without computing anything,
+and their total size is bounded. Otherwise a file of 200 bytes could ask for terabytes, even when it is opened, since
+constants are computed then.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from catgan.command import UserError
 from infer.onnxfile import ModelFile, Node, rank_of
 
-# Per picture, over all tensors that are computed. ProGAN at 1024 pixels has 2**28 and 2**37.
+# Per image, over all computed tensors. ProGAN at 1024 pixels has 2**28 and 2**37.
 MAX_VALUES = 2**30
-MAX_OPERATIONS = 2**40  # multiply-adds; half a minute to a minute of 2 CPU cores
+MAX_OPERATIONS = 2**40  # multiply-adds; half a minute to a minute on 2 CPU cores
 
 _LISTED = (
     # Element by element
@@ -32,14 +32,14 @@ _LISTED = (
     # Shapes
     "Concat Constant ConstantOfShape DepthToSpace Expand Flatten Gather OneHot Pad Reshape Resize Shape Slice "
     "SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Upsample "
-    # Integers in place of floats
+    # Integers instead of floats
     "ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear"
 )
 OPERATORS = frozenset(_LISTED.split())
 
 
 def check_operators(model: ModelFile, path: Path) -> None:
-    """A ``UserError`` if the graph has an operator that is not one of ``OPERATORS``."""
+    """Raise ``UserError`` if the graph has an operator that is not in ``OPERATORS``."""
     for node in model.nodes:
         if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
             name = f"{node.domain}.{node.op_type}".strip(".")[:80]
@@ -50,10 +50,10 @@ def check_operators(model: ModelFile, path: Path) -> None:
 
 
 def check_work(model: ModelFile, outline: Any, path: Path) -> int:
-    """The values that one picture takes; a ``UserError`` if these are more than ``MAX_VALUES``, or the operations more
-    than ``MAX_OPERATIONS``, or if that is unknown.
+    """The number of values that are computed for one image. ``outline`` is an InferenceSession of ``model.outline``.
 
-    ``outline`` is an InferenceSession of ``model.outline``.
+    Raises:
+        UserError: it is above ``MAX_VALUES``, the multiply-adds are above ``MAX_OPERATIONS``, or a shape is unknown.
     """
     tensors = (*outline.get_inputs(), *outline.get_outputs())
     shapes = dict(model.shapes)
@@ -70,15 +70,18 @@ def check_work(model: ModelFile, outline: Any, path: Path) -> int:
     values += workspace
     if values > MAX_VALUES or operations > MAX_OPERATIONS:
         raise UserError(
-            f"{path}: one picture takes {values:.1e} values and {operations:.1e} multiply-adds, allowed are "
+            f"{path}: one image takes {values:.1e} values and {operations:.1e} multiply-adds, allowed are "
             f"{MAX_VALUES:.1e} and {MAX_OPERATIONS:.1e}"
         )
     return values
 
 
 def _shape(tensor: Any, path: Path) -> list[int]:
-    """All dimensions of an input or output of a session. They are read from its text, since its attribute ``shape``
-    keeps 32 bits of each (onnxruntime 1.31.1: 2**32 + 1 appears as 1)."""
+    """The dimensions of an input or output of a session.
+
+    They are read from its text form, since its attribute ``shape`` keeps only 32 bits of each (onnxruntime 1.31.1:
+    2**32 + 1 becomes 1).
+    """
     dims = str(tensor).rpartition("shape=[")[2].rpartition("]")[0]
     try:
         shape = [int(dim) for dim in dims.split(",") if dim]
@@ -93,14 +96,16 @@ def _shape(tensor: Any, path: Path) -> list[int]:
 
 
 def _cost(node: Node, shapes: dict[str, list[int]]) -> tuple[int, int]:
-    """Multiply-adds of one operator, and values of the buffer that it may need beside its output (im2col)."""
+    """(multiply-adds, buffer) of one operator; the buffer is the number of values it may need besides its output
+    (im2col)."""
     inputs = [shapes[name] for name in node.inputs if name]
     outputs = [shapes[name] for name in node.outputs if name]
     read, written = (sum(math.prod(shape) for shape in group) for group in (inputs, outputs))
     out = math.prod(outputs[0]) if outputs else 0
     match node.op_type:
         case "Conv" | "ConvInteger" | "QLinearConv":
-            # Every weight meets every position. The weights are input 1, but of QLinearConv 3; the largest is safe.
+            # Each weight is used at each position. The weights are input 1, of QLinearConv input 3; the largest input
+            # is an upper bound.
             weights = max(inputs[1:], key=math.prod)
             positions = math.prod(outputs[0][2:])
             return (
@@ -119,5 +124,5 @@ def _cost(node: Node, shapes: dict[str, list[int]]) -> tuple[int, int]:
             return out * node.kernel_area, 0
         case "Resize" | "Upsample":
             return 16 * out, 0  # a cubic filter's taps
-    # What is read twice counts twice: onnxruntime's inference adds up the inputs of Concat in 32 bits.
+    # An input that is read twice counts twice, since onnxruntime adds up the sizes of Concat's inputs in 32 bits.
     return read + written, read

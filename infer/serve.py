@@ -1,4 +1,4 @@
-"""``catinfer serve``: a static folder, such as the page of ``catexport --web``, for browsers on this machine."""
+"""``catinfer serve``: serves a static folder, such as the page of ``catexport --web``, to browsers on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from catgan.command import UserError, say
 HOST = "127.0.0.1"
 INDEX = "index.html"
 
-# Not left to the machine's own table, which may lack these or, on Windows, be wrong.
+# Python's defaults come from the machine, where types can be missing or, on Windows, wrong.
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -37,7 +37,7 @@ _HEADERS = {
 
 
 def serve(folder: str, port: int) -> dict[str, Any]:
-    """Serve ``folder`` on 127.0.0.1 until interrupted; port 0 takes a free one. Raises ``UserError``."""
+    """Serve ``folder`` on 127.0.0.1 until interrupted. Port 0 means any free port. Raises ``UserError``."""
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{folder}: no such directory; `catexport --web DIR` makes a page to serve")
@@ -51,23 +51,23 @@ def serve(folder: str, port: int) -> dict[str, Any]:
         raise UserError(f"--port {port}: {error.strerror}; choose another, or 0 for any free one") from error
     address = f"http://{HOST}:{server.server_port}/"
     with server:
-        say(f"{address} serves {folder}, Ctrl-C ends it")
+        say(f"{address} serves {folder}, Ctrl-C stops it")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            say("ended")
+            say("stopped")
     return {"address": address, "folder": folder}
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """GET and HEAD of files that really lie in the folder; no listings, and nothing through links that lead out."""
+    """GET and HEAD of the files in the folder: no listings, and no links to places outside it."""
 
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, **_TYPES}  # noqa: RUF012, as the base class has it
+    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, **_TYPES}  # noqa: RUF012, as in the base class
     server_version, sys_version = "catinfer", ""
     timeout = 30
 
     def send_head(self) -> Any:
-        # A foreign page can point a name of its own at 127.0.0.1 (DNS rebinding); it cannot forge this header.
+        # A page from elsewhere can resolve its own name to 127.0.0.1 (DNS rebinding), but cannot forge this header.
         host = self.headers.get("Host", "")
         if host.partition(":")[0] not in (HOST, "localhost"):
             self.send_error(HTTPStatus.FORBIDDEN)
@@ -92,4 +92,4 @@ class _Handler(SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_request(self, code: Any = "-", size: Any = "-") -> None:
-        """Not each file; errors are still told."""
+        """Files are not logged; errors are."""

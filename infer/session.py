@@ -1,12 +1,7 @@
-"""The checked ONNX file as a function from latents to pictures. onnxruntime is imported when one is opened."""
+"""The checked ONNX file as a function from latents to images. onnxruntime is imported when a file is opened."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import io
-import re
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -17,38 +12,53 @@ import numpy as np
 
 from catgan.command import UserError, say
 from catgan.machine import cores
+from infer.diagnosis import (
+    CPU,
+    CUDA,
+    INSTALL_CUDA,
+    brief,
+    import_onnxruntime,
+    onnxruntime_errors,
+    why_no_cuda,
+    why_not_loaded,
+)
 from infer.grid import to_uint8
 from infer.limits import MAX_VALUES, check_operators, check_work
 from infer.onnxfile import read_model
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
 
-# Pictures per call of onnxruntime. It is fixed, with the last batch filled up, so that a picture does not depend on
-# how many others are asked for: kernels are chosen by batch size, and dynamic quantisation even scales by the batch.
-# On CPUs each call computes one picture on one thread, and as many calls run at once as there are cores: nothing is
-# left that could depend on either number, and no thread waits for another within a picture. Measured faster than one
-# call with all threads and all pictures (benchmarks/inference.py).
+# Images per call of onnxruntime. The number is fixed, and the last batch is padded, so that an image does not depend on
+# how many others are generated: kernels are chosen by batch size, and dynamic quantization even scales by the batch.
+# On CPUs each call computes one image on one thread, and as many calls run at once as there are cores. So nothing
+# depends on either number, and no thread waits for another within an image. This is faster than one call with all
+# threads and all images (benchmarks/inference.py).
 BATCH = {CPU: 1, CUDA: 32}
 
-# TF32 would show as other pixel values than the CPU's; the default cuDNN search times the algorithms, so the choice
-# and with it the last bits would differ from run to run.
+# TF32 would give other pixel values than the CPU. The default cuDNN search measures the algorithms, so the choice and
+# with it the last bits would differ from run to run.
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-
-# First onnxruntime release that reads an ONNX IR version or opset (found by trying the releases 1.19 to 1.31).
-_FIRST_WITH_IR = {11: "1.23", 12: "1.24", 13: "1.24"}
-_FIRST_WITH_OPSET = {22: "1.21", 23: "1.23", 24: "1.24", 25: "1.24", 26: "1.25"}
 
 
 class Generator:
-    """A generator in an ONNX file: latents ``z`` float32 ``[n, z_dim]`` -> pictures uint8 ``[n, size, size, 3]``.
+    """A generator in an ONNX file: latents ``z`` float32 ``[n, z_dim]`` -> images uint8 ``[n, size, size, 3]``.
 
-    ``device`` is "cpu", "cuda" (an error where CUDA does not work) or "auto" (CUDA where it works, else the CPU).
-    Picture ``i`` depends on ``z[i]`` alone, not on ``n``. Raises ``UserError`` for a file that is not one
-    self-contained generator with input ``z`` and output ``image``, and for a missing or unfit onnxruntime.
+    Image ``i`` depends on ``z[i]`` alone, not on ``n``.
 
-    Attributes: ``z_dim``, ``size`` (pixels), ``is_uint8`` (whether the graph itself rounds), ``metadata`` (the file's
-    text entries), ``provider`` (onnxruntime's name of what computes, such as "CPUExecutionProvider").
+    Args:
+        path: the ONNX file.
+        device: "cpu", "cuda" (an error if CUDA does not work) or "auto" (CUDA if it works, else the CPU).
+
+    Attributes:
+        z_dim: size of a latent.
+        size: side of an image in pixels.
+        is_uint8: whether the graph itself rounds to pixel values.
+        metadata: the file's text entries.
+        provider: onnxruntime's name of the device, such as "CPUExecutionProvider".
+
+    Raises:
+        UserError: the file is not one self-contained generator with input ``z`` and output ``image``, or onnxruntime
+            is missing or too old.
     """
 
     def __init__(self, path: str | PathLike[str], device: str = "auto") -> None:
@@ -56,10 +66,10 @@ class Generator:
         self._path = Path(path)
         model = read_model(self._path)
         check_operators(model, self._path)
-        ort = _import_onnxruntime()
-        values = check_work(model, _open_outline(ort, model.outline, self._path), self._path)
-        self._at_once = max(1, min(cores(), MAX_VALUES // values))  # together they take no more than one may
-        self._session = _open(ort, model.data, self._path, device)
+        ort = import_onnxruntime()
+        values = check_work(model, open_outline(ort, model.outline, self._path), self._path)
+        self._at_once = max(1, min(cores(), MAX_VALUES // values))  # together they take no more than one image may
+        self._session = open_session(ort, model.data, self._path, device)
         self.z_dim, self.size, self._dtype = _check_signature(self._session, self._path)
         self.is_uint8 = self._dtype == np.uint8
         self._shape = (self.size, self.size, 3) if self.is_uint8 else (3, self.size, self.size)
@@ -72,18 +82,18 @@ class Generator:
                 )
 
     def __call__(self, z: np.ndarray) -> np.ndarray:
-        """Pictures uint8 ``[n, size, size, 3]`` of ``z`` float32 ``[n, z_dim]``."""
+        """Images uint8 ``[n, size, size, 3]`` of ``z`` float32 ``[n, z_dim]``."""
         if self.is_uint8:
-            return self.images(z)
+            return self.output(z)
         return self._fill(np.empty((len(z), self.size, self.size, 3), np.uint8), z, to_uint8)
 
-    def images(self, z: np.ndarray) -> np.ndarray:
-        """The network's own output: float32 ``[n, 3, size, size]``, nominally in [-1, 1], or if the graph rounds
-        itself, uint8 ``[n, size, size, 3]``."""
-        return self._fill(np.empty((len(z), *self._shape), self._dtype), z, lambda images: images)
+    def output(self, z: np.ndarray) -> np.ndarray:
+        """The output of the graph: float32 ``[n, 3, size, size]``, nominally in [-1, 1], or if the graph itself rounds,
+        uint8 ``[n, size, size, 3]``."""
+        return self._fill(np.empty((len(z), *self._shape), self._dtype), z, lambda output: output)
 
     def _fill(self, out: np.ndarray, z: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """``out`` with ``convert(images)`` of all latents in it, batch by batch."""
+        """Write ``convert(output)`` of all latents to ``out``, batch by batch, and return it."""
         assert z.dtype == np.float32, z.dtype
         assert z.ndim == 2, z.shape
         assert z.shape[1] == self.z_dim, z.shape
@@ -91,9 +101,9 @@ class Generator:
 
         def fill(start: int) -> None:
             part = z[start : start + batch]
-            filled = np.zeros((batch, self.z_dim), np.float32)
-            filled[: len(part)] = part
-            out[start : start + batch] = convert(self._run(filled)[: len(part)])
+            padded = np.zeros((batch, self.z_dim), np.float32)
+            padded[: len(part)] = part
+            out[start : start + batch] = convert(self._run(padded)[: len(part)])
 
         starts = range(0, len(z), batch)
         threads = min(self._at_once, len(starts)) if self.provider == CPU else 1
@@ -107,8 +117,8 @@ class Generator:
     def _run(self, z: np.ndarray) -> np.ndarray:
         try:
             (images,) = self._session.run(["image"], {"z": z})
-        except _onnxruntime_errors() as error:
-            raise UserError(f"{self._path}: onnxruntime failed while generating: {_brief(error)}") from error
+        except onnxruntime_errors() as error:
+            raise UserError(f"{self._path}: onnxruntime failed while generating: {brief(error)}") from error
         if images.shape != (len(z), *self._shape):
             raise UserError(f"{self._path}: gave {list(images.shape)} for {len(z)} latents; export it again")
         if not self.is_uint8 and not np.isfinite(images).all():
@@ -116,94 +126,55 @@ class Generator:
         return images
 
 
-def _import_onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise
-        raise UserError(
-            "onnxruntime is not installed: pip install 'catgan[infer]' (or 'catgan[infer-gpu]' for an NVIDIA GPU)"
-        ) from error
-    except ImportError as error:
-        raise UserError(f"onnxruntime is installed but does not load ({error}); reinstall it") from error
-    onnxruntime.set_default_logger_severity(4)  # its C++ messages would drown the one line that a user should read
-    return onnxruntime
-
-
-def _open_outline(ort: Any, outline: bytes, path: Path) -> Any:
-    """An InferenceSession for reading shapes from: nothing is optimised, so that nothing is computed."""
+def open_outline(ort: Any, outline: bytes, path: Path) -> Any:
+    """An InferenceSession for reading shapes: without optimizations, which would compute constants."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    try:
-        return ort.InferenceSession(outline, options, providers=[CPU], enable_fallback=0)
-    except _onnxruntime_errors() as error:
-        raise UserError(f"{path}: {_load_problem(ort, error)}") from error
+    return _open(ort, outline, path, options)
 
 
-def _open(ort: Any, data: bytes, path: Path, device: str) -> Any:
-    """An InferenceSession on ``device``. onnxruntime falls back to the CPU without a word, so look at what it did."""
+def open_session(ort: Any, data: bytes, path: Path, device: str) -> Any:
+    """An InferenceSession of the model ``data`` on ``device``; ``path`` is for messages.
+
+    onnxruntime falls back to the CPU without an error, so the session's provider is checked.
+    """
     if device != "cpu":
-        problem = _why_no_cuda(ort)
-        offered = problem is None
-        if offered:
+        problem = why_no_cuda(ort)
+        is_offered = problem is None
+        if is_offered:
             try:
-                session = _session(ort, data, [(CUDA, _CUDA_OPTIONS), CPU])
+                session = _session(ort, data, ort.SessionOptions(), [(CUDA, _CUDA_OPTIONS), CPU])
                 if session.get_providers()[0] == CUDA:
                     return session
-                problem = "its CUDA or cuDNN libraries did not load: pip install 'onnxruntime-gpu[cuda,cudnn]'"
-            except _onnxruntime_errors() as error:
-                problem = f"it failed: {_brief(error)}"
+                problem = f"its CUDA or cuDNN libraries did not load: {INSTALL_CUDA}"
+            except onnxruntime_errors() as error:
+                problem = f"it failed: {brief(error)}"
         if device == "cuda":
             raise UserError(f"device cuda: {problem}; or choose the device cpu")
-        if offered:
+        if is_offered:
             say(f"warning: using the CPU although there is an NVIDIA GPU: onnxruntime offers CUDA, but {problem}")
+    return _open(ort, data, path, ort.SessionOptions())
+
+
+def _open(ort: Any, data: bytes, path: Path, options: Any) -> Any:
+    """An InferenceSession on the CPU."""
     try:
-        return _session(ort, data, [CPU])
-    except _onnxruntime_errors() as error:
-        raise UserError(f"{path}: {_load_problem(ort, error)}") from error
+        return _session(ort, data, options, [CPU])
+    except onnxruntime_errors() as error:
+        raise UserError(f"{path}: {why_not_loaded(ort, error)}") from error
 
 
-def _session(ort: Any, data: bytes, providers: list[Any]) -> Any:
-    options = ort.SessionOptions()
+def _session(ort: Any, data: bytes, options: Any, providers: list[Any]) -> Any:
     options.intra_op_num_threads = 1  # see BATCH
-    # enable_fallback=0: else onnxruntime replaces a provider that raises, and prints that to stdout.
+    # Without enable_fallback=0, onnxruntime replaces a provider that raises, and prints that to stdout.
     return ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
 
 
-def _why_no_cuda(ort: Any) -> str | None:
-    """What CUDA lacks before it is worth trying, or None.
-
-    onnxruntime-gpu lists CUDA on machines without a GPU too (so look for the driver and a device first), and finds
-    the libraries of the nvidia-* wheels only when they are loaded beforehand (``preload_dlls``, since 1.21).
-    """
-    if CUDA not in ort.get_available_providers():
-        return (
-            f"the installed onnxruntime {ort.__version__} has no CUDA: pip uninstall onnxruntime, "
-            "then pip install 'catgan[infer-gpu]'"
-        )
-    if not _has_nvidia_gpu():
-        return "no NVIDIA GPU (or no driver for it) on this machine"
-    if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):
-            ort.preload_dlls()
-    return None
-
-
-def _has_nvidia_gpu() -> bool:
-    """Ask the CUDA driver, which also knows CUDA_VISIBLE_DEVICES, containers and WSL2; instant where there is none."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-
-
 def _check_signature(session: Any, path: Path) -> tuple[int, int, type[np.generic]]:
-    """(z_dim, size, type of the pictures) of a graph that keeps the contract: one ``z`` in, one ``image`` out, any
-    batch."""
+    """(z_dim, size, type of the images) of a graph with one input ``z``, one output ``image`` and any batch size.
+
+    Raises ``UserError`` for any other graph.
+    """
     inputs, outputs = session.get_inputs(), session.get_outputs()
     match [[(t.name, t.type, *t.shape) for t in tensors] for tensors in (inputs, outputs)]:
         case [[("z", "tensor(float)", batch, int(z_dim))], [("image", "tensor(float)", _, 3, int(height), int(width))]]:
@@ -225,34 +196,3 @@ def _describe(tensors: Any) -> str:
         for t in tensors
     ]
     return ", ".join(shown[:3]) + (" ..." if len(shown) > 3 else "")
-
-
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """onnxruntime's exceptions have no common base but Exception; those of its Python layer are built-in ones."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    own = [e for e in vars(state).values() if isinstance(e, type) and issubclass(e, Exception)]
-    return (*own, RuntimeError, ValueError)
-
-
-def _load_problem(ort: Any, error: Exception) -> str:
-    """Why onnxruntime refused the model, in one line; for a model from the future, which release reads it."""
-    text = str(error)
-    for what, pattern, first in (
-        ("IR version", r"model IR version: (\d+), max supported IR version: (\d+)", _FIRST_WITH_IR),
-        ("opset", r"Opset (\d+) is under development.* till opset (\d+)", _FIRST_WITH_OPSET),
-    ):
-        if found := re.search(pattern, text, re.DOTALL):
-            needed, known = map(int, found.groups())
-            release = f">= {first[needed]}" if needed in first else "to its newest release"
-            return (
-                f"needs ONNX {what} {needed}, onnxruntime {ort.__version__} knows up to {known}: "
-                f"upgrade onnxruntime {release}"
-            )
-    return f"onnxruntime {ort.__version__} cannot load it: {_brief(error)}"
-
-
-def _brief(error: Exception) -> str:
-    """onnxruntime's message without its code prefix, on one line of at most 200 characters."""
-    text = " ".join(re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).split())
-    return text if len(text) <= 200 else text[:197] + "..."

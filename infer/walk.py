@@ -1,4 +1,4 @@
-"""A walk through the latents of several seeds, as an endless GIF or WebP or as an MP4."""
+"""Writes a walk through the latents of several seeds as an endless GIF or WebP or as an MP4."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MAX_SEEDS = 200  # Pillow holds all frames of a GIF or WebP until it is written
 
 
 def check_walk(path: str, seeds: int) -> None:
-    """Raises ``UserError`` for a name or number of seeds that ``write_walk`` does not take."""
+    """Raise ``UserError`` for a name or a number of seeds that ``write_walk`` does not accept."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"--interpolate {path}: the walk is a film; give a name that ends with .gif, .webp or .mp4")
+        raise UserError(f"--interpolate {path}: the walk is a video; give a name that ends with .gif, .webp or .mp4")
     if Path(path).is_dir():
         raise UserError(f"--interpolate {path}: is a directory; choose another name")
     if not 2 <= seeds <= MAX_SEEDS:
@@ -45,7 +45,7 @@ def write_walk(path: Path, frames: Iterator[np.ndarray]) -> None:
 
 
 def _write_gif(file: BinaryIO, frames: Iterator[np.ndarray]) -> None:
-    # Each frame gets its own palette of 256 colours; without dithering, whose noise would crawl from frame to frame.
+    # Each frame gets its own palette of 256 colours, without dithering, whose noise would change from frame to frame.
     images = (Image.fromarray(f).quantize(256, dither=Image.Dither.NONE) for f in frames)
     next(images).save(file, "GIF", save_all=True, append_images=images, duration=FRAME_MS, loop=0)
 
@@ -56,18 +56,18 @@ def _write_webp(file: BinaryIO, frames: Iterator[np.ndarray]) -> None:
 
 
 def _write_mp4(file: BinaryIO, frames: Iterable[np.ndarray], name: str) -> None:
-    """H.264 with half the colour resolution (yuv420p), which is what browsers and phones play."""
+    """H.264 with half the colour resolution (yuv420p), the format that all browsers and phones play."""
     av = _import_av(name)
     frames = iter(frames)
     first = next(frames)
     height, width, _ = first.shape
-    even = [(0, height % 2), (0, width % 2), (0, 0)]  # yuv420p wants even sides
-    with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as film:
-        stream = film.add_stream("libx264", rate=1000 // FRAME_MS, options={"crf": "15"})
+    even = [(0, height % 2), (0, width % 2), (0, 0)]  # yuv420p needs even sides
+    with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as video:
+        stream = video.add_stream("libx264", rate=1000 // FRAME_MS, options={"crf": "15"})
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         for pixels in itertools.chain([first], frames):
-            film.mux(stream.encode(av.VideoFrame.from_ndarray(np.pad(pixels, even, "edge"), format="rgb24")))
-        film.mux(stream.encode())
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(np.pad(pixels, even, "edge"), format="rgb24")))
+        video.mux(stream.encode())
 
 
 def _import_av(name: str) -> Any:

@@ -80,7 +80,7 @@ from infer.session import Generator
 from infer.latents import latents
 _, path, out = sys.argv
 generator = Generator(path, "cpu")
-np.save(out, generator.images(latents(range(3), generator.z_dim)))
+np.save(out, generator.output(latents(range(3), generator.z_dim)))
 print(json.dumps({"version": onnxruntime.__version__}))
 """
 

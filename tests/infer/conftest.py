@@ -27,7 +27,7 @@ def build(
     domain: str = "",
     metadata: dict[str, str] | None = None,
 ) -> onnx.ModelProto:
-    """A generator of 8x8 pictures; the arguments spoil it in one way each."""
+    """A generator of 8x8 images; each argument makes it invalid in one way."""
     rng = np.random.default_rng(0)
     weights = {
         "w": rng.standard_normal((Z_DIM, 4 * 4 * 4)),

@@ -19,13 +19,16 @@ from infer import bulk
 from infer import generate as module
 from infer.generate import Order, generate
 from infer.latents import latents
+from infer.output import parse_output
 from infer.session import Generator
 
 ROOT = Path(__file__).parents[2]
 
 
 def make(onnx: Path, out: Path, n: int = 25, *, first: int = 0, **more: Any) -> dict[str, Any]:
-    return generate(Order(str(onnx), range(first, first + n), out=str(out), device="cpu", **more))
+    psi = more.pop("psi", 1.0)
+    output = parse_output(str(out), **more)
+    return generate(Order(str(onnx), range(first, first + n), psi, output, device="cpu"))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -34,21 +37,21 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many shards and notes of the progress for few pictures."""
+    """Many shards and updates of the state file for few images."""
     monkeypatch.setattr(bulk, "SHARD", 10)
     monkeypatch.setattr(bulk, "PART", 10)
     monkeypatch.setattr(module, "CHUNK", 4)
 
 
-def die_after(monkeypatch: pytest.MonkeyPatch, pictures: int) -> None:
-    """A later process fails once it has made so many pictures."""
+def die_after(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    """Interrupt the generator after so many images."""
     made = 0
     run = Generator._run
 
     def dying(self: Generator, z: np.ndarray) -> np.ndarray:
         nonlocal made
         made += 1
-        if made > pictures:
+        if made > images:
             raise KeyboardInterrupt
         return run(self, z)
 
@@ -56,9 +59,9 @@ def die_after(monkeypatch: pytest.MonkeyPatch, pictures: int) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_shards_are_a_data_set_of_the_training_side(onnx_file: Path, tmp_path: Path) -> None:
+def test_shards_are_a_data_set_for_training(onnx_file: Path, tmp_path: Path) -> None:
     from trainer.data.cli import main as catdata
-    from trainer.metrics.catfid.sides import Pictures, open_side
+    from trainer.metrics.catfid.sides import ImageSet, open_side
 
     result = make(onnx_file, tmp_path / "out", 25, first=3, shards=True, psi=0.5)
     assert result["n"] == 25
@@ -67,7 +70,7 @@ def test_shards_are_a_data_set_of_the_training_side(onnx_file: Path, tmp_path: P
     found = catdata(["verify", str(tmp_path / "out")])
     assert {key: found[key] for key in ("ok", "images", "shards")} == {"ok": True, "images": 25, "shards": 3}
     side = open_side(str(tmp_path / "out"), split=None, num=25, seed=0)
-    assert isinstance(side, Pictures)
+    assert isinstance(side, ImageSet)
     pixels = np.concatenate([batch.numpy() for batch in side.batches()]).transpose(0, 2, 3, 1)
     expected = Generator(onnx_file, "cpu")(latents(range(3, 28), 16) * np.float32(0.5))
     np.testing.assert_array_equal(pixels, expected)
@@ -88,7 +91,7 @@ def test_shards_are_read_by_stock_webdataset(onnx_file: Path, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("shards", [True, False])
-def test_stopped_work_goes_on_to_the_same_bytes(
+def test_stopped_work_continues_to_the_same_bytes(
     onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shards: bool
 ) -> None:
     make(onnx_file, tmp_path / "whole", 45, shards=shards)
@@ -103,18 +106,18 @@ def test_stopped_work_goes_on_to_the_same_bytes(
     state = json.loads((tmp_path / "stopped" / bulk.STATE).read_bytes())
     assert 10 <= state["done"] < 40
     assert "manifest.json" not in files(tmp_path / "stopped")
-    left = tmp_path / "stopped" / (".train-000003.tar.77.partial" if shards else ".cat-000030.png.77.partial")
-    left.write_bytes(b"half")  # as of a process that was killed
+    left = tmp_path / "stopped" / (".77.partial.train-000003.tar" if shards else ".77.partial.cat-000030.png")
+    left.write_bytes(b"half")  # as after a kill
     made: list[int] = []
     run = Generator._run
     monkeypatch.setattr(Generator, "_run", lambda self, z: (made.append(1), run(self, z))[1])
     make(onnx_file, tmp_path / "stopped", 45, shards=shards)
-    assert len(made) == 45 - state["done"] + (45 if shards else 0)  # and the contact sheet's
-    assert f"going on after {state['done']} pictures" in capsys.readouterr().err
+    assert len(made) == 45 - state["done"] + (45 if shards else 0)  # with those of the contact sheet
+    assert f"continuing after {state['done']} images" in capsys.readouterr().err
     assert files(tmp_path / "stopped") == whole
 
 
-def test_killed_before_the_first_shard_it_goes_on(
+def test_a_job_killed_before_its_first_shard_continues(
     onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(onnx_file, tmp_path / "whole", shards=True)
@@ -122,14 +125,14 @@ def test_killed_before_the_first_shard_it_goes_on(
         die_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
             make(onnx_file, tmp_path / "killed", shards=True)
-    (tmp_path / "killed" / ".contact.png.77.partial").write_bytes(b"half")  # as of a process that was killed
+    (tmp_path / "killed" / ".77.partial.contact.png").write_bytes(b"half")  # as after a kill
     make(onnx_file, tmp_path / "killed", shards=True)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("change", [{"psi": 0.5}, {"n": 26}, {"first": 1}, {"shards": True}, {"suffix": ".webp"}])
-def test_another_command_does_not_go_on(
+def test_another_command_does_not_continue(
     onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     with monkeypatch.context() as patch:
@@ -143,7 +146,7 @@ def test_another_command_does_not_go_on(
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_another_generator_does_not_go_on(
+def test_another_generator_does_not_continue(
     make_onnx: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -154,14 +157,14 @@ def test_another_generator_does_not_go_on(
         make(make_onnx(scale=2.0), tmp_path / "out")
 
 
-def test_a_damaged_note_of_the_progress_is_named(onnx_file: Path, tmp_path: Path) -> None:
+def test_a_damaged_state_file_is_refused(onnx_file: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / bulk.STATE).write_bytes(b"{")
-    with pytest.raises(UserError, match=r"\.catinfer\.json: cannot be read .* delete it to begin anew"):
+    with pytest.raises(UserError, match=r"\.catinfer\.json: cannot be read .* delete it to start over"):
         make(onnx_file, tmp_path / "out")
 
 
-def test_shards_take_no_folder_with_something_in_it(onnx_file: Path, tmp_path: Path) -> None:
+def test_shards_need_an_empty_folder(onnx_file: Path, tmp_path: Path) -> None:
     make(onnx_file, tmp_path / "out", 3, shards=True)
     before = files(tmp_path / "out")
     with pytest.raises(UserError, match="is not empty; shards need a folder of their own"):
@@ -187,14 +190,16 @@ def test_killed_processes_end_with_the_same_bytes(onnx_file: Path, tmp_path: Pat
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it was faster than its killer"
+        assert process.returncode == -signal.SIGKILL, "it ended before the kill"
     done = subprocess.run([*command, str(stopped)], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "going on after" in done.stderr
+    assert "continuing after" in done.stderr
     assert files(stopped) == files(tmp_path / "whole")
 
 
-def test_pictures_are_the_same_in_every_way(onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over the number of pictures, of threads and of latents in a call, and in another process."""
+def test_images_do_not_depend_on_number_threads_or_process(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images depend on their seeds, not on their number, threads, latents per call or process."""
     make(onnx_file, tmp_path / "a", 20)
     expected = files(tmp_path / "a")
     for threads, chunk in ((1, 1), (3, 7), (5, 64)):
@@ -215,30 +220,30 @@ def test_pictures_are_the_same_in_every_way(onnx_file: Path, tmp_path: Path, mon
     assert files(out) == expected
 
 
-def test_memory_is_bounded_by_the_pictures_ahead(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow writer holds the generator back."""
+def test_the_number_of_waiting_images_is_bounded(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator waits for a slow writer."""
     from infer import files as module_files
 
     monkeypatch.setattr(module_files, "_AHEAD", 5)
     made = 0
 
-    def pictures() -> Any:
+    def images() -> Any:
         nonlocal made
         for _ in range(100):
             made += 1
             yield np.zeros((8, 8, 3), np.uint8)
 
-    for written, content in enumerate(module_files.encoded(pictures(), ".png")):
+    for written, content in enumerate(module_files.encode_all(images(), ".png")):
         assert made <= written + 6
         assert content.startswith(b"\x89PNG")
     assert made == 100
 
 
-def test_files_of_the_folder_that_are_not_ours_stay(onnx_file: Path, tmp_path: Path) -> None:
+def test_other_files_in_the_folder_stay(onnx_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("notes.txt", ".notes.txt.7.partial", "cat-000001.png"):
+    for name in ("notes.txt", ".7.partial.notes.txt", "cat-000001.png"):
         (out / name).write_text("mine")
     make(onnx_file, out, 2)
-    assert sorted(files(out)) == [".notes.txt.7.partial", "cat-000000.png", "cat-000001.png", "notes.txt"]
+    assert sorted(files(out)) == [".7.partial.notes.txt", "cat-000000.png", "cat-000001.png", "notes.txt"]
     assert Image.open(out / "cat-000001.png").size == (8, 8)

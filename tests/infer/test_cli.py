@@ -32,7 +32,7 @@ def blocked(names: set[str], *args: str | Path) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_needs_nothing_of_the_training_side(onnx_file: Path, tmp_path: Path) -> None:
+def test_imports_nothing_that_only_training_needs(onnx_file: Path, tmp_path: Path) -> None:
     others = {"torch", "torchvision", "ray", "mlflow", "onnx", "webdataset", "scipy", "tqdm", "tyro"}
     others |= {"trainer", "export", "cluster"}
     out = tmp_path / "cats.png"
@@ -66,7 +66,7 @@ def test_default_is_a_sheet_of_sixteen(
     assert {p.name for p in tmp_path.iterdir()} == {"cats.png", "gen.onnx"}
 
 
-def test_seeds_name_the_pictures(onnx_file: Path, tmp_path: Path) -> None:
+def test_seeds_choose_the_images(onnx_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = main(["--onnx", str(onnx_file), "--seeds", "12,3,7-9", "--out", str(out), "--device", "cpu"])
     assert result["n"] == 5
@@ -106,11 +106,11 @@ def test_a_walk_alone_writes_no_sheet(onnx_file: Path, tmp_path: Path, monkeypat
         (["--seeds", "4294967296"], "argument --seeds: '4294967296' is given"),
         (["--seeds", "0-4000000000"], "argument --seeds: '0-4000000000' are more than 1,000,000 seeds"),
         (["--seeds", "3,1-5"], "argument --seeds: '3,1-5' names a seed twice"),
-        (["--seeds", "3", "--n", "4"], "--seeds says which and how many: leave --n and --seed away"),
+        (["--seeds", "3", "--n", "4"], "--seeds gives the seeds and their number: omit --n and --seed"),
         (["--truncation-sweep", "0.5,3"], "argument --truncation-sweep: '3' is given, allowed is a number from 0 to 2"),
         (["--truncation-sweep", "--psi", "1"], "argument --psi: not allowed with argument --truncation-sweep"),
         (["--format", "bmp"], "argument --format: invalid choice: 'bmp'"),
-        (["--benchmark", "--out", "x/"], "--benchmark makes no pictures: leave --out and --interpolate away"),
+        (["--benchmark", "--out", "x/"], "--benchmark writes no images: omit --out and --interpolate"),
         (["--out", "cats.tiff"], "--out cats.tiff: one sheet ends with"),
         (["--onnx", "none.onnx"], "none.onnx: no such file"),
     ],

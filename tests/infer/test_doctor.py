@@ -10,11 +10,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from catgan.command import UserError, run_command
+from infer import diagnosis, session
 from infer import doctor as module
-from infer import session
 from infer.cli import NAME, main
 
-without_gpu = pytest.mark.skipif(session._has_nvidia_gpu(), reason="there is a GPU")
+DRIVER = diagnosis.cuda_driver()
+HAS_GPU = DRIVER is not None and DRIVER.gpus > 0
+without_gpu = pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -68,7 +70,7 @@ def test_two_runtimes_at_once_are_a_problem(
     assert f"problem: {problem}" in capsys.readouterr().err
 
 
-def test_one_runtime_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_runtime_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, "onnxruntime-gpu")
     assert not [p for p in module.doctor("auto")["problems"] if "overwrite" in p]
 
@@ -86,15 +88,15 @@ def test_libraries_that_do_not_load_are_named(tmp_path: Path, monkeypatch: pytes
     assert module._missing_libraries(ort) == ["libcudnn.so.9", "libcudart.so.13"]
 
 
-def test_a_library_that_is_not_there_does_not_load() -> None:
+def test_a_missing_library_does_not_load() -> None:
     assert module._loads("libc.so.6")
     assert not module._loads("libno-such-thing.so.1")
 
 
-def test_missing_libraries_are_told_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_libraries_are_reported_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_missing_libraries", lambda ort: ["libcudnn.so.9"])
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [session.CUDA, session.CPU])
-    if not session._has_nvidia_gpu():
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [diagnosis.CUDA, diagnosis.CPU])
+    if not HAS_GPU:
         with pytest.raises(
             UserError, match=r"libraries that do not load: libcudnn.so.9: pip install 'onnxruntime-gpu\["
         ):
@@ -104,9 +106,10 @@ def test_missing_libraries_are_told_with_a_cure(monkeypatch: pytest.MonkeyPatch)
 
 @without_gpu
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_cuda_is_tried_and_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a driver and a GPU but a runtime that falls back to the CPU."""
-    monkeypatch.setattr(session, "_why_no_cuda", lambda ort: None)
+def test_cuda_works_only_if_a_session_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a driver and a GPU, but an onnxruntime that falls back to the CPU."""
+    for user in (module, session):
+        monkeypatch.setattr(user, "why_no_cuda", lambda ort: None)
     result = module.doctor("auto")
     assert result["cuda"] is False
     assert "did not load" in result["why_no_cuda"]

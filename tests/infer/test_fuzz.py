@@ -1,7 +1,7 @@
-"""Thousands of spoilt models, drawn from by ``catinfer`` in processes of their own, so that a crash is seen.
+"""``catinfer`` on thousands of damaged models, in separate processes so that a crash is detected.
 
-``CATGAN_FUZZ=20000 pytest tests/infer/test_fuzz.py`` runs more; the mutants are the same at every run. A failure
-keeps the files that show it and prints where they are.
+``CATGAN_FUZZ=20000 pytest tests/infer/test_fuzz.py`` tests more; the mutants are the same in every run. After a failure
+the files that cause it are kept, and their paths are printed.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 MUTANTS = int(os.environ.get("CATGAN_FUZZ", "3000"))
 WORKERS = 2
-SECONDS = 60  # for one mutant, on a machine that does other things as well
-MEMORY = 8 * 2**30  # of one worker's addresses; a terabyte is then an error and not a dead machine
+SECONDS = 60  # for one mutant, on a busy machine
+MEMORY = 8 * 2**30  # address space of a worker, so that a terabyte is an error
 
 Random = np.random.Generator
 
 
-def test_mutants_give_a_clean_error_or_a_picture(generators: list[bytes], tmp_path: Path) -> None:
-    """Exit status 2 and one line, or 0 and a picture of finite values: never a traceback, a hang or a crash."""
+def test_mutants_give_a_clean_error_or_an_image(generators: list[bytes], tmp_path: Path) -> None:
+    """Exit status 2 and one line, or 0 and an image of finite values: never a traceback, a hang or a crash."""
     with ThreadPoolExecutor(WORKERS) as pool:
         results = list(pool.map(lambda n: _run_share(n, generators, tmp_path), range(WORKERS)))
     outcomes = sum((counts for counts, _ in results), Counter())
     failures = [failure for _, found in results for failure in found]
     print(outcomes)
     assert not failures, "\n".join(failures)
-    assert outcomes["picture"] > MUTANTS / 100, "mutants that are all refused at once would prove little"
+    assert outcomes["image"] > MUTANTS / 100, "if all mutants are refused, onnxruntime is not tested"
     assert outcomes["refused"] > MUTANTS / 4
 
 
@@ -63,7 +63,7 @@ def generators(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 def _run_share(share: int, generators: list[bytes], folder: Path) -> tuple[Counter[str], list[str]]:
-    """Every ``WORKERS``-th mutant through one worker, which is started anew when it dies."""
+    """Give every ``WORKERS``-th mutant to one worker, which is restarted when it dies."""
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
     worker = _Worker()
@@ -72,9 +72,9 @@ def _run_share(share: int, generators: list[bytes], folder: Path) -> tuple[Count
             name, data = mutant(seed, generators)
             path = folder / f"mutant{share}.onnx"
             path.write_bytes(data)
-            outcome, detail = worker.draw(path)
+            outcome, detail = worker.generate(path)
             outcomes[outcome] += 1
-            if outcome not in ("picture", "refused"):
+            if outcome not in ("image", "refused"):
                 path.rename(folder / f"failed{seed}.onnx")
                 failures.append(f"{folder}/failed{seed}.onnx ({name}): {outcome}: {detail}")
                 worker.close()
@@ -85,7 +85,7 @@ def _run_share(share: int, generators: list[bytes], folder: Path) -> tuple[Count
 
 
 class _Worker:
-    """A child that draws from one file after another; ``draw`` says what became of it."""
+    """A child process that generates an image from one file after another."""
 
     def __init__(self) -> None:
         root = Path(__file__).parents[2]
@@ -98,7 +98,8 @@ class _Worker:
             text=True,
         )
 
-    def draw(self, path: Path) -> tuple[str, str]:
+    def generate(self, path: Path) -> tuple[str, str]:
+        """(outcome, detail); the outcomes other than "image" and "refused" are failures."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{path}\n")
@@ -119,7 +120,7 @@ class _Worker:
 
 
 def serve() -> None:
-    """What a worker does."""
+    """The main loop of a worker."""
     import resource
 
     from infer.cli import main
@@ -129,34 +130,34 @@ def serve() -> None:
     answers = sys.stdout
     for line in sys.stdin:
         with contextlib.redirect_stdout(io.StringIO()):
-            answer = _draw(main, Path(line.rstrip("\n")))
+            answer = _generate(main, Path(line.rstrip("\n")))
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _draw(main: Callable[[list[str]], object], path: Path) -> tuple[str, str]:
+def _generate(main: Callable[[list[str]], object], path: Path) -> tuple[str, str]:
     import traceback
 
     from PIL import Image
 
     from catgan.command import run_command
 
-    picture = path.with_suffix(".png")
-    picture.unlink(missing_ok=True)
+    out = path.with_suffix(".png")
+    out.unlink(missing_ok=True)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            run_command("catinfer", main, ["--onnx", str(path), "--n", "1", "--out", str(picture), "--device", "cpu"])  # type: ignore[arg-type]
-        with Image.open(picture) as image:
+            run_command("catinfer", main, ["--onnx", str(path), "--n", "1", "--out", str(out), "--device", "cpu"])  # type: ignore[arg-type]
+        with Image.open(out) as image:
             image.load()
             if image.width != image.height or image.mode != "RGB":
-                return "picture of another shape", f"{image.size} {image.mode}"
-        return "picture", ""
+                return "image of another shape", f"{image.size} {image.mode}"
+        return "image", ""
     except SystemExit as end:
         text = messages.getvalue()
         if end.code != 2 or text.count("\n") != 1 or not text.startswith("catinfer: ") or len(text) > 1000:
             return "unclean error", f"{end.code} {text[:500]}"
-        return ("left a picture", "") if picture.exists() else ("refused", text)
-    except BaseException:  # noqa: BLE001  a traceback is what is looked for
+        return ("left an image", "") if out.exists() else ("refused", text)
+    except BaseException:  # noqa: BLE001  tracebacks are what this test looks for
         return "traceback", traceback.format_exc()[-800:]
 
 
@@ -187,7 +188,7 @@ def _flip_bytes(rng: Random, data: bytes, _: list[bytes]) -> bytes:
 
 
 def _numbers_in_structure(rng: Random, data: bytes, _: list[bytes]) -> bytes:
-    """Bytes at the ends of the file and around names, where lengths and kinds stand rather than weights."""
+    """Changed bytes at the ends of the file and around names, where lengths and types are rather than weights."""
     names = [data.find(word) for word in (b"kernel_shape", b"Conv", b"image", b"strides", b"group", b"perm", b"axis")]
     places = [place for place in (*names, 0, len(data) - 40) if place >= 0]
     changed = bytearray(data)
@@ -203,7 +204,7 @@ def _cut(rng: Random, data: bytes, _: list[bytes]) -> bytes:
 
 
 def _splice(rng: Random, data: bytes, others: list[bytes]) -> bytes:
-    """A piece of one file inside another, or the whole of it behind: protobuf merges the two."""
+    """A piece of one file inside another, or all of it at the end: protobuf merges the two."""
     other = others[rng.integers(len(others))]
     if rng.random() < 0.2:
         return data + other
@@ -278,7 +279,7 @@ def dimension(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def reshaped(rng: Random, model: onnx.ModelProto) -> None:
-    """Other dimensions for the same number of values, which no check of the file alone would notice."""
+    """Other dimensions for the same number of values, which a check of the file alone does not detect."""
     if model.graph.initializer:
         tensor = _any(rng, model.graph.initializer)
         dims = list(rng.permutation(tensor.dims)) if rng.random() < 0.5 else [int(np.prod(tensor.dims)), 1]
@@ -292,11 +293,11 @@ def data_type(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def values(rng: Random, model: onnx.ModelProto) -> None:
-    """Other values: not finite ones, or numbers where a shape, a scale or an index stands."""
+    """Other values: not finite ones, or other numbers in a shape, a scale or an index."""
     if not model.graph.initializer:
         return
     tensor = _any(rng, model.graph.initializer)
-    with contextlib.suppress(Exception):  # of a tensor that another mutation has spoilt already
+    with contextlib.suppress(Exception):  # another mutation has damaged the tensor
         old = numpy_helper.to_array(tensor)
         integer = np.issubdtype(old.dtype, np.integer)
         value = _number(rng) if integer else rng.choice([np.nan, np.inf, -np.inf, 1e38, 1e-45, 0, -1, 1e6])
@@ -306,7 +307,7 @@ def values(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def wiring(rng: Random, model: onnx.ModelProto) -> None:
-    """An input taken from elsewhere: cycles, own outputs, weights where pictures were, nothing."""
+    """Another input: a cycle, an operator's own output, weights instead of features, nothing."""
     nodes = [node for node in model.graph.node if node.input]
     if nodes:
         node = _any(rng, nodes)
@@ -324,7 +325,7 @@ def inputs(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def declaration(rng: Random, model: onnx.ModelProto) -> None:
-    """What the graph says of its inputs, its outputs and what lies between."""
+    """Other declarations of the graph's inputs, outputs and intermediate tensors."""
     infos = [*model.graph.input, *model.graph.output, *model.graph.value_info]
     if not infos:
         return
@@ -339,7 +340,7 @@ def declaration(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def node(rng: Random, model: onnx.ModelProto) -> None:
-    """One more operator, between an output and all who read it."""
+    """One more operator, between an output and all its readers."""
     from infer.limits import OPERATORS as ALLOWED
 
     if not model.graph.node:
@@ -357,7 +358,7 @@ def node(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def shape_bomb(rng: Random, model: onnx.ModelProto) -> None:
-    """An operator that makes much out of few bytes, in the graph's way or beside it."""
+    """An operator that makes a huge tensor from few bytes, as an input of the graph or beside it."""
     dims = [abs(_number(rng)) or 1 for _ in range(rng.integers(1, 5))]
     model.graph.initializer.append(numpy_helper.from_array(np.array(dims), "dims"))
     if rng.random() < 0.5:

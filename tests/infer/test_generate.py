@@ -15,22 +15,15 @@ from infer import walk
 from infer.generate import Order, generate
 from infer.grid import cell
 from infer.latents import latents
+from infer.output import parse_output
 from infer.session import CPU, Generator
 
 
 def run(
     onnx: Path, out: Path | None, n: int = 4, seed: int = 0, psi: float = 1.0, gif: Path | None = None, **more: Any
 ) -> dict[str, Any]:
-    order = Order(
-        str(onnx),
-        range(seed, seed + n),
-        psi,
-        str(out) if out else None,
-        interpolate=str(gif) if gif else None,
-        device="cpu",
-        **more,
-    )
-    return generate(order)
+    output = parse_output(str(out) if out else None, **more)
+    return generate(Order(str(onnx), range(seed, seed + n), psi, output, str(gif) if gif else None, "cpu"))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -43,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
-def test_a_picture_is_the_same_file_for_any_n_and_first_seed(
+def test_an_image_is_the_same_file_for_any_n_and_first_seed(
     onnx_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(onnx_file, folder / "nine", n=9)
@@ -57,15 +50,15 @@ def test_a_picture_is_the_same_file_for_any_n_and_first_seed(
     assert files(folder / "later") == {k: nine[k] for k in sorted(nine)[5:7]}
 
 
-def test_a_sheet_holds_the_pictures_row_by_row(onnx_file: Path, folder: Path) -> None:
+def test_a_sheet_holds_the_images_row_by_row(onnx_file: Path, folder: Path) -> None:
     result = run(onnx_file, folder / "made" / "cats.png", n=5)
     assert result.pop("seconds") > 0
     assert result == {"out": str(folder / "made" / "cats.png"), "n": 5, "provider": CPU}
     sheet = np.asarray(Image.open(folder / "made" / "cats.png"))
     assert sheet.shape == (2 * 8, 3 * 8, 3)
-    pictures = Generator(onnx_file, "cpu")(latents(range(5), 16))
-    np.testing.assert_array_equal(sheet[:8, 16:24], pictures[2])
-    np.testing.assert_array_equal(sheet[8:, 8:16], pictures[4])
+    images = Generator(onnx_file, "cpu")(latents(range(5), 16))
+    np.testing.assert_array_equal(sheet[:8, 16:24], images[2])
+    np.testing.assert_array_equal(sheet[8:, 8:16], images[4])
     assert list(files(folder / "made")) == ["cats.png"]
 
 
@@ -88,36 +81,36 @@ def test_psi_scales_the_latents(onnx_file: Path, folder: Path) -> None:
 def test_an_array_holds_the_pixels(onnx_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 3)
     run(onnx_file, folder / "cats.npy", n=7, seed=2)
-    pictures = np.load(folder / "cats.npy", allow_pickle=False)
-    np.testing.assert_array_equal(pictures, Generator(onnx_file, "cpu")(latents(range(2, 9), 16)))
+    images = np.load(folder / "cats.npy", allow_pickle=False)
+    np.testing.assert_array_equal(images, Generator(onnx_file, "cpu")(latents(range(2, 9), 16)))
 
 
 @pytest.mark.parametrize(("suffix", "exact"), [(".png", True), (".webp", True), (".npy", True), (".jpg", False)])
 def test_single_files_in_each_format(onnx_file: Path, folder: Path, suffix: str, exact: bool) -> None:
     run(onnx_file, folder / "out", n=2, suffix=suffix)
-    pictures = Generator(onnx_file, "cpu")(latents(range(2), 16))
+    images = Generator(onnx_file, "cpu")(latents(range(2), 16))
     assert sorted(files(folder / "out")) == [f"cat-000000{suffix}", f"cat-000001{suffix}"]
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         path = folder / "out" / f"cat-{i:06d}{suffix}"
         pixels = np.load(path) if suffix == ".npy" else np.asarray(Image.open(path))
         if exact:
-            np.testing.assert_array_equal(pixels, picture)
+            np.testing.assert_array_equal(pixels, image)
         else:
-            assert pixels.shape == picture.shape
+            assert pixels.shape == image.shape
 
 
-def test_labels_stand_under_the_same_pictures(onnx_file: Path, folder: Path) -> None:
+def test_labels_are_written_below_unchanged_images(onnx_file: Path, folder: Path) -> None:
     run(onnx_file, folder / "cats.png", n=4, seed=8, labels=True)
     width, height = cell(8, ["8", "9", "10", "11"])
     assert width > 8
     assert height > 8
     sheet = np.asarray(Image.open(folder / "cats.png"))
     assert sheet.shape == (2 * height, 2 * width, 3)
-    pictures = Generator(onnx_file, "cpu")(latents(range(8, 12), 16))
+    images = Generator(onnx_file, "cpu")(latents(range(8, 12), 16))
     left = (width - 8) // 2
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         top, start = i // 2 * height, i % 2 * width + left
-        np.testing.assert_array_equal(sheet[top : top + 8, start : start + 8], picture)
+        np.testing.assert_array_equal(sheet[top : top + 8, start : start + 8], image)
         below = sheet[top + 8 : top + height, i % 2 * width : (i % 2 + 1) * width]
         assert below.min() < 100, "no text"
 
@@ -138,20 +131,18 @@ def test_a_sweep_has_a_row_for_each_psi(onnx_file: Path, folder: Path) -> None:
         ("cats.png", {"suffix": ".png"}, "--format needs --out DIR/; --out is cats.png"),
         ("cats.png", {"shards": True}, "--shards needs --out DIR/"),
         (None, {"shards": True}, "--shards needs --out DIR/"),
-        ("cats/", {"shards": True, "suffix": ".webp"}, "--shards holds PNG"),
+        ("cats/", {"shards": True, "suffix": ".webp"}, "--shards are always PNG"),
         ("cats/", {"labels": True}, "--labels needs a sheet"),
         ("cats.npy", {"labels": True}, "--labels needs a sheet"),
         ("cats/", {"sweep": (1.0,)}, "--truncation-sweep needs a sheet"),
     ],
 )
-def test_options_without_use_are_refused(
-    onnx_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, out: str | None, more: dict[str, Any], message: str
+def test_options_of_another_kind_of_output_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, out: str | None, more: dict[str, Any], message: str
 ) -> None:
     monkeypatch.chdir(folder)
-    walk_file = None if out else "walk.gif"
     with pytest.raises(UserError, match=message):
-        generate(Order(str(onnx_file), range(4), out=out, interpolate=walk_file, **more))
-    assert list(folder.iterdir()) == []
+        parse_output(out, **more)
 
 
 def test_labels_count_towards_the_size_of_the_sheet(onnx_file: Path, folder: Path) -> None:
@@ -164,24 +155,24 @@ def test_labels_count_towards_the_size_of_the_sheet(onnx_file: Path, folder: Pat
 def test_the_walk_is_an_endless_gif_through_the_seeds(onnx_file: Path, folder: Path) -> None:
     result = run(onnx_file, None, n=3, seed=7, gif=folder / "walk.gif")
     assert result["out"] == result["interpolate"] == str(folder / "walk.gif")
-    pictures = Generator(onnx_file, "cpu")(latents([7, 8, 9], 16))
+    images = Generator(onnx_file, "cpu")(latents([7, 8, 9], 16))
     with Image.open(folder / "walk.gif") as gif:
         assert gif.n_frames == 3 * walk.STEPS
         assert gif.info["loop"] == 0
         assert gif.info["duration"] == walk.FRAME_MS
-        for i, picture in enumerate(pictures):
+        for i, image in enumerate(images):
             gif.seek(i * walk.STEPS)
             # 64 pixels fit a palette of 256 colours, so a key frame is almost exact.
-            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - picture).mean() < 2
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - image).mean() < 2
     assert list(files(folder)) == ["walk.gif"]
 
 
 def test_the_walk_as_webp(onnx_file: Path, folder: Path) -> None:
     run(onnx_file, None, n=3, gif=folder / "walk.webp")
-    picture = Generator(onnx_file, "cpu")(latents([0], 16))[0]
+    image = Generator(onnx_file, "cpu")(latents([0], 16))[0]
     with Image.open(folder / "walk.webp") as film:
         assert (film.format, film.info["loop"]) == ("WEBP", 0)
-        np.testing.assert_array_equal(np.asarray(film.convert("RGB")), picture)
+        np.testing.assert_array_equal(np.asarray(film.convert("RGB")), image)
         durations = []
         for i in range(film.n_frames):  # equal frames are joined
             film.seek(i)
@@ -195,14 +186,14 @@ def test_the_walk_as_webp(onnx_file: Path, folder: Path) -> None:
 def test_the_walk_as_mp4(onnx_file: Path, folder: Path) -> None:
     av = pytest.importorskip("av")
     run(onnx_file, None, n=3, gif=folder / "walk.mp4")
-    with av.open(str(folder / "walk.mp4")) as film:
-        (stream,) = film.streams
+    with av.open(str(folder / "walk.mp4")) as video:
+        (stream,) = video.streams
         assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 20)
-        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(stream)]
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(stream)]
     assert len(frames) == 3 * walk.STEPS
-    # Colours lose resolution in yuv420p, brightness does not: compare that with the key pictures'.
-    pictures = Generator(onnx_file, "cpu")(latents(range(3), 16))
-    errors = [[np.abs(f.mean(axis=2) - p.mean(axis=2)).mean() for p in pictures] for f in frames[:: walk.STEPS]]
+    # In yuv420p only colours lose resolution, so compare the brightness with that of the key images.
+    images = Generator(onnx_file, "cpu")(latents(range(3), 16))
+    errors = [[np.abs(f.mean(axis=2) - p.mean(axis=2)).mean() for p in images] for f in frames[:: walk.STEPS]]
     assert np.argmin(errors, axis=1).tolist() == [0, 1, 2]
     assert list(files(folder)) == ["walk.mp4"]
 
@@ -210,8 +201,8 @@ def test_the_walk_as_mp4(onnx_file: Path, folder: Path) -> None:
 def test_odd_sides_fit_mp4(folder: Path) -> None:
     av = pytest.importorskip("av")
     walk.write_walk(folder / "odd.mp4", iter(np.zeros((3, 33, 33, 3), np.uint8)))
-    with av.open(str(folder / "odd.mp4")) as film:
-        assert (film.streams.video[0].width, film.streams.video[0].height) == (34, 34)
+    with av.open(str(folder / "odd.mp4")) as video:
+        assert (video.streams.video[0].width, video.streams.video[0].height) == (34, 34)
 
 
 def test_without_pyav_mp4_is_refused_before_anything(
@@ -263,7 +254,7 @@ def test_mistakes_are_found_before_generating(
     monkeypatch.chdir(folder)
     monkeypatch.setattr(Generator, "_run", lambda self, z: pytest.fail("generated"))
     with pytest.raises(UserError, match=message):
-        generate(Order(str(onnx_file), range(n), out=out, interpolate=gif, device="cpu"))
+        generate(Order(str(onnx_file), range(n), output=parse_output(out), interpolate=gif, device="cpu"))
     assert sorted(folder.rglob("*")) == before
     assert (folder / "taken").read_text() == "mine"
 
@@ -317,7 +308,7 @@ def test_an_interruption_leaves_whole_files_only(
     assert list(folder.iterdir()) == []
 
 
-def test_longer_work_tells_how_far_it_is(
+def test_longer_work_reports_progress(
     onnx_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 2)

@@ -12,18 +12,18 @@ def test_to_uint8_values() -> None:
     np.testing.assert_array_equal(to_uint8(images)[0, 0, :, 0], [0, 255, 128, 0, 255, 1, 0, 1])
 
 
-def test_to_uint8_returns_every_level_of_a_picture() -> None:
+def test_to_uint8_returns_every_level_of_an_image() -> None:
     levels = np.arange(256, dtype=np.float32).reshape(1, 1, 16, 16).repeat(3, axis=1)
     np.testing.assert_array_equal(to_uint8(levels / 127.5 - 1)[0, :, :, 0].ravel(), np.arange(256))
 
 
 def test_to_uint8_moves_channels_last() -> None:
-    images = np.zeros((2, 3, 4, 5), np.float32)
-    images[1, 2, 3, 4] = 1.0
-    pictures = to_uint8(images)
-    assert pictures.shape == (2, 4, 5, 3)
-    assert pictures.dtype == np.uint8
-    assert pictures[1, 3, 4, 2] == 255
+    output = np.zeros((2, 3, 4, 5), np.float32)
+    output[1, 2, 3, 4] = 1.0
+    images = to_uint8(output)
+    assert images.shape == (2, 4, 5, 3)
+    assert images.dtype == np.uint8
+    assert images[1, 3, 4, 2] == 255
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,11 @@ def test_grid_shape(n: int, columns: int | None, shape: tuple[int, int]) -> None
 
 
 def test_grid_is_filled_row_by_row() -> None:
-    pictures = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((1, 4, 6, 3), np.uint8)
-    sheet = np.asarray(grid(pictures))
+    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((1, 4, 6, 3), np.uint8)
+    sheet = np.asarray(grid(images))
     assert sheet.shape == (2 * 4, 3 * 6, 3)
     cells = sheet.reshape(2, 4, 3, 6, 3).transpose(0, 2, 1, 3, 4).reshape(6, 4, 6, 3)
-    np.testing.assert_array_equal(cells[:5], pictures)
+    np.testing.assert_array_equal(cells[:5], images)
     assert (cells[5] == 255).all()
 
 

@@ -21,7 +21,7 @@ def test_a_row_depends_on_its_seed_alone() -> None:
 
 
 def test_values_are_pinned() -> None:
-    """Released pictures are named by seed: a change of NumPy's stream must not go unnoticed."""
+    """Published images are named by seed, so a change of NumPy's stream must fail here."""
     np.testing.assert_array_equal(
         latents([0], 3)[0], np.array([1.1176220178604126, -1.3871248960494995, -0.4265716075897217], np.float32)
     )
@@ -34,7 +34,7 @@ def test_latents_are_standard_normal() -> None:
 
 
 @pytest.mark.parametrize("t", [0.0, 0.25, 0.5, 0.9, 1.0])
-def test_slerp_keeps_the_norm_and_turns_at_even_speed(t: float) -> None:
+def test_slerp_keeps_the_norm_and_a_constant_speed(t: float) -> None:
     a, b = latents([0, 1], 64)
     a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     angle = np.arccos(np.dot(a, b))
@@ -65,7 +65,7 @@ def test_walk_passes_the_keys_and_closes() -> None:
 
 
 def test_walk_turns_without_a_jerk() -> None:
-    """The velocity changes as little at a key, where the direction changes, as anywhere else."""
+    """The velocity changes no more at a key, where the direction changes, than elsewhere."""
     points = walk(latents(range(3), 32), steps=50).astype(np.float64)
     velocity = np.roll(points, -1, axis=0) - points
     change = np.linalg.norm(velocity - np.roll(velocity, 1, axis=0), axis=1)

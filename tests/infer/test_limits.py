@@ -1,4 +1,4 @@
-"""Graphs that ask for too much, refused while only their shapes are known."""
+"""Graphs that take too much memory or work are refused by their shapes alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from catgan.command import UserError
 from infer import limits
 from infer.limits import check_operators, check_work
 from infer.onnxfile import read_model
-from infer.session import Generator, _open_outline
+from infer.session import Generator, open_outline
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -28,7 +28,7 @@ def changed(path: Path, change: Change) -> Path:
 
 
 def filled(*dims: int) -> Change:
-    """A constant of ``dims`` beside the graph. onnxruntime would compute it at loading."""
+    """A constant of the shape ``dims`` beside the graph. onnxruntime would compute it when it opens the model."""
 
     def change(model: onnx.ModelProto) -> None:
         model.graph.initializer.append(numpy_helper.from_array(np.array(dims), "dims"))
@@ -45,13 +45,13 @@ def doubled(model: onnx.ModelProto) -> None:
 
 
 def concatenated(model: onnx.ModelProto) -> None:
-    """Many times the same: the sum wraps to a small number in 32 bits."""
+    """The same input many times: in 32 bits the sum of the sizes overflows to a small number."""
     filled(2**26, 1)(model)
     model.graph.node.append(helper.make_node("Concat", ["filled"] * 64, ["many"], axis=0))
 
 
 def convolved(model: onnx.ModelProto) -> None:
-    """Little memory, but endless work: a kernel as large as its picture, padded to keep its size."""
+    """Little memory but endless work: a kernel of the size of its image, with padding."""
     filled(1, 1, 2**13, 2**13)(model)
     pads = [2**12, 2**12, 2**12 - 1, 2**12 - 1]
     model.graph.node.append(helper.make_node("Conv", ["filled", "filled"], ["convolved"], pads=pads))
@@ -79,24 +79,24 @@ def text(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (filled(2**20, 2**20), r"one picture takes 1\.1e\+12 values"),
-        (filled(2**32 + 1), r"one picture takes 4\.3e\+09 values"),
-        (filled(2**62), "one picture takes"),
-        (doubled, "one picture takes|only known when it runs"),
-        (concatenated, r"one picture takes 4\.\de\+09 values"),
+        (filled(2**20, 2**20), r"one image takes 1\.1e\+12 values"),
+        (filled(2**32 + 1), r"one image takes 4\.3e\+09 values"),
+        (filled(2**62), "one image takes"),
+        (doubled, "one image takes|only known when it runs"),
+        (concatenated, r"one image takes 4\.\de\+09 values"),
         (convolved, r"and 4\.5e\+15 multiply-adds"),
         (from_latents, "the shape of '(dims|filled)' is only known when it runs"),
-        (wide_latents, "one picture takes 1.1e.12 values"),
+        (wide_latents, "one image takes 1.1e.12 values"),
         (text, "computes with text"),
     ],
 )
-def test_too_much_is_refused_before_anything_is_computed(onnx_file: Path, change: Change, message: str) -> None:
+def test_too_much_work_is_refused_before_anything_is_computed(onnx_file: Path, change: Change, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         Generator(changed(onnx_file, change), "cpu")
     assert len(str(caught.value)) < 400
 
 
-def test_less_than_too_much_is_fine(onnx_file: Path) -> None:
+def test_work_below_the_limit_is_allowed(onnx_file: Path) -> None:
     generator = Generator(changed(onnx_file, filled(2**20)), "cpu")
     assert len(generator(np.zeros((1, generator.z_dim), np.float32))) == 1
 
@@ -113,14 +113,14 @@ def test_every_listed_operator_exists() -> None:
 
 
 def test_the_work_is_counted(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the tiny generator, by hand. z [1, 16] @ w [16, 64]; 4x4 positions of 4 channels meet 3 4x4 kernels."""
+    """For the tiny generator: z [1, 16] @ w [16, 64]; 3 kernels of 4x4 at 4x4 positions of 4 channels."""
     model = read_model(onnx_file)
-    outline = _open_outline(onnxruntime, model.outline, onnx_file)
+    outline = open_outline(onnxruntime, model.outline, onnx_file)
     matmul, convolution = 16 * 64, 16 * (4 * 3 * 4 * 4)
     cast, reshape, tanh = 2 * 16, 64 + 4 + 64, 2 * 3 * 8 * 8
     operations = matmul + convolution + cast + reshape + tanh
     monkeypatch.setattr(limits, "MAX_OPERATIONS", operations)
     check_work(model, outline, onnx_file)
     monkeypatch.setattr(limits, "MAX_OPERATIONS", operations - 1)
-    with pytest.raises(UserError, match="one picture takes"):
+    with pytest.raises(UserError, match="one image takes"):
         check_work(model, outline, onnx_file)

@@ -68,7 +68,7 @@ def server(page: Path) -> Iterator[Server]:
     )
     assert process.stderr is not None
     line = process.stderr.readline()
-    found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ serves .*, Ctrl-C ends it\n", line)
+    found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ serves .*, Ctrl-C stops it\n", line)
     assert found, line
     yield Server(process, int(found[1]))
     process.send_signal(signal.SIGINT)
@@ -94,7 +94,7 @@ def server(page: Path) -> Iterator[Server]:
         ("/in.png", "image/png"),
     ],
 )
-def test_files_come_with_their_type(server: Server, path: str, kind: str) -> None:
+def test_files_have_their_content_type(server: Server, path: str, kind: str) -> None:
     reply = server.get(path)
     assert reply.status == 200
     name = {"/": "index.html", "/?seed=7": "index.html", "/in.png": "sub/inside.png"}.get(path, path[1:])
@@ -132,7 +132,7 @@ def test_nothing_else_is_served(server: Server, path: str) -> None:
         assert b"inside" not in reply.body
 
 
-def test_a_folder_without_slash_leads_to_itself_only(server: Server) -> None:
+def test_a_folder_without_slash_redirects_to_itself(server: Server) -> None:
     assert server.get("/sub").headers["Location"] == "/sub/"
     assert server.get("//sub").headers["Location"] == "/sub/"
 
@@ -149,7 +149,7 @@ def test_nothing_can_be_changed(server: Server, method: str) -> None:
     assert server.get("/a.json", method).status == 501
 
 
-def test_only_this_machine_reaches_it(server: Server) -> None:
+def test_it_listens_on_loopback_only(server: Server) -> None:
     table = Path("/proc/net/tcp")
     if not table.exists():
         pytest.skip("no /proc")
@@ -157,7 +157,7 @@ def test_only_this_machine_reaches_it(server: Server) -> None:
     assert [a for a in listening if a.endswith(f":{server.port:04X}")] == [f"0100007F:{server.port:04X}"]
 
 
-def test_mistakes_are_named(page: Path, tmp_path: Path) -> None:
+def test_mistakes_have_a_message(page: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such directory; `catexport --web DIR` makes"):
         serve(str(tmp_path / "none"), 0)
     with pytest.raises(UserError, match="holds no index"):

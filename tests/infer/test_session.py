@@ -11,17 +11,19 @@ import pytest
 from onnx import TensorProto
 
 from catgan.command import UserError
-from infer import session
+from infer import diagnosis, session
 from infer.grid import to_uint8
 from infer.latents import latents
 from infer.session import CPU, Generator
 
 MakeOnnx = Callable[..., Path]
-without_gpu = pytest.mark.skipif(session._has_nvidia_gpu(), reason="there is a GPU")
+DRIVER = diagnosis.cuda_driver()
+HAS_GPU = DRIVER is not None and DRIVER.gpus > 0
+without_gpu = pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
 
 
-def expected_images(path: Path, z: np.ndarray) -> np.ndarray:
-    """The tiny generator by hand, in float64."""
+def expected_output(path: Path, z: np.ndarray) -> np.ndarray:
+    """The output of the tiny generator, computed in float64."""
     weights = {
         i.name: onnx.numpy_helper.to_array(i).astype(np.float64) for i in onnx.load_model(path).graph.initializer
     }
@@ -37,37 +39,37 @@ def expected_images(path: Path, z: np.ndarray) -> np.ndarray:
 def test_computes_the_network(onnx_file: Path) -> None:
     generator = Generator(onnx_file, "cpu")
     z = latents(range(5), generator.z_dim)
-    images = generator.images(z)
-    assert images.dtype == np.float32
-    np.testing.assert_allclose(images, expected_images(onnx_file, z), atol=1e-5)
-    np.testing.assert_array_equal(generator(z), to_uint8(images))
+    output = generator.output(z)
+    assert output.dtype == np.float32
+    np.testing.assert_allclose(output, expected_output(onnx_file, z), atol=1e-5)
+    np.testing.assert_array_equal(generator(z), to_uint8(output))
 
 
-def test_tells_what_it_is(onnx_file: Path) -> None:
+def test_attributes_describe_the_file(onnx_file: Path) -> None:
     generator = Generator(onnx_file, "cpu")
     assert (generator.z_dim, generator.size, generator.provider) == (16, 8, CPU)
     assert generator.metadata == {"z_dim": "16", "size": "8"}
 
 
 @pytest.mark.parametrize("batch", [1, 4, 32])
-def test_a_picture_depends_on_its_latent_alone(onnx_file: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+def test_an_image_depends_on_its_latent_alone(onnx_file: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     monkeypatch.setitem(session.BATCH, CPU, batch)
     generator = Generator(onnx_file, "cpu")
     z = latents(range(11), generator.z_dim)
-    together = generator.images(z)
+    together = generator.output(z)
     for i in range(11):
-        np.testing.assert_array_equal(generator.images(z[i : i + 1])[0], together[i])
-    np.testing.assert_array_equal(generator.images(z[3:9]), together[3:9])
+        np.testing.assert_array_equal(generator.output(z[i : i + 1])[0], together[i])
+    np.testing.assert_array_equal(generator.output(z[3:9]), together[3:9])
 
 
-def test_pictures_at_once_take_no_more_memory_than_one_may(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_at_once_take_no_more_memory_than_one_may(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infer.session.cores", lambda: 64)
     assert Generator(onnx_file, "cpu")._at_once == 64
     monkeypatch.setattr("infer.session.MAX_VALUES", 1)
     assert Generator(onnx_file, "cpu")._at_once == 1
 
 
-def test_no_latents_give_no_pictures(onnx_file: Path) -> None:
+def test_no_latents_give_no_images(onnx_file: Path) -> None:
     assert Generator(onnx_file, "cpu")(np.zeros((0, 16), np.float32)).shape == (0, 8, 8, 3)
 
 
@@ -79,7 +81,7 @@ def test_a_file_without_metadata_is_fine(make_onnx: MakeOnnx) -> None:
     ("changes", "message"),
     [
         ({"z": "latent"}, r"not a generator: latent float \[batch, 16\] -> image"),
-        ({"image": "picture"}, r"not a generator: .* -> picture float \[batch, 3, 8, 8\]"),
+        ({"image": "photo"}, r"not a generator: .* -> photo float \[batch, 3, 8, 8\]"),
         ({"z_type": TensorProto.DOUBLE}, "not a generator: z double"),
         ({"channels": 1}, r"image float \[batch, 1, 8, 8\], but needed"),
         ({"batch": 1}, r"z float \[1, 16\].* any batch"),
@@ -98,14 +100,14 @@ def test_other_models_are_refused_in_one_line(make_onnx: MakeOnnx, changes: dict
     assert len(str(caught.value)) < 400
 
 
-def test_a_model_from_the_future_names_the_release_that_reads_it() -> None:
+def test_for_a_newer_model_the_message_names_the_release_that_reads_it() -> None:
     class Old:
         __version__ = "1.22.1"
 
     error = RuntimeError(
         "[ONNXRuntimeError] : 1 : FAIL : Unsupported model IR version: 11, max supported IR version: 10"
     )
-    assert "upgrade onnxruntime >= 1.23" in session._load_problem(Old, error)
+    assert "upgrade onnxruntime >= 1.23" in diagnosis.why_not_loaded(Old, error)
 
 
 def test_values_that_are_not_finite_are_refused(make_onnx: MakeOnnx) -> None:
@@ -130,7 +132,7 @@ def test_output_of_another_shape_than_declared_is_refused(onnx_file: Path, monke
 
 
 def test_weights_beside_the_model_are_refused(onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where onnxruntime would find them: in the working directory."""
+    """Even in the working directory, where onnxruntime would find them."""
     model = onnx.load_model(onnx_file)
     onnx.save_model(model, onnx_file, save_as_external_data=True, location="gen.data", size_threshold=0)
     assert (tmp_path / "gen.data").exists()
@@ -139,7 +141,9 @@ def test_weights_beside_the_model_are_refused(onnx_file: Path, tmp_path: Path, m
         Generator("gen.onnx", "cpu")
 
 
-def test_missing_onnxruntime_is_named(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_the_message_says_how_to_install_it(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"pip install 'catgan\[infer\]'"):
         Generator(onnx_file)
@@ -159,11 +163,11 @@ def test_auto_without_a_gpu_is_silent(onnx_file: Path, capfd: pytest.CaptureFixt
 
 @without_gpu
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_cuda_that_does_not_load_is_noticed(
+def test_cuda_libraries_that_do_not_load_are_reported(
     onnx_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As on a machine with a GPU but without its libraries, where onnxruntime itself would go on without a word."""
-    monkeypatch.setattr(session, "_why_no_cuda", lambda ort: None)
+    """As on a machine with a GPU but without CUDA's libraries, where onnxruntime uses the CPU without a message."""
+    monkeypatch.setattr(session, "why_no_cuda", lambda ort: None)
     with pytest.raises(UserError, match="device cuda: its CUDA or cuDNN libraries did not load"):
         Generator(onnx_file, "cuda")
     assert Generator(onnx_file, "auto").provider == CPU
