@@ -37,7 +37,8 @@ from trainer.data.fetch import encoded_images, shards_ahead
 from trainer.data.manifest import Manifest, Shard
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sample:
     """An image before decoding."""
 
     index: int
