@@ -2,7 +2,7 @@
 
 Reads shuffled batches of 64 of the same drawn cats, with nothing else to do:
 
-  ours                  trainer.data.stream.train_batches, uint8; decoded once, then kept in shared memory
+  ours                  trainer.data.stream.TrainStream, uint8; decoded once, then kept in shared memory
   ours, decoding        the same with --loader.memory-mib 0: lossless WebP from shards, decoded every time
   ImageFolder ToTensor  torchvision's ImageFolder over PNG files, DataLoader, ToTensor: float32, as users write it
   ImageFolder uint8     the same with PILToTensor: a quarter of the bytes
