@@ -145,8 +145,8 @@ def _check_training(config: Config, check: Check) -> None:
     )
     check(
         config.accumulate == 1 or not config.loss.share_batch,
-        f"--accumulate {config.accumulate} with --loss.share-batch True: the shared generator pass keeps the whole"
-        " batch in memory; add --loss.share-batch False",
+        f"--accumulate {config.accumulate} with --loss.share-batch: the shared generator pass keeps the whole"
+        " batch in memory; add --loss.no-share-batch",
     )
     check(
         config.eval.num >= MIN_FID or config.eval.extractor != "inception" or bool(config.eval.weights),
