@@ -63,7 +63,7 @@ def test_commands_are_shell_and_the_dashboard_stays_on_loopback(cloud: str) -> N
     assert "--dashboard-host=127.0.0.1" in head
     assert any("RAY_AUTH_MODE=token" in command for command in config["setup_commands"])
     mine = [path for path in config["file_mounts"].values() if not path.startswith("~/")]
-    assert {"pyproject.toml", "constraints.txt", "trainer"} <= set(mine)
+    assert {"pyproject.toml", "constraints.txt", "catgan", "infer", "trainer", "export", "cluster"} <= set(mine)
     assert [path for path in mine if not (ROOT / path).exists()] == []
 
 
