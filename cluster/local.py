@@ -1,17 +1,13 @@
-"""A Ray cluster on this machine:  python -m cluster.local start|status|stop
+"""A Ray cluster on this machine.
 
-    python -m cluster.local start                  one node with all CPUs and GPUs, dashboard on loopback
-    python -m cluster.local start --nodes 3        three nodes (raylets) that share the machine's CPUs
-    python -m cluster.local status                 its nodes
-    python -m cluster.local stop                   end the processes that start began, and no others
-
-Each node is a ``ray start --block`` in a session of its own, so that ``stop`` knows what belongs to this cluster;
-``ray stop`` would end every Ray process of the user.
+python -m cluster.local start              one node with all CPUs and GPUs, dashboard on loopback
+python -m cluster.local start --nodes 3    three nodes (raylets) that share the machine's CPUs
+python -m cluster.local status             show whether its nodes are up
+python -m cluster.local stop               end the processes of this cluster, and no others
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -20,21 +16,21 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 
-from catgan.command import UserError, run_command, say
+from catgan.command import Parser, UserError, dispatch, number, run_command, say
 from catgan.files import atomic_write
 
-# A short path: Ray puts Unix sockets below it, and their paths may have 107 characters.
+NAME = "python -m cluster.local"
+# A short path, since Ray puts Unix sockets below it, whose paths are limited to 107 bytes.
 DEFAULT_DIR = Path("/tmp") / f"catgan-ray-{os.getuid()}"
-# Training puts next to nothing into the object store; Ray's default is 30 % of the memory, per node.
+MAX_DIR_BYTES = 32  # Ray appends about 75 bytes
+# Training stores almost nothing in the object store; Ray's default is 30 % of the memory, per node.
 OBJECT_STORE_BYTES = 200 * 2**20
-# What Ray appends, session, sockets and all, takes about 75 characters of the 107.
-MAX_DIR_BYTES = 32
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -42,7 +38,14 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 @dataclass(frozen=True)
 class Node:
-    """A ``ray start --block``. The time tells it from a later process with the same id."""
+    """A process ``ray start --block`` in a session of its own, by which ``stop`` finds its processes.
+
+    ``ray stop`` is not used, since it ends every Ray process of the user.
+
+    Attributes:
+        pid: its process id, which is also the id of its session.
+        created: its start time, which distinguishes it from a later process with the same id.
+    """
 
     pid: int
     created: float
@@ -50,14 +53,18 @@ class Node:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What ``start`` began; kept in ``cluster.json`` for ``status`` and ``stop``."""
+    """A cluster that ``start`` started, recorded in ``cluster.json`` for ``status`` and ``stop``.
+
+    Attributes:
+        address: ``host:port`` for RAY_ADDRESS.
+        dashboard: URL for RAY_API_SERVER_ADDRESS.
+        cpus: CPUs per node.
+        nodes: the head first.
+    """
 
     address: str
-    """``host:port`` for RAY_ADDRESS."""
     dashboard: str
-    """URL for RAY_API_SERVER_ADDRESS."""
     cpus: int
-    """CPUs of each node."""
     nodes: tuple[Node, ...]
 
     def save(self, folder: Path) -> None:
@@ -65,7 +72,7 @@ class Cluster:
 
     @staticmethod
     def load(folder: Path) -> Cluster | None:
-        """The cluster recorded in ``folder``; None if there is none."""
+        """The cluster recorded in ``folder``, or None."""
         try:
             values = json.loads((folder / "cluster.json").read_text())
         except FileNotFoundError:
@@ -74,30 +81,33 @@ class Cluster:
 
 
 def start(folder: Path, *, nodes: int = 1, cpus: int | None = None, port: int = 6379, dashboard: int = 8265) -> Cluster:
-    """Start a cluster of ``nodes`` raylets with ``cpus`` CPUs each and wait until it takes jobs.
+    """Start a cluster and wait until it accepts jobs.
 
-    Ray's state, logs and ``cluster.json`` lie in ``folder``. All GPUs belong to the first node.
+    Args:
+        folder: for ``cluster.json``, Ray's state and logs.
+        nodes: number of raylets. All GPUs belong to the first one.
+        cpus: CPUs per node; by default the nodes share those of the machine.
+        port: of the cluster, on 127.0.0.1.
+        dashboard: the dashboard's port.
 
     Raises:
-        UserError: one runs already, a port is taken, or Ray did not come up; nothing is left running then.
+        UserError: a cluster is running already, a port is in use, or Ray did not start. No process is left running.
     """
     cpus = cpus or max((os.cpu_count() or 1) // nodes, 1)
-    _own(folder)
+    _make_folder(folder)
     if (old := Cluster.load(folder)) and any(_processes(node) for node in old.nodes):
-        raise UserError(
-            f"a cluster runs already at {old.dashboard}; stop it (python -m cluster.local stop) or give --dir"
-        )
-    for option, number in (("--port", port), ("--dashboard-port", dashboard)):
-        if _taken(number):
-            raise UserError(f"{option} {number} is taken by another program; give {option} a free one")
+        raise UserError(f"a cluster is running already at {old.dashboard}; stop it ({NAME} stop) or give --dir")
+    for option, value in (("--port", port), ("--dashboard-port", dashboard)):
+        if _is_in_use(value):
+            raise UserError(f"{option} {value} is in use by another program; give {option} a free port")
     _make_token()
     cluster = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", cpus, ())
     head = ["--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    more = [f"--address={cluster.address}", "--num-gpus=0"]
+    others = [f"--address={cluster.address}", "--num-gpus=0"]
     try:
         for i in range(nodes):
-            node = _spawn(cluster, folder, i, more if i else head)
-            cluster = Cluster(cluster.address, cluster.dashboard, cpus, (*cluster.nodes, node))
+            node = _start_node(cluster, folder, i, others if i else head)
+            cluster = replace(cluster, nodes=(*cluster.nodes, node))
             cluster.save(folder)
             _wait_for_nodes(folder, cluster)
     except BaseException:
@@ -107,75 +117,76 @@ def start(folder: Path, *, nodes: int = 1, cpus: int | None = None, port: int = 
 
 
 def stop(folder: Path) -> int:
-    """End the processes of the cluster recorded in ``folder``; returns how many there were, 0 if none ran."""
+    """End the processes of the cluster recorded in ``folder``. Returns their number, 0 if no cluster was running."""
     cluster = Cluster.load(folder)
     if cluster is None:
         return 0
     found = [process for node in cluster.nodes for process in _processes(node)]
-    # The first node last: without it the others would wait for it to come back.
+    # The head last: without it the other nodes would wait for it to return.
     for leader in reversed([process for process in found if process.pid in {node.pid for node in cluster.nodes}]):
         _signal(leader, signal.SIGTERM)
-    left = _wait_until_gone(found)
+    left = _wait_until_ended(found)
     for process in left:
         _signal(process, signal.SIGKILL)
-    left = _wait_until_gone(left)
-    assert not left, f"still alive after SIGKILL: {left}"
+    left = _wait_until_ended(left)
+    assert not left, f"still running after SIGKILL: {left}"
     (folder / "cluster.json").unlink()
     return len(found)
 
 
 def nodes_up(cluster: Cluster) -> int:
-    """Nodes that Ray's own state calls alive; 0 as long as the dashboard does not answer."""
+    """The number of nodes that Ray reports as alive; 0 while the dashboard does not answer."""
     command = [RAY, "list", "nodes", f"--address={cluster.dashboard}", "--format=json", "--filter=state=ALIVE"]
     answer = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
     if answer.returncode or not answer.stdout.startswith(b"["):
-        return 0  # Before the first node is there, Ray succeeds and answers in prose.
+        return 0  # before the first node is registered, Ray succeeds with a text that is not JSON
     return len(json.loads(answer.stdout))
 
 
-def _spawn(cluster: Cluster, folder: Path, index: int, arguments: list[str]) -> Node:
-    # A folder for each node: in a common one, a node clears away the working folder of another's job.
+def _start_node(cluster: Cluster, folder: Path, index: int, arguments: list[str]) -> Node:
+    # A folder per node: nodes that share one delete the working folders of each other's jobs.
     command = [RAY, "start", "--block", "--disable-usage-stats", f"--temp-dir={folder / f'ray{index}'}"]
     command += [f"--num-cpus={cluster.cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", *arguments]
     with (folder / f"node{index}.log").open("wb") as log:
-        # A session of its own: Ctrl-C in this terminal must not reach it, and its members can be found again.
         process = subprocess.Popen(
             command,
             cwd=folder,
-            # Ray Train's actors look for the dashboard, and without its address at all of this machine's clusters.
+            # Ray Train's actors look for the dashboard; without an address they ask every cluster on this machine.
             env=_environment() | {"RAY_API_SERVER_ADDRESS": cluster.dashboard},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C in this terminal does not reach it, and `stop` finds its processes
         )
     return Node(process.pid, psutil.Process(process.pid).create_time())
 
 
 def _wait_for_nodes(folder: Path, cluster: Cluster) -> None:
+    """Wait until all nodes are up. Raises ``UserError`` if one ends or does not come up in time."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while (up := nodes_up(cluster)) < len(cluster.nodes):
         log = folder / f"node{len(cluster.nodes) - 1}.log"
         if not all(_processes(node) for node in cluster.nodes):
-            raise UserError(f"a node ended while starting; the last lines of {log}: {_tail(log)}")
+            tail = " ".join(log.read_text(errors="replace").split())[-400:]
+            raise UserError(f"a node ended while starting; the end of {log}: {tail}")
         if time.monotonic() > deadline:
-            raise UserError(f"{up} of {len(cluster.nodes)} nodes up after {START_TIMEOUT_S:.0f} s; see {log}")
+            raise UserError(f"{up} of {len(cluster.nodes)} nodes are up after {START_TIMEOUT_S:.0f} s; see {log}")
         time.sleep(0.5)
 
 
 def _environment() -> dict[str, str]:
-    """What nodes, and through them jobs, see: ``python`` is this Python, and no other cluster is in the way."""
+    """The environment of the nodes and of their jobs: ``python`` is this Python, and no other cluster is configured."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
-    # Nodes listen on every interface of the machine, whatever the dashboard does, and whoever reaches them runs code.
+    # Unlike the dashboard, nodes listen on every interface of the machine, and a connection can run code.
     environment.setdefault("RAY_AUTH_MODE", "token")
-    # Who stops this cluster means it: by default a node waits 30 seconds for its jobs to end.
+    # By default a node that is stopped waits 30 seconds for its jobs to end.
     environment.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")
     return environment
 
 
 def _make_token() -> None:
-    """Have Ray make the user's token (~/.ray/auth_token) unless there is one, or the environment brings its own."""
+    """Create the user's token (~/.ray/auth_token) unless it exists or the environment has one."""
     environment = _environment()
     if environment["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & environment.keys():
         return
@@ -183,31 +194,31 @@ def _make_token() -> None:
 
 
 def _processes(node: Node) -> list[psutil.Process]:
-    """The members of a node's session and their descendants (jobs have sessions of their own)."""
+    """The processes of a node's session and their descendants (jobs have sessions of their own)."""
     if psutil.pid_exists(node.pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             if psutil.Process(node.pid).create_time() != node.created:
-                return []  # The id went to another process, which it cannot while the session has members.
+                return []  # another process has the id now, which is impossible while the session has processes
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
             if os.getsid(process.pid) == node.pid:
                 found |= {process, *process.children(recursive=True)}
-    return sorted(filter(_alive, found), key=lambda process: process.pid)
+    return sorted(filter(_is_running, found), key=lambda process: process.pid)
 
 
-def _alive(process: psutil.Process) -> bool:
-    """A zombie is not: in a container whose first process does not reap orphans it stays one for ever."""
+def _is_running(process: psutil.Process) -> bool:
+    """False for a zombie: in a container whose first process does not reap orphans it remains for ever."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def _wait_until_gone(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those of ``processes`` that are still alive after ``STOP_TIMEOUT_S``."""
+def _wait_until_ended(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those of ``processes`` that are still running after ``STOP_TIMEOUT_S``."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while (left := [process for process in processes if _alive(process)]) and time.monotonic() < deadline:
+    while (left := [process for process in processes if _is_running(process)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
 
@@ -217,7 +228,7 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
 
 
-def _taken(port: int) -> bool:
+def _is_in_use(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -227,12 +238,10 @@ def _taken(port: int) -> bool:
     return False
 
 
-def _own(folder: Path) -> None:
-    """Make ``folder``, for this user only; refuse somebody else's, which could hold a forged ``cluster.json``."""
+def _make_folder(folder: Path) -> None:
+    """Make ``folder`` for this user only. Another user's folder is refused: its ``cluster.json`` could be forged."""
     if len(os.fsencode(folder)) > MAX_DIR_BYTES:
-        raise UserError(
-            f"--dir {folder} is too long for Ray's sockets: give a path of {MAX_DIR_BYTES} characters or less"
-        )
+        raise UserError(f"--dir {folder} is too long for Ray's sockets: give a path of at most {MAX_DIR_BYTES} bytes")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = folder.lstat().st_uid
@@ -242,52 +251,40 @@ def _own(folder: Path) -> None:
         raise UserError(f"--dir {folder} belongs to another user; give a folder of your own")
 
 
-def _tail(log: Path) -> str:
-    return " ".join(log.read_text(errors="replace").split())[-400:]
+def _parser(command: str, description: str) -> Parser:
+    parser = Parser(f"{NAME} {command}", description)
+    parser.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="state and logs (default: %(default)s)")
+    return parser
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+def _start(argv: list[str]) -> dict[str, Any]:
+    parser = _parser("start", "Start a Ray cluster on this machine and wait until it accepts jobs.")
+    port = number(int, 1, 65535)
+    parser.add_argument("--nodes", type=number(int, 1, 100), default=1, help="raylets to start (default: 1)")
+    parser.add_argument("--cpus", type=number(int, 1, 10_000), help="CPUs per node (default: the machine's, shared)")
+    parser.add_argument("--port", type=port, default=6379, help="of the cluster (default: 6379)")
+    parser.add_argument("--dashboard-port", type=port, default=8265, help="default: 8265")
+    options = parser.parse_args(argv)
+    folder = options.dir.absolute()
+    say(f"starting {options.nodes} node(s); logs in {folder}")
+    cluster = start(folder, nodes=options.nodes, cpus=options.cpus, port=options.port, dashboard=options.dashboard_port)
+    return _report(cluster, folder)
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(
-        "python -m cluster.local", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="start|status|stop")
-    for name in ("start", "status", "stop"):
-        command = commands.add_parser(name)
-        command.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="state and logs (default: %(default)s)")
-        if name == "start":
-            command.add_argument("--nodes", type=_positive, default=1, help="raylets to start (default: 1)")
-            command.add_argument("--cpus", type=_positive, help="CPUs per node (default: the machine's, shared out)")
-            command.add_argument("--port", type=_positive, default=6379, help="of the cluster (default: 6379)")
-            command.add_argument("--dashboard-port", type=_positive, default=8265, help="default: 8265")
-    return parser.parse_args(argv)
+def _status(argv: list[str]) -> dict[str, Any]:
+    options = _parser("status", "Show whether the cluster's nodes are up.").parse_args(argv)
+    folder = options.dir.absolute()
+    cluster = Cluster.load(folder)
+    return _report(cluster, folder) if cluster else {"running": False, "dir": str(folder)}
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number of 1 or more")
-    return int(text)
+def _stop(argv: list[str]) -> dict[str, Any]:
+    options = _parser("stop", "End the processes of the cluster, and no others.").parse_args(argv)
+    return {"stopped": stop(options.dir.absolute())}
 
 
-def main(argv: list[str]) -> dict[str, Any]:
-    """Run one of the commands; returns the JSON object for stdout."""
-    options = _parse(argv)
-    folder: Path = options.dir.absolute()
-    if options.command == "stop":
-        return {"stopped": stop(folder)}
-    if options.command == "start":
-        say(f"starting {options.nodes} node(s); logs in {folder}")
-        cluster: Cluster | None = start(
-            folder, nodes=options.nodes, cpus=options.cpus, port=options.port, dashboard=options.dashboard_port
-        )
-    else:
-        cluster = Cluster.load(folder)
-    if cluster is None:
-        return {"running": False, "dir": str(folder)}
+def _report(cluster: Cluster, folder: Path) -> dict[str, Any]:
+    """Say how many nodes are up and how to submit a job. Returns the JSON object for stdout."""
     up = nodes_up(cluster)
     say(f"{up} of {len(cluster.nodes)} node(s) up with {cluster.cpus} CPU(s) each")
     if up:
@@ -296,6 +293,11 @@ def main(argv: list[str]) -> dict[str, Any]:
         say("  ray job submit --working-dir . -- python trainer/run.py")
     described = {"address": cluster.address, "dashboard": cluster.dashboard, "cpus": cluster.cpus, "dir": str(folder)}
     return {"running": up > 0, "nodes": up, **described}
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run one of the commands. Returns the JSON object for stdout."""
+    return dispatch(NAME, __doc__, {"start": _start, "status": _status, "stop": _stop}, argv)
 
 
 if __name__ == "__main__":

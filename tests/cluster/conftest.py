@@ -1,4 +1,4 @@
-"""A cluster of this test session, which leaves nothing behind."""
+"""A sandbox for a cluster and its jobs, removed at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A home for a cluster and its jobs. The path is short, as Ray's sockets need it."""
+    """A home folder, environment and ports for a cluster and its jobs. The path is short enough for Ray's sockets."""
 
     home: Path
     env: dict[str, str]
@@ -25,7 +25,7 @@ class Sandbox:
     dashboard: int
 
     def run(self, *command: str, cwd: Path | None = None, timeout: float = 180) -> subprocess.CompletedProcess[str]:
-        """Run a command of this Python's environment; standard error goes with standard output."""
+        """Run a program of this Python's environment, with stderr in stdout."""
         program = Path(sys.executable).with_name(command[0])
         return subprocess.run(
             [str(program), *command[1:]],

@@ -1,4 +1,4 @@
-"""Who gets what from a cluster: nothing without the token, and no password through the descriptions of jobs."""
+"""Access to a cluster: nothing without the token, and no passwords in the descriptions of jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "s3cr3t-0f-th3-n0d3s"
-# What a driver and a worker of it find in their environment, as a digest.
+# Prints the digest of the password in the environment of a driver and of its worker.
 JOB = """
 import hashlib, os, ray
 def seen():
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def cluster(sandbox: Any) -> Iterator[Any]:
-    """A cluster that was started with a password in its environment, by a user who does not keep it there."""
+    """A cluster that was started with a password in its environment. The user's own environment has it no longer."""
     sandbox.env["MLFLOW_TRACKING_PASSWORD"] = SECRET
     started = sandbox.start("--cpus", "1")
     del sandbox.env["MLFLOW_TRACKING_PASSWORD"]
@@ -55,14 +55,14 @@ def _token(cluster: Any) -> str:
     return Path(cluster.env["RAY_AUTH_TOKEN_PATH"]).read_text()
 
 
-def test_only_the_token_opens_the_cluster(cluster: Any) -> None:
+def test_a_connection_needs_the_token(cluster: Any) -> None:
     for path in ("/api/jobs/", "/nodes?view=summary", "/api/v0/workers"):
         assert _get(cluster, path, None)[0] == 401, path
         assert _get(cluster, path, "f" * 64)[0] == 403, path
         assert _get(cluster, path, _token(cluster))[0] == 200, path
-    assert _get(cluster, "/api/gcs_healthz", None)[0] == 200  # what Kubernetes asks
+    assert _get(cluster, "/api/gcs_healthz", None)[0] == 200  # the path of Kubernetes' probes
 
-    # Ray's own protocol, which training uses.
+    # Ray's own protocol, as used by training.
     join = ["python", "-c", f"import ray; ray.init('127.0.0.1:{cluster.port}'); print('joined')"]
     assert "joined" in cluster.run(*join).stdout
     cluster.env["RAY_AUTH_MODE"] = "disabled"
@@ -72,13 +72,13 @@ def test_only_the_token_opens_the_cluster(cluster: Any) -> None:
     assert "joined" not in refused.stdout
 
 
-def test_the_dashboard_listens_to_this_machine_only(cluster: Any) -> None:
+def test_the_dashboard_listens_on_loopback_only(cluster: Any) -> None:
     listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     assert {address.ip for address in listening if address.port == cluster.dashboard} == {"127.0.0.1"}
 
 
 def _run_job(cluster: Any, name: str, **env_vars: str) -> tuple[str, str]:
-    """A job of cluster/runtime_env.yaml and ``env_vars``: its log, and all that the cluster's interfaces tell of it."""
+    """Run a job with cluster/runtime_env.yaml and ``env_vars``. Returns its log and the API's answers about it."""
     environment = yaml.safe_load((ROOT / "cluster" / "runtime_env.yaml").read_text())
     environment["env_vars"].update(env_vars)
     file = cluster.home / f"{name}.yaml"
@@ -86,13 +86,13 @@ def _run_job(cluster: Any, name: str, **env_vars: str) -> tuple[str, str]:
     submit = ["ray", "job", "submit", "--runtime-env", str(file), "--submission-id", name, "--", "python", "job.py"]
     done = cluster.run(*submit, cwd=cluster.home / "job")
     assert done.returncode == 0, done.stdout
-    # What `ray job list`, `ray job logs`, `ray list ...` and the dashboard's pages show.
+    # The answers behind `ray job list`, `ray job logs`, `ray list ...` and the dashboard's pages.
     pages = [f"jobs/{page}" for page in ("", name, f"{name}/logs")]
     pages += [f"v0/{kind}?detail=1" for kind in ("actors", "jobs", "runtime_envs", "tasks", "workers")]
     answers = [_get(cluster, f"/api/{page}", _token(cluster)) for page in pages]
     assert {status for status, _ in answers} == {200}
-    told = [text for _, text in answers]
-    return done.stdout, "\n".join(told)
+    texts = [text for _, text in answers]
+    return done.stdout, "\n".join(texts)
 
 
 def _logs(cluster: Any) -> Iterator[Path]:
@@ -100,20 +100,20 @@ def _logs(cluster: Any) -> Iterator[Path]:
     return (path for path in (cluster.home / "c").rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def test_a_password_of_the_nodes_reaches_jobs_and_shows_nowhere(cluster: Any) -> None:
-    log, told = _run_job(cluster, "nodes")
+def test_a_password_in_the_nodes_environment_reaches_jobs_and_is_not_shown(cluster: Any) -> None:
+    log, answers = _run_job(cluster, "nodes")
     digest = hashlib.sha256(SECRET.encode()).hexdigest()
     assert f"driver {digest} worker {digest}" in log
     assert json.loads(_get(cluster, "/api/jobs/nodes", _token(cluster))[1])["status"] == "SUCCEEDED"
-    assert "PYTHONFAULTHANDLER" in told  # so the description is in there
-    assert SECRET not in log + told
+    assert "PYTHONFAULTHANDLER" in answers  # they contain the description
+    assert SECRET not in log + answers
     files = list(_logs(cluster))
     assert any(path.name == "job-driver-nodes.log" for path in files)
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
 def test_a_password_in_the_runtime_env_is_shown(cluster: Any) -> None:
-    """Why the documentation warns of it, and that the test above would find one."""
+    """As the documentation warns. It also shows that the test above would find a password."""
     other = "a-passw0rd-that-is-given-away"
-    _, told = _run_job(cluster, "given", MLFLOW_TRACKING_PASSWORD=other)
-    assert other in told
+    _, answers = _run_job(cluster, "given", MLFLOW_TRACKING_PASSWORD=other)
+    assert other in answers

@@ -1,6 +1,6 @@
-"""A training on a real cluster of two nodes whose workers, nodes, driver and head are killed: it ends with a generator.
+"""A training on a real cluster of two nodes survives kills of workers, nodes, driver and head.
 
-One training goes through all of it, since what a fault leaves behind must not harm what survives the next one.
+One training has all of these faults, since the state after one fault must not break the recovery from the next.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from cluster import local
 from trainer.checkpoints import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 300.0
+TIMEOUT_S = 300.0
 TICK, SNAPSHOT = 16, 512  # images
-NOTICE_S = 60  # of a preemption
+DRAIN_S = 60  # between a preemption request and its deadline
 
 OPTIONS = [
     *("--workers", "1:2", "--eval.extractor", "efflite0", "--eval.num", "256", "--batch", "8", "--precision", "fp32"),
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 class Nodes:
-    """The sandbox's cluster, of a head and one more node with a CPU each."""
+    """The sandbox's cluster: a head and another node with one CPU each."""
 
     def __init__(self, sandbox: Any) -> None:
         self.sandbox, self.folder = sandbox, sandbox.home / "c"
@@ -50,7 +50,7 @@ class Nodes:
         assert started.returncode == 0, started.stdout
 
     def add(self) -> None:
-        """One more node, as ``ray start`` on a machine that joins."""
+        """Start another node, as on a machine that joins."""
         ray = Path(sys.executable).with_name("ray")
         command = [ray, "start", "--block", "--num-cpus=1", "--num-gpus=0", f"--address=127.0.0.1:{self.sandbox.port}"]
         command += [f"--temp-dir={self.sandbox.home / 'r2'}", f"--object-store-memory={local.OBJECT_STORE_BYTES}"]
@@ -59,23 +59,23 @@ class Nodes:
         self.more.append(local.Node(node.pid, psutil.Process(node.pid).create_time()))
 
     def processes(self) -> list[list[psutil.Process]]:
-        """Of each node, the head first."""
+        """The processes of each node, the head first."""
         found = local.Cluster.load(self.folder)
         assert found is not None
         return [local._processes(node) for node in (*found.nodes, *self.more)]
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that train."""
+        """The training workers."""
         return [p for node in self.processes() for p in node if "ray::RayTrainWorker" in " ".join(cmdline(p))]
 
     def live(self) -> dict[str, bool]:
-        """Ids of the nodes that are alive, and whether each is the head."""
+        """The ids of the nodes that are alive -> whether it is the head."""
         listed = self.sandbox.run("ray", "list", "nodes", "--format=json", "--filter=state=ALIVE")
         return {node["node_id"]: node["is_head_node"] for node in json.loads(listed.stdout[listed.stdout.index("[") :])}
 
 
 class Training:
-    """``trainer/run.py`` on the cluster, started again and again with one name."""
+    """``trainer/run.py`` on the cluster, restarted with the same name."""
 
     def __init__(self, nodes: Nodes, shards: Path) -> None:
         self.nodes, self.out = nodes, nodes.sandbox.home / "out"
@@ -96,11 +96,11 @@ class Training:
                 start_new_session=True,
             )
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def newest(self) -> int:
-        """Position of the newest checkpoint."""
+    def latest(self) -> int:
+        """Position of the latest checkpoint in images."""
         return max((int(p.parent.name[-12:]) for p in self.run_dir.glob("checkpoint_*/checkpoint.json")), default=0)
 
     def lines(self) -> list[dict[str, Any]]:
@@ -111,21 +111,21 @@ class Training:
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def is_evaluating(self) -> bool:
-        """The tick of a snapshot is recorded, its metric is not."""
+        """Whether the tick of a snapshot is recorded, but not yet its metric."""
         last = self.lines()[-1]
         return last["nimg"] % SNAPSHOT == 0 and "fd256_efflite0" not in last
 
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+    def wait_for(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             assert self.process is not None
-            assert self.process.poll() is None, f"ended before {what}: {self.said()[-4000:]}"
-            assert time.monotonic() < deadline, f"no {what}: {self.said()[-4000:]}"
+            assert self.process.poll() is None, f"ended before {what}: {self.output()[-4000:]}"
+            assert time.monotonic() < deadline, f"no {what}: {self.output()[-4000:]}"
             time.sleep(0.05)
 
-    def until_it_gets_on(self, after: str) -> None:
-        before = self.newest()
-        self.until(lambda: self.newest() > before, f"checkpoint after {after}")
+    def wait_for_checkpoint(self, after: str) -> None:
+        before = self.latest()
+        self.wait_for(lambda: self.latest() > before, f"checkpoint after {after}")
 
 
 def cmdline(process: psutil.Process) -> list[str]:
@@ -136,7 +136,7 @@ def cmdline(process: psutil.Process) -> list[str]:
 
 
 def kill(*processes: psutil.Process) -> None:
-    """End them, and wait until they are gone."""
+    """Kill the processes and wait until they have ended."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
@@ -168,55 +168,57 @@ def training(nodes: Nodes, shards: Path) -> Iterator[Training]:
 @pytest.mark.timeout(1500)
 def test_a_training_survives_its_workers_nodes_driver_and_head(training: Training, nodes: Nodes) -> None:
     training.start(kimg=1000)
-    training.until_it_gets_on("the start")
+    training.wait_for_checkpoint("the start")
 
-    training.until(training.is_evaluating, "evaluation")
+    training.wait_for(training.is_evaluating, "evaluation")
     kill(nodes.workers()[-1])
     assert training.is_evaluating(), "the kill came after the evaluation"
-    training.until_it_gets_on("the loss of a worker in an evaluation")
-    assert "warning: lost worker" in training.said()
-    assert "Traceback" not in training.said()
+    training.wait_for_checkpoint("the loss of a worker in an evaluation")
+    assert "warning: lost worker" in training.output()
+    assert "Traceback" not in training.output()
 
     kill(*nodes.workers())
-    training.until_it_gets_on("the loss of both workers")
+    training.wait_for_checkpoint("the loss of both workers")
 
     kill(*nodes.processes()[1])
-    training.until_it_gets_on("the loss of a node")
-    assert "on 1 worker," in training.said()
+    training.wait_for_checkpoint("the loss of a node")
+    assert "on 1 worker," in training.output()
 
-    together = training.said().count("on 2 workers,")
+    starts = training.output().count("on 2 workers,")
     nodes.add()
-    training.until(lambda: training.said().count("on 2 workers,") > together, "second worker on the new node")
-    training.until_it_gets_on("the growth")
+    training.wait_for(lambda: training.output().count("on 2 workers,") > starts, "second worker on the new node")
+    training.wait_for_checkpoint("the growth")
 
     (leaving,) = (node for node, is_head in nodes.live().items() if not is_head)
     drain = ["--node-id", leaving, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-    deadline = time.time() + NOTICE_S
+    deadline = time.time() + DRAIN_S
     drained = nodes.sandbox.run(
         *("ray", "drain-node", "--address", f"127.0.0.1:{nodes.sandbox.port}", *drain),
-        *("--deadline-remaining-seconds", str(NOTICE_S)),
+        *("--deadline-remaining-seconds", str(DRAIN_S)),
     )
     assert drained.returncode == 0, drained.stdout
-    training.until(lambda: training.newest() % SNAPSHOT, "checkpoint out of turn, at the notice of a preemption")
-    saved = training.run_dir / checkpoint.folder_name(training.newest()) / "checkpoint.json"
-    assert saved.stat().st_mtime < deadline, "the node would have gone before"
+    training.wait_for(
+        lambda: training.latest() % SNAPSHOT, "checkpoint between two snapshots, at the preemption request"
+    )
+    saved = training.run_dir / checkpoint.folder_name(training.latest()) / "checkpoint.json"
+    assert saved.stat().st_mtime < deadline, "the deadline of the preemption had passed"
 
     assert training.process is not None
     training.process.send_signal(signal.SIGTERM)
-    assert training.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
-    assert "stopped after a checkpoint" in training.said()
+    assert training.process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
+    assert "stopped after a checkpoint" in training.output()
 
     training.start(kimg=1000)
-    training.until_it_gets_on("SIGTERM")
-    kill(psutil.Process(training.process.pid))  # the driver, and then all the rest
+    training.wait_for_checkpoint("SIGTERM")
+    kill(psutil.Process(training.process.pid))  # the driver, then everything else
     training.process.wait()
     kill(*(process for node in nodes.processes() for process in node))
     nodes.more.clear()
     nodes.start()
-    end = training.newest() + 2 * SNAPSHOT
+    end = training.latest() + 2 * SNAPSHOT
     training.start(kimg=end / 1000)
-    stdout, _ = training.process.communicate(timeout=PATIENCE_S)
-    assert training.process.returncode == 0, training.said()[-4000:]
+    stdout, _ = training.process.communicate(timeout=TIMEOUT_S)
+    assert training.process.returncode == 0, training.output()[-4000:]
 
     result = json.loads(stdout.splitlines()[-1])
     assert result["kimg"] * 1000 == end
@@ -225,7 +227,7 @@ def test_a_training_survives_its_workers_nodes_driver_and_head(training: Trainin
 
 
 def check_records(training: Training, result: dict[str, Any], end: int) -> None:
-    """One MLflow run; no point twice, and no gap."""
+    """There is one MLflow run, without duplicate or missing points."""
     ticks = [line["nimg"] for line in training.lines() if "loss/generator" in line]
     assert ticks == list(range(TICK, end + 1, TICK))
     client = MlflowClient(f"sqlite:///{training.out / 'mlflow.db'}")

@@ -1,4 +1,4 @@
-"""The image: linted, built from no more than it needs, and the steps of its build that need no container engine."""
+"""The Dockerfile: linting, the build context, and the steps of the build that need no container engine."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def test_the_dockerfile_is_clean() -> None:
     text = DOCKERFILE.read_text()
     assert _lint(text) == ""
     assert "hadolint ignore" not in text
-    assert "DL3006" in _lint(re.sub(r"python:\S+", "python", text))  # so the linter looks
+    assert "DL3006" in _lint(re.sub(r"python:\S+", "python", text))  # the linter finds a mistake
 
 
-def test_every_target_ends_as_a_user_that_is_not_root_on_a_pinned_base() -> None:
+def test_every_target_has_a_user_other_than_root_and_a_pinned_base() -> None:
     stages = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
     parents = {name: parent for parent, name in stages}
     for target in ("cpu", "cuda", "mlflow"):
@@ -56,7 +56,7 @@ def _minor() -> str:
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What would be sent to the engine: this working tree through .dockerignore."""
+    """The build context: this working tree without the files of .dockerignore."""
     tree = tmp_path_factory.mktemp("image") / "tree"
     ignored = shutil.ignore_patterns(".git", ".venv", "out", "shards", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, tree, ignore=ignored)
@@ -73,7 +73,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_context_is_the_program_and_nothing_else(context: Path) -> None:
+def test_the_context_holds_only_the_program(context: Path) -> None:
     files = [path for path in context.rglob("*") if path.is_file()]
     tops = {path.relative_to(context).parts[0] for path in files} - {".dockerignore"}  # the engine reads it
     described = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
@@ -87,7 +87,7 @@ def test_the_context_is_the_program_and_nothing_else(context: Path) -> None:
 
 @pytest.mark.parametrize("has_code", [False, True], ids=["the layer of dependencies", "the code"])
 def test_the_project_builds_from_what_is_copied(context: Path, tmp_path: Path, has_code: bool) -> None:
-    """The dependencies are installed where only the first COPY has been: the project has to build without its code."""
+    """The dependencies are installed after the first COPY alone, so the project must build without its code."""
     folder = tmp_path / "app"
     if has_code:
         shutil.copytree(context, folder)

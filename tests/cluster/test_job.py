@@ -1,4 +1,4 @@
-"""The main job, from ``ray job submit`` to a picture: a cluster of its own, a plain checkout, the real commands."""
+"""Training as a job, from ``ray job submit`` to an image: its own cluster, a plain checkout, the real commands."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def cluster(sandbox: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def checkout(sandbox: Any) -> Path:
-    """What a fresh clone of this working tree would hold."""
+    """A copy of this working tree's files, as in a fresh clone, with large files that must not be uploaded."""
     git = shutil.which("git")
     if git is None:
         pytest.skip("needs the system package git")
@@ -56,7 +56,6 @@ def checkout(sandbox: Any) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    # And what lies about in a checkout that is in use.
     for name in (".venv/lib/torch.so", "out/runs/a/state.pt", "cats/train-000000.tar"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(bytes(2**20))
@@ -65,7 +64,7 @@ def checkout(sandbox: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def short_checkout(checkout: Path) -> Path:
-    """A checkout whose recipes are cut short: what a job without arguments would do, in a minute."""
+    """A checkout whose recipes end early, so that a job without arguments takes a minute."""
     folder = checkout.with_name("short")
     shutil.copytree(checkout, folder)
     with (folder / "trainer" / "recipes" / "__init__.py").open("a") as recipes:
@@ -91,14 +90,14 @@ def _submit(cluster: Any, checkout: Path, name: str, *arguments: str) -> dict[st
 
 
 def _check_upload(cluster: Any) -> None:
-    """What the job ran in is the program, and no more."""
+    """The job's working folder holds the program alone."""
     (package,) = cluster.home.glob("c/ray0/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     assert (package / "trainer" / "run.py").is_file()
     assert sum(path.stat().st_size for path in package.rglob("*.*") if path.is_file()) < 2**20
 
 
 def _check_run(result: dict[str, Any], run_dir: Path) -> None:
-    """The run's folder holds all that it promises."""
+    """The run's folder is complete."""
     assert result["run_dir"] == str(run_dir)
     assert result["kimg"] > 0
     assert json.loads((run_dir / "config.json").read_text())["mlflow_run_id"] == result["mlflow_run_id"]
@@ -106,8 +105,8 @@ def _check_run(result: dict[str, Any], run_dir: Path) -> None:
     assert positions
     assert positions == sorted(positions)
     samples = sorted((run_dir / "samples").glob("fakes_*kimg.png"))
-    for picture in [run_dir / "reals.png", *samples]:
-        with Image.open(picture) as image:
+    for path in [run_dir / "reals.png", *samples]:
+        with Image.open(path) as image:
             assert image.width >= 32
     assert samples
     assert result["onnx"] == str(run_dir / "best" / "gen.onnx")
@@ -116,7 +115,7 @@ def _check_run(result: dict[str, Any], run_dir: Path) -> None:
 
 
 def _check_mlflow(result: dict[str, Any], run_dir: Path) -> None:
-    """MLflow has one finished run with metrics, pictures, the data set and a registered model."""
+    """MLflow has one finished run with metrics, images, the data set and a registered model."""
     uri = f"sqlite:///{run_dir.parent / 'mlflow.db'}"
     client = MlflowClient(uri, uri)
     run = client.get_run(result["mlflow_run_id"])
@@ -133,17 +132,17 @@ def _check_mlflow(result: dict[str, Any], run_dir: Path) -> None:
     assert len(client.search_runs([run.info.experiment_id], f"attributes.run_name = '{run_dir.name}'")) == 1
 
 
-def _check_picture(cluster: Any, onnx: str) -> None:
-    """catinfer makes a picture of the generator, and not an empty one."""
-    picture = cluster.home / "cats.png"
-    made = cluster.run("catinfer", "--onnx", onnx, "--n", "4", "--out", str(picture))
-    assert made.returncode == 0, made.stdout
-    with Image.open(picture) as image:
+def _check_image(cluster: Any, onnx: str) -> None:
+    """catinfer generates images that are not empty."""
+    path = cluster.home / "cats.png"
+    done = cluster.run("catinfer", "--onnx", onnx, "--n", "4", "--out", str(path))
+    assert done.returncode == 0, done.stdout
+    with Image.open(path) as image:
         assert np.ptp(np.asarray(image.convert("RGB"))) > 10
 
 
 @pytest.mark.timeout(2 * JOB_TIMEOUT_S + 120)
-def test_a_job_with_two_workers_is_stopped_and_goes_on(cluster: Any, checkout: Path, shards: Path) -> None:
+def test_a_stopped_job_with_two_workers_continues(cluster: Any, checkout: Path, shards: Path) -> None:
     out = cluster.home / "stopped"
     arguments = ["--data", str(shards), "--workers", "2", "--out", str(out), "--name", "cats"]
     arguments += ["--batch", "8", "--model.g-width", "8", "--model.d-width", "8", "--eval.num", "32"]
@@ -152,7 +151,7 @@ def test_a_job_with_two_workers_is_stopped_and_goes_on(cluster: Any, checkout: P
     begun = cluster.run(*submit, "python", "trainer/run.py", *arguments, "--kimg", "1000", cwd=checkout)
     assert begun.returncode == 0, begun.stdout
     deadline = time.monotonic() + JOB_TIMEOUT_S
-    # A second checkpoint, so that the first is whole.
+    # Once there is a second checkpoint, the first one is complete.
     while len(checkpoint.find_all(out / "cats")) < 2:
         assert time.monotonic() < deadline, cluster.run("ray", "job", "logs", "endless").stdout
         time.sleep(0.5)
@@ -174,15 +173,15 @@ def test_a_job_with_two_workers_is_stopped_and_goes_on(cluster: Any, checkout: P
     _check_upload(cluster)
     _check_run(result, out / "cats")
     _check_mlflow(result, out / "cats")
-    _check_picture(cluster, result["onnx"])
+    _check_image(cluster, result["onnx"])
 
 
 @pytest.mark.timeout(JOB_TIMEOUT_S + 120)
 def test_a_job_without_arguments(cluster: Any, short_checkout: Path) -> None:
-    """The default recipe on drawn cats. Its working folder is a copy that goes, so the run lies in the home folder."""
+    """The default recipe on drawn cats. The job's working folder is deleted, so the run is in the home folder."""
     result = _submit(cluster, short_checkout, "no-arguments")
     run_dir = Path(result["run_dir"])
     assert run_dir.parent == cluster.home / "catgan" / "runs"
     _check_run(result, run_dir)
     _check_mlflow(result, run_dir)
-    _check_picture(cluster, result["onnx"])
+    _check_image(cluster, result["onnx"])

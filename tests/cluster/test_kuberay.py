@@ -1,7 +1,7 @@
-"""The manifests for Kubernetes against the schemas of the servers that would take them, and what schemas cannot say.
+"""The Kubernetes manifests: checked by the schemas of Kubernetes and KubeRay, and for rules that are in no schema.
 
-KubeRay's custom resource definitions are data of KubeRay: they lie beside a checkout in ``shared/kuberay``, or where
-``CATGAN_KUBERAY_CRDS`` says.
+KubeRay's custom resource definitions are not part of this project. They are read from ``shared/kuberay`` beside the
+checkout or from ``CATGAN_KUBERAY_CRDS``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainer.recipes import resolve
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "cluster" / "kuberay"
 KINDS = {"RayCluster": "raycluster.yaml", "RayJob": "rayjob.yaml"}
-# Whose keys are the user's own: a misspelling in there is not one for the schema.
+# Objects with arbitrary keys, in which a schema cannot find a misspelling.
 FREE = {"labels", "matchLabels", "rayStartParams", "requests", "limits", "metadata"}
 
 
@@ -48,7 +48,7 @@ def _crd_folder() -> Path:
 
 
 def _strict(schema: Any) -> Any:
-    """The schema with unknown properties refused. Kubernetes itself drops them without a word."""
+    """The schema without unknown properties, which Kubernetes itself drops silently."""
     if isinstance(schema, list):
         return [_strict(part) for part in schema]
     if not isinstance(schema, dict):
@@ -116,7 +116,7 @@ def test_a_wrong_value_is_found(validators: dict[str, jsonschema.Draft7Validator
     assert found == {"$.spec.workerGroupSpecs[0].maxReplicas", "$.spec.authOptions.mode"}
 
 
-def test_what_the_documentation_shows_of_redis_fits_kuberays_schema(
+def test_the_documented_redis_options_fit_kuberays_schema(
     validators: dict[str, jsonschema.Draft7Validator],
 ) -> None:
     (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
@@ -155,7 +155,7 @@ def _pods() -> list[dict[str, Any]]:
 
 
 def _containers() -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(pod's spec, container) of the head, the workers and the submitter."""
+    """(pod spec, container) of the head, the workers and the submitter."""
     return [(pod["spec"], container) for pod in _pods() for container in pod["spec"]["containers"]]
 
 
@@ -186,7 +186,7 @@ def test_ray_containers_have_shared_memory_storage_and_probes_that_need_no_token
                 assert get["port"] == ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
                 assert get["path"] in http_server_agent.PUBLIC_EXACT_PATHS
             else:
-                # tests/cluster/test_access.py asks a real dashboard for this path.
+                # tests/cluster/test_access.py requests this path from a real dashboard.
                 assert get == {"path": "/api/gcs_healthz", "port": ray_constants.DEFAULT_DASHBOARD_PORT}
 
 
@@ -207,11 +207,11 @@ def test_secrets_come_from_secrets_and_the_dashboard_is_not_public() -> None:
     }
     policy = _load("network.yaml")["spec"]["podSelector"]["matchLabels"]
     assert all(policy.items() <= pod["metadata"]["labels"].items() for pod in _pods())
-    # KubeRay's service finds the head by this label of its own.
+    # KubeRay sets this label itself and uses it to select the head.
     assert all("app.kubernetes.io/name" not in pod["metadata"]["labels"] for pod in _pods())
 
 
-def test_the_entrypoint_is_one_that_run_py_takes() -> None:
+def test_run_py_accepts_the_entrypoint() -> None:
     job = _load("rayjob.yaml")
     program, script, *arguments = shlex.split(job["spec"]["entrypoint"])
     assert (program, script) == ("python", "trainer/run.py")
@@ -220,7 +220,7 @@ def test_the_entrypoint_is_one_that_run_py_takes() -> None:
     options = parse(rest, resolve(name, 64, True), "")
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert options.workers is not None
-    # A job asks at its start for as many as there are, and the autoscaler cannot go above.
+    # At its start a job uses the existing workers, and the autoscaler cannot exceed its maximum.
     assert parse_workers(options.workers) == (group["minReplicas"], group["maxReplicas"])
     assert group["replicas"] == group["minReplicas"]
     assert options.name == job["metadata"]["name"]

@@ -1,4 +1,4 @@
-"""Starting and stopping a cluster, and nothing else."""
+"""``cluster.local`` starts and stops its own cluster and no other processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from catgan.command import UserError
 from cluster import local
 
-# Stands for `ray start --block`: has a child in its session and, like a job, a grandchild in another one.
+# Instead of `ray start --block`: a process with a child in its session and, like a job, a grandchild in another one.
 NODE = """
 import subprocess, sys, time
 child = [sys.executable, "-c", "import subprocess, sys, time;"
@@ -29,7 +29,7 @@ time.sleep(60)
 
 
 def _family(process: subprocess.Popen[bytes], size: int) -> list[psutil.Process]:
-    """The process and its descendants, once there are ``size`` of them."""
+    """Wait for ``size`` processes: ``process`` and its descendants."""
     deadline = time.monotonic() + 20
     while len(found := [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]) < size:
         assert time.monotonic() < deadline
@@ -39,7 +39,7 @@ def _family(process: subprocess.Popen[bytes], size: int) -> list[psutil.Process]
 
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
-    # Unlike Ray's, these children outlive their parent's SIGTERM, so stop waits for them in vain.
+    # Unlike Ray's, these children survive SIGTERM to their parent, so that stop has to send SIGKILL.
     monkeypatch.setattr(local, "STOP_TIMEOUT_S", 0.5)
     process = subprocess.Popen([sys.executable, "-c", NODE], start_new_session=True)
     family = _family(process, 3)
@@ -64,7 +64,7 @@ def test_stop_ends_the_recorded_nodes_with_their_descendants_and_nothing_else(
         family = _family(node, 3)
         _record(tmp_path, local.Node(node.pid, psutil.Process(node.pid).create_time()))
         assert local.stop(tmp_path) == 3
-        assert not any(local._alive(member) for member in family)
+        assert not any(local._is_running(member) for member in family)
         assert bystander.poll() is None
         assert local.stop(tmp_path) == 0
     finally:
@@ -72,22 +72,22 @@ def test_stop_ends_the_recorded_nodes_with_their_descendants_and_nothing_else(
         bystander.wait(timeout=20)
 
 
-def test_stop_finds_the_members_of_a_node_that_is_gone(tmp_path: Path, node: subprocess.Popen[bytes]) -> None:
+def test_stop_finds_the_processes_of_a_node_that_has_ended(tmp_path: Path, node: subprocess.Popen[bytes]) -> None:
     family = _family(node, 3)
     _record(tmp_path, local.Node(node.pid, psutil.Process(node.pid).create_time()))
     node.kill()
     node.wait(timeout=20)
     assert local.stop(tmp_path) == 2
-    assert not any(local._alive(member) for member in family)
+    assert not any(local._is_running(member) for member in family)
 
 
-def test_stop_spares_a_process_that_took_over_the_id(tmp_path: Path, node: subprocess.Popen[bytes]) -> None:
+def test_stop_spares_another_process_with_the_same_id(tmp_path: Path, node: subprocess.Popen[bytes]) -> None:
     _record(tmp_path, local.Node(node.pid, psutil.Process(node.pid).create_time() - 100))
     assert local.stop(tmp_path) == 0
-    assert all(local._alive(member) for member in _family(node, 3))
+    assert all(local._is_running(member) for member in _family(node, 3))
 
 
-def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_cluster_is_saved_and_loaded(tmp_path: Path) -> None:
     assert local.Cluster.load(tmp_path) is None
     cluster = local.Cluster("127.0.0.1:6379", "http://127.0.0.1:8265", 2, (local.Node(7, 1.5), local.Node(8, 2.25)))
     cluster.save(tmp_path)
@@ -98,15 +98,15 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["start", "--nodes", "0"], "--nodes: 0: give a whole number of 1 or more"),
+        (["start", "--nodes", "0"], "--nodes: '0' is given, allowed is a whole number from 1 to 100"),
         (["start", "--gpus", "1"], "unrecognized arguments: --gpus"),
         (["restart"], "invalid choice: 'restart'"),
         ([], "required"),
-        (["start", "--dir", "/tmp/" + "x" * 40], "too long for Ray's sockets: give a path of 32"),
+        (["start", "--dir", "/tmp/" + "x" * 40], "too long for Ray's sockets: give a path of at most 32"),
         (["start", "--dir", "/dev/null/c"], "Not a directory; give a folder you can write to"),
     ],
 )
-def test_mistakes_are_named(argv: list[str], words: str) -> None:
+def test_mistakes_have_a_message(argv: list[str], words: str) -> None:
     with pytest.raises(UserError) as caught:
         local.main(argv)
     assert words in str(caught.value)
@@ -121,32 +121,32 @@ def short(request: pytest.FixtureRequest) -> Iterator[Path]:
     folder.rmdir()
 
 
-def test_a_taken_port_is_refused_before_anything_starts(short: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_refused_before_anything_starts(short: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        with pytest.raises(UserError, match=f"--dashboard-port {port} is taken"):
+        with pytest.raises(UserError, match=f"--dashboard-port {port} is in use"):
             local.main(["start", "--dir", str(short), "--dashboard-port", port, "--port", "1023"])
     assert short.stat().st_mode & 0o777 == 0o700
     assert list(short.iterdir()) == []
 
 
-def test_somebody_elses_folder_is_refused(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_folder_is_refused(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short.mkdir()
     monkeypatch.setattr(os, "getuid", lambda: short.stat().st_uid + 1)
     with pytest.raises(UserError, match="belongs to another user"):
         local.start(short)
 
 
-def test_without_a_cluster_there_is_nothing_to_show(tmp_path: Path) -> None:
+def test_status_and_stop_without_a_cluster(tmp_path: Path) -> None:
     assert local.main(["status", "--dir", str(tmp_path)]) == {"running": False, "dir": str(tmp_path)}
     assert local.main(["stop", "--dir", str(tmp_path)]) == {"stopped": 0}
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_two_nodes_come_up_once_and_go(sandbox: Any) -> None:
+def test_two_nodes_start_once_and_stop(sandbox: Any) -> None:
     def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
         assert done.returncode == 0, done.stdout
         value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -158,7 +158,7 @@ def test_two_nodes_come_up_once_and_go(sandbox: Any) -> None:
     assert answer(sandbox.local("status")) == started
     again = sandbox.start()
     assert again.returncode == 2
-    assert "a cluster runs already" in again.stdout
+    assert "a cluster is running already" in again.stdout
     listed = sandbox.run("ray", "job", "list")
     assert listed.returncode == 0, listed.stdout
     sandbox.env["RAY_AUTH_MODE"] = "disabled"

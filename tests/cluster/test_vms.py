@@ -1,8 +1,9 @@
-"""The configurations for Ray's autoscaler: what `ray up` checks, and for Amazon what it then asks for, from moto."""
+"""The configurations of Ray's autoscaler: the checks of `ray up`, and for AWS its requests, answered by moto."""
 
 from __future__ import annotations
 
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def _load(cloud: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_it_fits_rays_schema_with_rays_defaults_filled_in(cloud: str) -> None:
+def test_it_fits_rays_schema_with_rays_defaults(cloud: str) -> None:
     config = _load(cloud)
     prepared = prepare_config(config)
     validate_config(prepared)
@@ -39,7 +40,7 @@ def test_it_fits_rays_schema_with_rays_defaults_filled_in(cloud: str) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_misspelling_would_be_found(cloud: str) -> None:
+def test_a_misspelling_is_found(cloud: str) -> None:
     for spoil in (
         lambda config: config.update(idle_timeout=10),
         lambda config: config["available_node_types"]["gpu"].update(min_worker=1),
@@ -62,14 +63,21 @@ def test_commands_are_shell_and_the_dashboard_stays_on_loopback(cloud: str) -> N
     (head,) = (command for command in config["head_start_ray_commands"] if "--head" in command)
     assert "--dashboard-host=127.0.0.1" in head
     assert any("RAY_AUTH_MODE=token" in command for command in config["setup_commands"])
-    mine = [path for path in config["file_mounts"].values() if not path.startswith("~/")]
-    assert {"pyproject.toml", "constraints.txt", "catgan", "infer", "trainer", "export", "cluster"} <= set(mine)
-    assert [path for path in mine if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_the_machines_get_the_whole_project(cloud: str) -> None:
+    """Each package, and each file for ``pip install``."""
+    mounted = {path for path in _load(cloud)["file_mounts"].values() if not path.startswith("~/")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    assert mounted == packages | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert [path for path in mounted if not (ROOT / path).exists()] == []
 
 
 @pytest.fixture
-def amazon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An empty Amazon account in this process."""
+def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty AWS account in this process."""
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes a private key to ~/.ssh
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
@@ -77,15 +85,15 @@ def amazon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     caches = [aws_utils.resource_cache, aws_utils.client_cache]
     for cache in caches:
         cache.cache_clear()
-    monkeypatch.setattr(aws_config.time, "sleep", lambda _: None)  # a role takes its time to arrive at Amazon's
+    monkeypatch.setattr(aws_config.time, "sleep", lambda _: None)  # waits for AWS to apply a new role
     with mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
         yield
     for cache in caches:
         cache.cache_clear()
 
 
-def test_amazon_gives_what_is_asked_for(amazon: Any, tmp_path: Path) -> None:
-    """Ray's own steps of `ray up`, as far as an account goes: key, role, security group, a head and a spot machine."""
+def test_aws_accepts_the_requests(aws: Any, tmp_path: Path) -> None:
+    """The requests of `ray up`: key, role, security group, a head and a spot machine."""
     config = aws_config.bootstrap_aws(prepare_config(_load("aws")))
     (key,) = (tmp_path / ".ssh").iterdir()
     assert key.stat().st_mode & 0o777 == 0o600
