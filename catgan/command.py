@@ -75,8 +75,8 @@ def say(message: str) -> None:
 def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> None:
     """Run ``main(argv)`` as the command ``name``, print its JSON object, and exit unless it succeeded.
 
-    Exit status: 0 done, 1 the reader of stdout is gone, 2 a ``UserError``, 130 interrupted. ``--debug`` is allowed
-    anywhere in ``argv`` and removed before ``main``.
+    Exit status: 0 done, 1 stdout is closed, 2 a ``UserError``, 130 interrupted. ``--debug`` is allowed anywhere in
+    ``argv`` and removed before ``main``.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         type=number(float, 0, MAX_PSI),
         default=1.0,
         metavar="P",
-        help="scales the latents: below 1 cats are more typical and more alike, above 1 less; 0 to 2 (default 1)",
+        help="scales the latents: below 1 cats are more typical and alike, above 1 more unusual; 0 to 2 (default 1)",
     )
     psi.add_argument(
         "--truncation-sweep",

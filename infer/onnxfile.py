@@ -1,6 +1,6 @@
 """Reads an ONNX file from any source and checks it before onnxruntime sees it.
 
-Users need this who open generators that they found on the web: onnxruntime trusts a model. A generator is one
+This protects users who open generators that they found on the web, since onnxruntime trusts a model. A generator is one
 self-contained, feed-forward graph, so everything else that ONNX allows is refused: weights in other files (onnxruntime
 opens any path that a model names; for a model given as bytes it searches the working directory, seen with 1.31.1),
 graphs inside operators (endless loops), functions, sparse weights, shapes without the data for them.
