@@ -1,4 +1,4 @@
-"""Whether a new version is better than the champion by more than noise."""
+"""Whether a new version in the registry is better than the champion by more than noise."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 Z = 2.0
-"""Standard errors of the difference that a better metric has to be better by: with less, one in 44 equal generators
-would win."""
+"""Standard errors of the difference by which a better metric must be better. One in 44 equal generators passes."""
 
 MARGIN = 0.02
-"""Of the champion's metric, where a standard error is not known."""
+"""Share of the champion's metric by which a better one must be better if a standard error is unknown."""
 
-# Two values compare only if all of these agree: the name holds the extractor and the number of generated pictures.
+# Tags that must agree for two values to be comparable. The metric's name contains the extractor and the number of
+# generated images.
 _PROTOCOL = {
     "metric": "the metric's name",
-    "metric_weights_sha256": "the weights of the network that judges",
-    "metric_resize": "the resizing before it",
-    "metric_n_real": "the number of real pictures",
+    "metric_weights_sha256": "the weights of the metric network",
+    "metric_resize": "the resizing",
+    "metric_n_real": "the number of real images",
     "dataset_digest": "the data set",
 }
 
 
-def tags_of(metric: Mapping[str, Any]) -> dict[str, str]:
-    """What ``decide`` needs to know of an evaluation's result beyond its name and value, as tags of a version."""
+def metric_tags(metric: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of a version that ``decide`` needs beside the metric's name and value, from an evaluation's result."""
     tags = {f"metric_{key}": metric[key] for key in ("weights_sha256", "resize", "n_real") if key in metric}
     if "standard_error" in metric:
         tags["metric_standard_error"] = metric["standard_error"]
@@ -32,27 +32,27 @@ def tags_of(metric: Mapping[str, Any]) -> dict[str, str]:
 
 
 def decide(new: Mapping[str, str], champion: Mapping[str, str] | None) -> tuple[bool, str]:
-    """Whether the alias moves from the champion to a new version, by the tags of both, and why or why not.
+    """Whether the alias moves from the champion to a new version, and the reason, from the tags of both.
 
-    Every metric that can choose a best generator is a distance: lower is better. The new one wins with
-    ``new + Z sqrt(se_new^2 + se_champion^2) < champion``, or where a standard error is unknown if it is lower by more
-    than ``MARGIN``. Values that were measured in different ways, or against other pictures, do not compare.
+    All metrics are distances: lower is better. The new version wins if
+    ``new + Z sqrt(se_new^2 + se_champion^2) < champion``, or, if a standard error is unknown, if it is lower by more
+    than ``MARGIN``. Values that were computed in different ways or on different data do not compare.
     """
     if "metric_value" not in new:
-        return False, "it was not measured"
+        return False, "it was not evaluated"
     if new.get("precision", "fp32") != "fp32":
-        return False, f"it is a variant ({new['precision']}); a champion is in fp32"
+        return False, f"it is a variant ({new['precision']}); only fp32 can be champion"
     if not math.isfinite(float(new["metric_value"])):
-        return False, "its metric is no number"
+        return False, "its metric is not finite"
     if champion is None:
-        return True, "there was none"
+        return True, "there was no champion"
     if "metric_value" not in champion:
-        return True, "the champion was not measured"
+        return True, "the champion was not evaluated"
     if differing := [what for key, what in _PROTOCOL.items() if new.get(key) != champion.get(key)]:
         return False, f"not comparable: {' and '.join(differing)} differ"
     ours, theirs = float(new["metric_value"]), float(champion["metric_value"])
     if not math.isfinite(theirs):
-        return True, "the champion's metric is no number"
+        return True, "the champion's metric is not finite"
     errors = [tags.get("metric_standard_error") for tags in (new, champion)]
     if all(error is not None for error in errors):
         noise = Z * math.hypot(*(float(error) for error in errors if error is not None))

@@ -1,4 +1,4 @@
-"""From a PyTorch generator to one ONNX file that is known to draw the same pictures."""
+"""Export a PyTorch generator to one ONNX file that is checked to generate the same images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from export.precision import to_fp16, to_int8
 from infer.latents import latents
 
 MAX_ABS_DIFF = 1e-4
-MIN_PSNR = {"fp16": 50, "int8": 20}  # dB; a graph that is broken has less, how good it is says the metric
+"""Largest allowed difference between onnxruntime and PyTorch in fp32, for images in [-1, 1]."""
+MIN_PSNR = {"fp16": 50, "int8": 20}
+"""Smallest allowed peak signal-to-noise ratio in dB; low, to detect broken graphs; the metric tells the quality."""
 PARITY_BATCHES = (1, 2, 16)
 
 
 def metadata(info: Mapping[str, Any]) -> dict[str, str]:
-    """Where a generator comes from (see ``load_generator``), as the metadata of an ONNX file."""
+    """The origin of a generator (see ``load_generator``) as metadata of an ONNX file; unknown values are left out."""
     metric = info.get("metric") or {}
     origin = {
         "recipe": info["recipe"],
@@ -42,7 +44,7 @@ def metadata(info: Mapping[str, Any]) -> dict[str, str]:
 
 
 def weights_sha256(generator: nn.Module) -> str:
-    """SHA-256 (hex) over names, types, shapes and values of the state, whatever file it is kept in."""
+    """SHA-256 (hex) over names, types, shapes and values of the state dict, independent of the file format."""
     digest = hashlib.sha256()
     for name, tensor in sorted(generator.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -53,24 +55,27 @@ def weights_sha256(generator: nn.Module) -> str:
 def export_onnx(
     generator: nn.Module, path: Path, metadata: Mapping[str, str], precision: str = "fp32", uint8: bool = False
 ) -> float:
-    """Write ``generator`` as one ONNX file: ``z`` float32 [batch, z_dim] -> ``image``, any batch, batch norm folded
-    into the convolutions. ``image`` is float32 [batch, 3, size, size] in [-1, 1], or with ``uint8`` what ``catinfer``
-    makes of that: uint8 [batch, size, size, 3].
+    """Write ``generator`` as one ONNX file and check that onnxruntime generates the same images with it as PyTorch.
+
+    The file has the input ``z`` float32 ``[batch, z_dim]`` and the output ``image`` float32 ``[batch, 3, size, size]``
+    in [-1, 1], for any batch size. With ``uint8``, ``image`` is uint8 ``[batch, size, size, 3]``, as ``catinfer``
+    computes it from the float image.
 
     Args:
-        generator: has ``z_dim`` and ``size``; exported as in evaluation mode, from any device.
-        metadata: more entries for the file, see ``metadata``. Those that follow from the network (z_dim, size,
+        generator: has ``z_dim`` and ``size``; exported in evaluation mode, from any device; not changed.
+        path: the file; its folder is made.
+        metadata: entries of the file's metadata, see ``metadata``. Those that follow from the network (z_dim, size,
             opset, ir_version, precision, weights_sha256, tools) are added.
-        precision: of weights and arithmetic, fp32, fp16 or int8.
+        precision: of weights and arithmetic: fp32, fp16 or int8.
 
     Returns:
-        The largest absolute difference between onnxruntime and PyTorch (in fp32, on the scale from -1 to 1), over
-        batches of 1, 2 and 16 pictures and the latent of zeros.
+        The largest absolute difference of images in [-1, 1] between onnxruntime and PyTorch in fp32, over batches of 1,
+        2 and 16 images and the latent of zeros.
 
     Raises:
-        UserError: the two differ by more than 1e-4 (fp32), half a pixel value more for ``uint8``, or by less than
-            50 dB (fp16) or 20 dB (int8) of peak signal-to-noise ratio; or ``path`` cannot be written. Nothing is left
-            behind.
+        UserError: the images differ by more than 1e-4 (fp32; for ``uint8`` half a pixel level more), or their peak
+            signal-to-noise ratio is below 50 dB (fp16) or 20 dB (int8); or ``path`` cannot be written. ``path`` is then
+            unchanged.
     """
     module = Clamped(copy.deepcopy(generator).cpu().float()).eval().requires_grad_(False)
     z_dim, size = int(module.generator.z_dim), int(module.generator.size)  # type: ignore[arg-type]
@@ -92,29 +97,24 @@ def export_onnx(
     }
     onnx.helper.set_model_props(model, {**metadata, **own})
     onnx.checker.check_model(model, full_check=True)
-
     with _replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
-        difference, noise = _differences(module, temporary, z_dim)
-        if precision == "fp32":
-            limit = MAX_ABS_DIFF + (0.5 / 127.5 if uint8 else 0)
-            is_same = difference <= limit  # and not: is_different = > limit; NaN must not pass
-            said = f"largest difference {difference:g}, allowed {limit:g}"
-        else:
-            is_same = noise <= 10 ** (-MIN_PSNR[precision] / 20)
-            psnr = -20 * math.log10(noise) if noise > 0 else math.nan
-            said = f"{precision}: {psnr:.1f} dB of peak signal-to-noise ratio, needed {MIN_PSNR[precision]}"
-        if not is_same:
+        largest, rms = _differences(module, temporary, z_dim)
+        if problem := _parity_problem(largest, rms, precision, uint8):
             raise UserError(
-                f"{path}: onnxruntime {onnxruntime.__version__} and PyTorch {torch.__version__} draw different"
-                f" pictures ({said}), so nothing was written;"
-                " check that the weights are finite, or export with other versions"
+                f"{path}: onnxruntime {onnxruntime.__version__} and PyTorch {torch.__version__} generate different"
+                f" images ({problem}), so nothing was written; check that the weights are finite, or export with other"
+                " versions"
             )
-    return difference
+    return largest
 
 
 def annotate(path: Path, entries: Mapping[str, str]) -> None:
-    """Add ``entries`` to the metadata of the ONNX file, or replace those of the same names."""
+    """Add ``entries`` to the metadata of an ONNX file, replacing those of the same names.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     model = onnx.load(path)
     known = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {**known, **entries})
@@ -124,7 +124,7 @@ def annotate(path: Path, entries: Mapping[str, str]) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """``atomic_path``, with a message for the user; makes the folder."""
+    """``atomic_path`` with its OSErrors as UserErrors; makes the folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
@@ -134,11 +134,11 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _differences(module: nn.Module, path: Path, z_dim: int) -> tuple[float, float]:
-    """The largest absolute difference, and the root mean square one as a share of the range from -1 to 1; NaN if
-    either side has one."""
+    """Largest absolute difference of images in [-1, 1] between ``module`` and the file, and the root mean square
+    difference relative to that range. NaN if either side has a NaN."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     largest, squares = [], []
-    # The latent of zeros is the picture of --psi 0.
+    # catinfer --psi 0 uses the latent of zeros.
     for z in (*(latents(range(batch), z_dim) for batch in PARITY_BATCHES), np.zeros((1, z_dim), np.float32)):
         (image,) = session.run(["image"], {"z": z})
         if image.dtype == np.uint8:
@@ -149,3 +149,14 @@ def _differences(module: nn.Module, path: Path, z_dim: int) -> tuple[float, floa
         largest.append(np.abs(image - expected).max())
         squares.append(np.square((image - expected) / 2).mean())
     return float(np.max(largest)), math.sqrt(np.mean(squares))
+
+
+def _parity_problem(largest: float, rms: float, precision: str, uint8: bool) -> str | None:
+    """What is wrong with the results of ``_differences``; None if they are within the limits. NaN is not."""
+    if precision == "fp32":
+        limit = MAX_ABS_DIFF + (0.5 / 127.5 if uint8 else 0)
+        return None if largest <= limit else f"largest difference {largest:g}, allowed {limit:g}"
+    if rms <= 10 ** (-MIN_PSNR[precision] / 20):
+        return None
+    psnr = -20 * math.log10(rms) if rms > 0 else math.nan
+    return f"{precision}: {psnr:.1f} dB of peak signal-to-noise ratio, needed {MIN_PSNR[precision]}"

@@ -1,4 +1,4 @@
-"""From a PyTorch generator to an ONNX graph with nothing in it that pictures do not need."""
+"""Convert a PyTorch generator to a small ONNX graph: batch norm folded, constants computed, no exporter metadata."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# The oldest pair that has everything the networks need: read by onnxruntime 1.15 and later (see docs/onnx.md).
+# The oldest versions with all operators of the networks; onnxruntime reads them from 1.15 on (see docs/onnx.md).
 OPSET = 18
 IR_VERSION = 8
 
 
 class Clamped(nn.Module):
-    """The generator with its pictures kept in [-1, 1]; not every architecture ends in a tanh."""
+    """The generator with its output clamped to [-1, 1], because not every architecture ends in a tanh."""
 
     def __init__(self, generator: nn.Module) -> None:
         super().__init__()
@@ -34,15 +34,15 @@ class Clamped(nn.Module):
 
 
 def to_graph(module: nn.Module, z_dim: int) -> onnx.ModelProto:
-    """``z`` float32 [batch, z_dim] -> ``image``, any batch; batch norm folded, constants computed.
+    """The graph of ``module`` with input ``z`` float32 ``[batch, z_dim]`` and output ``image``, for any batch size.
 
     Args:
-        module: in evaluation mode, on the CPU. Left as it is.
+        module: in evaluation mode, on the CPU; not changed.
     """
-    # Batch 2 as the example: sizes 0 and 1 would be taken for constants (pytorch#148886).
+    # The example has batch size 2: the exporter treats sizes 0 and 1 as constants (pytorch#148886).
     example = torch.zeros(2, z_dim)
     program = torch.onnx.export(
-        _without_batch_norm(module),
+        _fold_batch_norm(module),
         (example,),
         input_names=["z"],
         output_names=["image"],
@@ -55,14 +55,15 @@ def to_graph(module: nn.Module, z_dim: int) -> onnx.ModelProto:
     assert program is not None
     _simplify(program.model)
     model = program.model_proto
-    _strip(model)
+    _remove_metadata(model)
     model.ir_version = min(model.ir_version, IR_VERSION)
     model.producer_name, model.producer_version = "catgan", ""
     return model
 
 
-def _without_batch_norm(module: nn.Module) -> nn.Module:
-    """A copy in which batch norm that follows a convolution, or a dense layer reshaped to maps, is part of it."""
+def _fold_batch_norm(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` with batch norm folded into the preceding convolution, or into the preceding linear layer if
+    its output is reshaped to feature maps."""
     module = copy.deepcopy(module)
     for layers in [m for m in module.modules() if isinstance(m, nn.Sequential)]:
         for (name, layer), (norm_name, norm) in pairwise(list(layers.named_children())):
@@ -80,7 +81,7 @@ def _without_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def _fold_into_linear(linear: nn.Module, norm: nn.BatchNorm2d) -> None:
-    """``linear`` makes ``norm``'s channels one after the other, each with all its pixels."""
+    """Fold ``norm`` into ``linear``, whose outputs are the pixels of the first channel, then of the next, and so on."""
     assert isinstance(linear, nn.Linear)
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -106,9 +107,12 @@ _RULES = [
 
 
 def _simplify(model: ir.Model) -> None:
-    """Not by the exporter's own optimiser: it takes an addition of 1e-8 for none (seen with onnxscript 0.7.2), without
-    which pixel norm divides by zero, and leaves constants of more than 8,192 values uncomputed."""
-    for _ in range(3):  # what the rules leave can be computed in turn
+    """Compute constants and remove redundant nodes.
+
+    The exporter's own optimiser is not used: it removes the addition of 1e-8 that keeps pixel norm from dividing by
+    zero (seen with onnxscript 0.7.2), and does not compute constants of more than 8,192 values.
+    """
+    for _ in range(3):  # the rules produce further constants
         optimizer.fold_constants(
             model, onnx_shape_inference=True, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize
         )
@@ -125,9 +129,8 @@ def _simplify(model: ir.Model) -> None:
     )(model)
 
 
-def _strip(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes about its source: stack traces with this machine's paths, in fields that IR
-    version 8 does not have."""
+def _remove_metadata(model: onnx.ModelProto) -> None:
+    """Remove the exporter's stack traces, which contain paths of this machine, from fields that IR version 8 lacks."""
     assert not model.functions
     graph = model.graph
     for item in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph):
@@ -138,7 +141,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def append_uint8(model: onnx.ModelProto) -> None:
-    """Have ``image`` be uint8 [batch, size, size, 3], rounded exactly as ``infer.grid.to_uint8`` rounds."""
+    """Change ``image`` to uint8 ``[batch, size, size, 3]``, rounded exactly as by ``infer.grid.to_uint8``."""
     graph = model.graph
     (image,) = graph.output
     rename_output(graph, "image_float")
@@ -159,7 +162,7 @@ def append_uint8(model: onnx.ModelProto) -> None:
 
 
 def rename_output(graph: onnx.GraphProto, name: str) -> None:
-    """Have what computes the graph's output call it ``name``; the output itself keeps its name."""
+    """Rename the tensor of the graph's output to ``name`` in all nodes, so that a new node can compute the output."""
     (output,) = graph.output
     for node in graph.node:
         for names in (node.input, node.output):

@@ -1,7 +1,7 @@
-"""``catexport --web``: a folder with a page that draws the generator's pictures in the browser, from any web server.
+"""``catexport --web``: a static web page that generates images in the browser.
 
-The page's own files lie in ``export/web``. onnxruntime-web comes from npm, under the user's npm configuration, in one
-known version whose archive must have the known digest; it is fetched once and kept in the cache.
+The page's own files are in ``export/web``. onnxruntime-web is downloaded once with npm, under the user's npm
+configuration, in a pinned version with a pinned digest, and cached.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from catgan.command import UserError, say
-from catgan.files import atomic_path, cache_dir
+from catgan.files import atomic_write, cache_dir
 from infer.onnxfile import read_model
 from infer.session import Generator
 
@@ -28,11 +28,11 @@ SHA512 = (
 )
 _RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 _PAGE_FILES = ("index.html", "style.css", "app.js", "generator.js", "random.js")
-_NPM_SECONDS = 600
+_NPM_TIMEOUT = 600  # seconds
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ``UserError`` unless ``folder`` can become a page: it is missing, empty or an earlier page."""
+    """Raise ``UserError`` unless ``folder`` is missing, empty or an earlier page."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--web {folder}: is a file; give a folder")
     page = {*_RUNTIME_FILES, *_PAGE_FILES, "gen.onnx", "gen.json"}
@@ -42,15 +42,15 @@ def check_folder(folder: Path) -> None:
 
 
 def write_page(onnx: Path, folder: Path) -> None:
-    """Write the page of the generator ``onnx`` to ``folder``, in place of an earlier page.
+    """Write a page with the generator ``onnx`` to ``folder``, replacing an earlier page.
 
     Raises:
-        UserError: the model is no generator, the folder holds other files, or npm does not deliver.
+        UserError: ``onnx`` is not a generator with float output, the folder has other files, or npm fails.
     """
     check_folder(folder)
     generator = Generator(onnx, "cpu")
     if generator.is_uint8:
-        raise UserError(f"--web: {onnx} rounds to pixels itself; the page wants the file without --uint8")
+        raise UserError(f"--web: {onnx} rounds to pixels itself; the page needs a file without --uint8")
     model = read_model(onnx)
     runtime = _onnxruntime_web()
     folder = folder.absolute()
@@ -73,34 +73,33 @@ def write_page(onnx: Path, folder: Path) -> None:
 
 
 def _onnxruntime_web() -> dict[str, bytes]:
-    """The files of onnxruntime-web that the page needs, name -> content."""
+    """The files of onnxruntime-web that the page needs: name -> content."""
     archive = cache_dir() / f"{ONNXRUNTIME_WEB}.tgz"
     data = archive.read_bytes() if archive.exists() else b""
     if hashlib.sha512(data).hexdigest() != SHA512:
         data = _npm_pack()
-        with atomic_path(archive) as temporary:
-            temporary.write_bytes(data)
+        atomic_write(archive, data)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         files = {name: tar.extractfile(f"package/dist/{name}") for name in _RUNTIME_FILES}
         return {name: file.read() for name, file in files.items() if file}
 
 
 def _npm_pack() -> bytes:
-    """The archive as npm delivers it, its digest checked."""
+    """Download the archive with npm and check its digest."""
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError(f"--web needs npm once, to fetch {ONNXRUNTIME_WEB}; install Node.js with npm")
-    say(f"fetching {ONNXRUNTIME_WEB} with npm")
+        raise UserError(f"--web needs npm once, to download {ONNXRUNTIME_WEB}; install Node.js with npm")
+    say(f"downloading {ONNXRUNTIME_WEB} with npm")
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", ONNXRUNTIME_WEB, "--pack-destination", folder, "--ignore-scripts", "--loglevel=error"]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_NPM_SECONDS)
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_NPM_TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise UserError(f"npm pack {ONNXRUNTIME_WEB}: no answer in {_NPM_SECONDS} s; see `npm ping`") from None
+            raise UserError(f"npm pack {ONNXRUNTIME_WEB} did not finish in {_NPM_TIMEOUT} s; see `npm ping`") from None
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
             raise UserError(f"npm pack {ONNXRUNTIME_WEB} failed ({reason}); see `npm ping`") from None
         data = b"".join(path.read_bytes() for path in Path(folder).glob("*.tgz"))
     if hashlib.sha512(data).hexdigest() != SHA512:
-        raise UserError(f"npm delivered another {ONNXRUNTIME_WEB} than the known one (SHA-512 differs); not used")
+        raise UserError(f"the SHA-512 of {ONNXRUNTIME_WEB} from npm is not the expected one; not used")
     return data

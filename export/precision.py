@@ -1,4 +1,4 @@
-"""The graph of a generator with smaller numbers: fp16, and int8 with scales found by running it."""
+"""Convert the graph of a generator to fp16, or to int8 with scales from calibration."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from onnx import TensorProto, helper, numpy_helper
 from export.graph import rename_output
 from infer.latents import latents
 
-# Squares and their sums, and what is divided by them: fp16 ends at 65,504, and 1e-8 is zero in it.
+# Operators of normalisation: sums of squares exceed the largest fp16, 65,504, and 1e-8 becomes 0.
 _STAY_FP32 = frozenset({"Pow", "ReduceMean", "Sqrt", "Reciprocal", "Div", "Exp", "Softmax"})
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
-_CALIBRATION = 128  # latents, of seeds that no evaluation uses
+_NUM_CALIBRATION = 128  # latents, of seeds that no evaluation uses
 _CALIBRATION_SEED = 2**40
 _INT8_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and arithmetic in fp16, ``z`` and ``image`` in fp32 as before. Normalisation stays in fp32."""
+    """Convert weights and arithmetic to fp16; ``z``, ``image`` and normalisation stay in fp32. Changes ``model``."""
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     graph = model.graph
     declared = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
@@ -34,7 +34,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     added: dict[str, onnx.TensorProto] = {}
 
     def as_kind(name: str, kind: int) -> str:
-        """The name under which ``name`` is there as ``kind``."""
+        """The name of tensor ``name`` as ``kind``; adds a converted weight or a cast if there is none."""
         if name in weights:
             if kind == TensorProto.FLOAT:
                 return name
@@ -52,11 +52,11 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     rename_output(graph, "image.any")
     declared["image.any"] = declared["image"]
     for node in graph.node:
-        # What is added to a sum in fp32 is there to keep it from zero.
+        # An addition to an fp32 sum is the small constant that keeps it from zero.
         is_guard = node.op_type == "Add" and any(kinds.get(name) == TensorProto.FLOAT for name in node.input)
         kind = TensorProto.FLOAT if is_guard or node.op_type in _STAY_FP32 else TensorProto.FLOAT16
         for i, name in enumerate(node.input):
-            is_scale = node.op_type == "Resize" and i > 0  # has to be fp32
+            is_scale = node.op_type == "Resize" and i > 0  # must be fp32
             node.input[i] = as_kind(name, TensorProto.FLOAT if is_scale else kind)
         nodes.append(node)
         kinds |= {name: kind for name in node.output if declared[name] in _FLOATS}
@@ -71,8 +71,10 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_int8(model: onnx.ModelProto, z_dim: int) -> onnx.ModelProto:
-    """Convolutions and dense layers in int8: weights with a scale per channel, activations with one per tensor, which
-    is that of their range over 128 latents (QuantizeLinear and DequantizeLinear around each operator)."""
+    """Quantize convolutions and linear layers to int8, by QuantizeLinear and DequantizeLinear around each of them.
+
+    Weights have a scale per channel, activations one per tensor, from their range over 128 latents.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Latents(CalibrationDataReader):
@@ -82,7 +84,7 @@ def to_int8(model: onnx.ModelProto, z_dim: int) -> onnx.ModelProto:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._batches, None)
 
-    logging.getLogger().addFilter(_quiet)
+    logging.getLogger().addFilter(_is_error)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(scratch, "int8.onnx")
@@ -98,14 +100,14 @@ def to_int8(model: onnx.ModelProto, z_dim: int) -> onnx.ModelProto:
             )
             return onnx.load(target)
     finally:
-        logging.getLogger().removeFilter(_quiet)
+        logging.getLogger().removeFilter(_is_error)
 
 
 def _batches(z_dim: int) -> Iterator[dict[str, np.ndarray]]:
-    for start in range(_CALIBRATION_SEED, _CALIBRATION_SEED + _CALIBRATION, 16):
+    for start in range(_CALIBRATION_SEED, _CALIBRATION_SEED + _NUM_CALIBRATION, 16):
         yield {"z": latents(range(start, start + 16), z_dim)}
 
 
-def _quiet(record: logging.LogRecord) -> bool:
-    """onnxruntime advises to optimise the model before; it is."""
+def _is_error(record: logging.LogRecord) -> bool:
+    """Hides onnxruntime's advice to optimise the model first, which is done already."""
     return record.levelno >= logging.ERROR

@@ -1,4 +1,4 @@
-"""Where ``catexport`` finds a generator: on this machine, or in MLflow."""
+"""Find the generator that ``catexport`` exports: on this machine, in a bucket, or in MLflow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def is_in_mlflow(source: str) -> bool:
-    """Whether ``source`` names a run or a registered model rather than a file."""
+    """Whether ``source`` names a run or a registered model of MLflow instead of a path."""
     return source.startswith(("runs:/", "models:/")) or (
         _RUN_ID.fullmatch(source) is not None and not Path(source).exists()
     )
@@ -37,39 +37,39 @@ def is_in_bucket(source: str) -> bool:
 
 @dataclass(frozen=True)
 class Source:
-    """A trained generator, and where it comes from."""
+    """A trained generator and its origin."""
 
     generator: Generator
     info: dict[str, Any]
-    """As ``trainer.checkpoints.checkpoint.load_generator`` gives it."""
+    """See ``trainer.checkpoints.checkpoint.load_generator``."""
     weights: bytes | None = None
     """The gen.safetensors that it was read from; None for a checkpoint."""
     data: str | None = None
-    """Where the data lay that it was trained on, if that is known."""
+    """Path or URL of its training data, if known."""
 
 
 def open_source(source: str, uri: str | None) -> Source:
-    """The generator that ``source`` names.
+    """Load the generator that ``source`` names.
 
     Args:
-        source: a path (see ``load_generator``); the URL of a run in a bucket; a run of MLflow, by its id
-            with or without ``runs:/``; ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
-        uri: MLflow's tracking server and registry, for what is there.
+        source: a path (see ``load_generator``); the URL of a run in a bucket; or in MLflow a run id with or without
+            ``runs:/``, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+        uri: MLflow's tracking server and registry; needed for sources in MLflow only.
 
     Raises:
-        UserError: nothing of the kind there, or MLflow does not answer.
+        UserError: there is no such generator, or MLflow cannot be reached.
     """
     if is_in_bucket(source):
-        return _load(_pulled(source))
+        return _load(_download_run(source))
     if not is_in_mlflow(source):
         return _load(Path(source))
     assert uri is not None
-    with _downloaded(source, uri) as path:
+    with _download_weights(source, uri) as path:
         return _load(path)
 
 
-def _pulled(location: str) -> Path:
-    """The files of a run in a bucket, its checkpoints excepted, on this machine."""
+def _download_run(location: str) -> Path:
+    """A local folder with the files of a run in a bucket, except its checkpoints."""
     from trainer.checkpoints.storage import open_storage
 
     storage = open_storage(location)
@@ -90,7 +90,7 @@ def _load(path: Path) -> Source:
 
 
 def _recorded_data(path: Path) -> str | None:
-    """What the ``config.json`` of the run that ``path`` is or lies in says."""
+    """The training data in ``config.json`` of the run that ``path`` is or belongs to."""
     path = path.resolve()
     for folder in (path, *list(path.parents)[:2]):
         try:
@@ -103,7 +103,8 @@ def _recorded_data(path: Path) -> str | None:
 
 
 @contextmanager
-def _downloaded(source: str, uri: str) -> Iterator[Path]:
+def _download_weights(source: str, uri: str) -> Iterator[Path]:
+    """A temporary copy of the generator's weights in MLflow."""
     from trainer.tracking.outbox import brief, redact
     from trainer.tracking.server import connect
 
@@ -116,43 +117,43 @@ def _downloaded(source: str, uri: str) -> Iterator[Path]:
     failures = (MlflowException, SQLAlchemyError, RequestException, OSError)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            location = _location(client, source)
+            location = _artifact_location(client, source)
         except failures as error:
-            raise UserError(f"{source}: MLflow at {redact(uri)} does not give it ({brief(error)})") from error
+            raise UserError(f"{source} is not available from MLflow at {redact(uri)} ({brief(error)})") from error
         try:
             path = mlflow.artifacts.download_artifacts(
                 f"{location.rstrip('/')}/{WEIGHTS}", dst_path=folder, tracking_uri=uri
             )
         except failures as error:
             raise UserError(
-                f"{source} in MLflow at {redact(uri)} has no {WEIGHTS} that can be read ({brief(error)}); give the"
-                " run's folder instead"
+                f"{source} in MLflow at {redact(uri)} has no readable {WEIGHTS} ({brief(error)}); give the run's folder"
+                " instead"
             ) from error
         yield Path(path)
 
 
-def _location(client: MlflowClient, source: str) -> str:
-    """Where the files of the generator lie."""
+def _artifact_location(client: MlflowClient, source: str) -> str:
+    """URI of the folder with the generator's files."""
     if not source.startswith("models:/"):
-        return _of_run(client, source.removeprefix("runs:/").strip("/"))
+        return _location_of_run(client, source.removeprefix("runs:/").strip("/"))
     name, at, alias = source.removeprefix("models:/").partition("@")
     if at:
         return str(client.get_model_version_by_alias(name, alias).source)
     name, slash, version = name.partition("/")
     if not slash:
-        raise UserError(f"{source}: say which one, {source}@champion or {source}/1")
+        raise UserError(f"{source}: which version? Give {source}@champion or {source}/1")
     if version == "latest":
-        newest = max(client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version), default=None)
-        if newest is None:
+        latest = max(client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version), default=None)
+        if latest is None:
             raise UserError(f"{source}: no such model")
-        return str(newest.source)
+        return str(latest.source)
     return str(client.get_model_version(name, version).source)
 
 
-def _of_run(client: MlflowClient, run_id: str) -> str:
+def _location_of_run(client: MlflowClient, run_id: str) -> str:
     outputs = client.get_run(run_id).outputs
     models = outputs.model_outputs if outputs else []
     if not models:
         raise UserError(f"run {run_id} has no generator in MLflow: its training has not ended")
-    newest = max((client.get_logged_model(m.model_id) for m in models), key=lambda m: m.creation_timestamp)
-    return str(newest.artifact_location)
+    latest = max((client.get_logged_model(m.model_id) for m in models), key=lambda m: m.creation_timestamp)
+    return str(latest.artifact_location)

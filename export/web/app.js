@@ -1,17 +1,17 @@
-// The page's state is its address: #seed=0&left=3&right=7&mix=50&psi=1. Every change goes through there, so that
-// a link shows the same cats.
+// The page's state is in its address: #seed=0&left=3&right=7&mix=50&psi=1. Every change updates it, so that a link
+// shows the same cats.
 
 import { openGenerator, seededLatent } from "./generator.js";
 import { slerp } from "./random.js";
 
 const CATS = 16;
-const MAX_SEED = 2 ** 32 - 1; // as catinfer's
+const MAX_SEED = 2 ** 32 - 1; // as in catinfer
 const element = (id) => document.getElementById(id);
 const [grid, status, blend] = [element("grid"), element("status"), element("blend")];
 const tiles = Array.from({ length: CATS }, makeTile);
 let generator;
 let state;
-let gridRound = 0; // a newer grid ends the drawing of an older one
+let gridRound = 0; // a new grid cancels the previous one
 let blendRound = 0;
 
 function makeTile() {
@@ -65,41 +65,41 @@ function show(next) {
     tile.setAttribute("aria-label", `Cat ${next.seed + i}`);
     tile.setAttribute("aria-pressed", [next.left, next.right].includes(next.seed + i));
   });
-  if (before?.seed !== next.seed || before.psi !== next.psi) drawGrid().catch(fail);
-  drawBlend().catch(fail);
+  if (before?.seed !== next.seed || before.psi !== next.psi) generateGrid().catch(fail);
+  generateBlend().catch(fail);
 }
 
-// Drawing blocks the page for as long as one picture takes, so let it handle input before the next one.
-const breathe = () => new Promise((resolve) => setTimeout(resolve));
+// Generating an image blocks the page; this lets it handle input before the next one.
+const handleInput = () => new Promise((resolve) => setTimeout(resolve));
 
-async function drawGrid() {
+async function generateGrid() {
   const round = ++gridRound;
-  status.textContent = "Drawing…";
+  status.textContent = "Generating…";
   let spent = 0;
   for (const [i, tile] of tiles.entries()) {
-    await breathe();
+    await handleInput();
     if (round !== gridRound) return;
-    spent += await timed(() => draw(seededLatent(state.seed + i, state.psi, generator.zDim), tile.firstChild));
+    spent += await timed(() => generate(seededLatent(state.seed + i, state.psi, generator.zDim), tile.firstChild));
     tile.disabled = false;
   }
-  if (round === gridRound) status.textContent = `${CATS} cats drawn, ${milliseconds(spent / CATS)} each.`;
+  if (round === gridRound) status.textContent = `${CATS} cats generated, ${milliseconds(spent / CATS)} each.`;
 }
 
-async function drawBlend() {
+async function generateBlend() {
   const round = ++blendRound;
-  await breathe();
+  await handleInput();
   if (round !== blendRound) return;
   const { left, right, mix, psi } = state;
   const [a, b] = [left, right].map((seed) => seededLatent(seed, psi, generator.zDim));
-  const spent = await timed(() => draw(slerp(a, b, mix / 100), blend));
+  const spent = await timed(() => generate(slerp(a, b, mix / 100), blend));
   blend.setAttribute("aria-label", `A cat, ${100 - mix}% cat ${left} and ${mix}% cat ${right}`);
-  element("blend-time").textContent = `Drawn in ${milliseconds(spent)}.`;
+  element("blend-time").textContent = `Generated in ${milliseconds(spent)}.`;
 }
 
-// onnxruntime runs one picture at a time.
+// onnxruntime generates one image at a time.
 let last = Promise.resolve();
-function draw(z, canvas) {
-  last = last.then(() => generator.draw(z, canvas));
+function generate(z, canvas) {
+  last = last.then(() => generator.generate(z, canvas));
   return last;
 }
 
@@ -114,7 +114,7 @@ function milliseconds(value) {
 }
 
 function fail(error) {
-  status.textContent = `The cats could not be drawn: ${error.message}. Reload the page to try again.`;
+  status.textContent = `The cats could not be generated: ${error.message}. Reload the page to try again.`;
   console.error(error);
 }
 

@@ -1,26 +1,26 @@
-// The ONNX generator: latents in, pictures out. One thread: it needs no cross-origin isolation, so any static host
-// will do, and no worker, which the page's content security policy would not cover.
+// Runs the ONNX generator on one thread. That needs neither cross-origin isolation, so any static host works, nor a
+// worker, which the page's content security policy does not allow.
 
 import * as ort from "./ort.wasm.min.mjs";
 import { latent } from "./random.js";
 
 ort.env.wasm.numThreads = 1;
 
-/** Open gen.onnx: { size, zDim, draw }, where draw(z, canvas) paints one picture. */
+/** Open gen.onnx: { size, zDim, generate }, where generate(z, canvas) shows the image of a latent on a canvas. */
 export async function openGenerator() {
   const { size, z_dim: zDim } = await (await load("gen.json")).json();
   const model = new Uint8Array(await (await load("gen.onnx")).arrayBuffer());
   const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
 
-  async function draw(z, canvas) {
+  async function generate(z, canvas) {
     const { image } = await session.run({ z: new ort.Tensor("float32", z, [1, zDim]) });
     canvas.width = canvas.height = size;
     canvas.getContext("2d").putImageData(new ImageData(toPixels(image.data, size), size), 0, 0);
   }
-  return { size, zDim, draw };
+  return { size, zDim, generate };
 }
 
-/** The latent of a seed, drawn towards the mean by psi in [0, 1], as catinfer does. */
+/** The latent of a seed, scaled by psi in [0, 1], as in catinfer. */
 export function seededLatent(seed, psi, zDim) {
   return latent(seed, zDim).map((value) => value * Math.fround(psi));
 }
@@ -31,10 +31,10 @@ async function load(name) {
   return response;
 }
 
-/** Float planes [3, size, size] in [-1, 1] as RGBA bytes. */
+/** RGBA bytes of float planes [3, size, size] in [-1, 1]. */
 function toPixels(planes, size) {
   const area = size * size;
-  const pixels = new Uint8ClampedArray(4 * area).fill(255); // which rounds half to even, as NumPy's rint does
+  const pixels = new Uint8ClampedArray(4 * area).fill(255); // rounds half to even, like NumPy's rint
   for (let i = 0; i < area; i++)
     for (let c = 0; c < 3; c++) pixels[4 * i + c] = (planes[c * area + i] + 1) * 127.5;
   return pixels;

@@ -1,5 +1,5 @@
-// The latents of NumPy's Generator(PCG64(seed)).standard_normal(dtype=float32), bit for bit: the same seed is the same
-// cat here and in catinfer.
+// The latents of NumPy's Generator(PCG64(seed)).standard_normal(dtype=float32), bit for bit, so that a seed gives the
+// same cat here and in catinfer.
 
 const MASK32 = 0xffffffffn;
 const MASK64 = (1n << 64n) - 1n;
@@ -35,14 +35,14 @@ export function seedWords(seed) {
   return [0, 2, 4, 6].map((i) => halves[i] | (halves[i + 1] << 32n));
 }
 
-/** A function that gives the next 32 random bits of PCG64 (XSL-RR 128/64; O'Neill, "PCG", 2014). */
+/** A function that returns the next 32 random bits of PCG64 (XSL-RR 128/64; O'Neill, "PCG", 2014). */
 export function pcg64(seed) {
   const multiplier = 0x2360ed051fc65da44385df649fccf645n;
   const [high, low, streamHigh, streamLow] = seedWords(seed);
   const increment = ((((streamHigh << 64n) | streamLow) << 1n) | 1n) & MASK128;
   const step = (state) => (state * multiplier + increment) & MASK128;
   let state = step(increment + ((high << 64n) | low));
-  let kept = null; // the upper half of a 64-bit word is used after its lower half
+  let kept = null; // the lower half of a 64-bit word is used before the upper half
   return () => {
     if (kept !== null) {
       const half = kept;
@@ -112,7 +112,7 @@ function normal(next32, uniform) {
   }
 }
 
-/** The point at `t` in [0, 1] on the great circle from `a` to `b`; the straight line where there is none. */
+/** The point at `t` in [0, 1] on the great circle from `a` to `b`; on the straight line if they are parallel. */
 export function slerp(a, b, t) {
   const dot = (u, v) => u.reduce((sum, value, i) => sum + value * v[i], 0);
   const cosine = dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));

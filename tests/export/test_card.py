@@ -43,7 +43,7 @@ def onnx_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_card_says_what_was_measured_and_on_what(onnx_path: Path) -> None:
+def test_the_card_has_metric_protocol_and_origin(onnx_path: Path) -> None:
     card = write_card(onnx_path, INFO, 2.5e-7)
     assert card == onnx_path.with_name("card.md")
     text = card.read_text()
@@ -56,31 +56,31 @@ def test_card_says_what_was_measured_and_on_what(onnx_path: Path) -> None:
     assert sorted(p.name for p in onnx_path.parent.iterdir()) == ["card.md", "gen.onnx", "samples.png"]
 
 
-def test_picture_is_what_catinfer_draws(onnx_path: Path) -> None:
+def test_the_samples_are_the_images_of_catinfer(onnx_path: Path) -> None:
     card = write_card(onnx_path, INFO, 0.0)
     assert "](samples.png)" in card.read_text()
     expected = grid(Generator(onnx_path, "cpu")(latents(range(16), CONFIG.z_dim)))
-    with Image.open(onnx_path.with_name("samples.png")) as picture:
-        np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
+    with Image.open(onnx_path.with_name("samples.png")) as samples:
+        np.testing.assert_array_equal(np.asarray(samples), np.asarray(expected))
 
 
-def test_parameters_are_the_exported_graphs(onnx_path: Path) -> None:
-    """Batch norm is folded away, so the file has a little less than the module."""
+def test_parameters_are_those_of_the_exported_graph(onnx_path: Path) -> None:
+    """Batch norm is folded, so the file has slightly fewer than the module."""
     text = write_card(onnx_path, INFO, 0.0).read_text()
     count = float(text.split("| Parameters | ")[1].split(" million")[0]) * 1e6
     assert count == pytest.approx(num_parameters(build_generator(CONFIG)), abs=5e3)
 
 
 @pytest.mark.parametrize(
-    ("metric", "expected"), [(None, "Not measured."), ({"name": "fid50k", "value": 2.0}, "| `fid50k` | **2.00**")]
+    ("metric", "expected"), [(None, "Not evaluated."), ({"name": "fid50k", "value": 2.0}, "| `fid50k` | **2.00**")]
 )
-def test_card_with_less_to_say(onnx_path: Path, metric: dict[str, Any] | None, expected: str) -> None:
+def test_a_card_without_evaluation_or_origin(onnx_path: Path, metric: dict[str, Any] | None, expected: str) -> None:
     text = write_card(onnx_path, {"recipe": "x", "kimg": 1.0, "metric": metric}, 0.0).read_text()
     assert expected in text
     assert "Training data | digest `unknown`" in text
 
 
-def test_the_snippet_runs(onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_code_runs(onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = write_card(onnx_path, INFO, 0.0).read_text()
     snippet = [line[4:] for line in text.splitlines() if line.startswith("    ") and "catinfer" not in line]
     assert snippet[0].startswith("import numpy")

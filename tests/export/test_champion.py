@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from export.champion import decide, tags_of
-from export.evaluate import with_judgement
+from export.champion import decide, metric_tags
+from export.evaluate import with_evaluation
 
 
 def version(value: float, error: float | None = None, **changes: str) -> dict[str, str]:
@@ -14,10 +14,10 @@ def version(value: float, error: float | None = None, **changes: str) -> dict[st
 @pytest.mark.parametrize(
     ("new", "champion", "moves", "said"),
     [
-        (version(10), None, True, "there was none"),
-        ({}, None, False, "not measured"),
-        (version(float("nan")), None, False, "no number"),
-        (version(10), version(float("nan")), True, "no number"),
+        (version(10), None, True, "there was no champion"),
+        ({}, None, False, "not evaluated"),
+        (version(float("nan")), None, False, "not finite"),
+        (version(10), version(float("nan")), True, "not finite"),
         # sqrt(0.3^2 + 0.4^2) = 0.5, so two standard errors are 1
         (version(8.9, 0.3), version(10, 0.4), True, "2 standard errors are 1"),
         (version(9.1, 0.3), version(10, 0.4), False, "not better by more than noise"),
@@ -25,12 +25,12 @@ def version(value: float, error: float | None = None, **changes: str) -> dict[st
         (version(9.7, 0.3), version(10), True, "2% are 0.2"),
         (version(9.9), version(10), False, "no standard error is known"),
         (version(1, dataset_digest="beef"), version(10), False, "the data set differ"),
-        (version(1, metric_n_real="5"), version(10), False, "number of real pictures"),
+        (version(1, metric_n_real="5"), version(10), False, "number of real images"),
         (version(1, precision="int8"), version(10), False, "a variant"),
-        (version(float("nan")), version(10), False, "no number"),
+        (version(float("nan")), version(10), False, "not finite"),
     ],
 )
-def test_moves_only_for_what_is_better_by_more_than_noise(
+def test_the_champion_moves_only_to_a_version_that_is_better_by_more_than_noise(
     new: dict[str, str], champion: dict[str, str] | None, moves: bool, said: str
 ) -> None:
     decided, reason = decide(new, champion)
@@ -38,20 +38,20 @@ def test_moves_only_for_what_is_better_by_more_than_noise(
     assert said in reason
 
 
-def test_tags_of_an_evaluation() -> None:
+def test_metric_tags() -> None:
     metric = {"name": "fid2k", "value": 5.0, "weights_sha256": "feed", "n_real": 96, "standard_error": 0.25}
-    assert tags_of(metric) == {
+    assert metric_tags(metric) == {
         "metric_weights_sha256": "feed",
         "metric_n_real": "96",
         "metric_standard_error": "0.25",
     }
 
 
-def test_what_the_judge_found_goes_along() -> None:
-    judged = {"name": "fid2k", "value": 5.01, "standard_error": 0.25}
+def test_with_evaluation() -> None:
+    result = {"name": "fid2k", "value": 5.01, "standard_error": 0.25}
     info = {"kimg": 3.0, "metric": {"name": "fid2k", "value": 5.0}}
-    assert with_judgement(info, judged)["metric"] == {"name": "fid2k", "value": 5.0, "standard_error": 0.25}
-    assert with_judgement({"kimg": 3.0, "metric": None}, judged)["metric"] == judged
+    assert with_evaluation(info, result)["metric"] == {"name": "fid2k", "value": 5.0, "standard_error": 0.25}
+    assert with_evaluation({"kimg": 3.0, "metric": None}, result)["metric"] == result
     other = info | {"metric": {"name": "fid50k", "value": 4.0}}
-    assert with_judgement(other, judged) == other
-    assert with_judgement(info, None) == info
+    assert with_evaluation(other, result) == other
+    assert with_evaluation(info, None) == info

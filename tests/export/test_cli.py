@@ -44,7 +44,7 @@ def run(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
     return code, captured.out, captured.err
 
 
-def test_exports_a_run(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_exported(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "new" / "cats.onnx"
     code, out, err = run([str(run_dir), "-o", str(target)], capsys)
     assert code == 0
@@ -58,7 +58,7 @@ def test_exports_a_run(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert expected.items() <= entries.items()
 
 
-def test_a_safetensors_file_and_the_default_name(
+def test_a_safetensors_file_is_exported_to_the_default_name(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -96,14 +96,14 @@ def test_mistakes_are_one_line(
     places = {"run": run_dir, "empty": tmp_path / "empty", "broken": tmp_path / "broken.safetensors"}
     code, out, err = run([word.format(**places) for word in argv], capsys)
     assert (code, out) == (2, "")
-    complaint = [line for line in err.splitlines() if not line.startswith(("exporting", "not judged"))]
-    assert len(complaint) == 1
-    assert complaint[0].startswith("catexport: ")
-    assert said in complaint[0]
+    message = [line for line in err.splitlines() if not line.startswith(("exporting", "not evaluated"))]
+    assert len(message) == 1
+    assert message[0].startswith("catexport: ")
+    assert said in message[0]
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_help_teaches_without_loading_torch() -> None:
+def test_help_has_examples_and_does_not_import_torch() -> None:
     program = (
         "import sys; from export.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     )
@@ -125,4 +125,4 @@ def test_several_precisions_with_a_card(run_dir: Path, tmp_path: Path, capsys: p
     assert all(f["speed"] > 0 for f in files[1:])
     text = (tmp_path / "new" / "card.md").read_text()
     assert "| int8 |" in text
-    assert "not judged" in text
+    assert "not evaluated" in text

@@ -25,7 +25,7 @@ ARCHITECTURES = {
 
 
 class Linear(nn.Module):
-    """The smallest generator: one matrix, so that pictures go far outside [-1, 1]."""
+    """The smallest generator: one matrix, whose output is far outside [-1, 1]."""
 
     z_dim, size = 4, 8
 
@@ -39,7 +39,7 @@ class Linear(nn.Module):
 
 
 def trained(config: ModelConfig) -> nn.Module:
-    """With running statistics and weights that matter: those of fresh networks are nearly neutral."""
+    """With random weights and running statistics: those of new networks are nearly neutral."""
     torch.manual_seed(0)
     generator = build_generator(config)
     for parameter in generator.parameters():
@@ -55,17 +55,17 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     generator = trained(ARCHITECTURES[request.param])
     path = tmp_path_factory.mktemp(request.param) / "new" / "gen.onnx"
     difference = export_onnx(generator, path, {"recipe": request.param, "kimg": "12"})
-    assert generator.training, "the generator itself must stay as it was"
+    assert generator.training, "the generator must not change"
     return generator, path, difference
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 16])
-def test_draws_what_pytorch_draws(exported: tuple[nn.Module, Path, float], batch: int) -> None:
+def test_onnxruntime_generates_the_images_of_pytorch(exported: tuple[nn.Module, Path, float], batch: int) -> None:
     generator, path, difference = exported
     z = torch.randn(batch, 8, generator=torch.Generator().manual_seed(batch))
     with torch.no_grad():
         expected = generator.eval()(z).clamp(-1, 1)
-    assert expected.std() > 0.05, "a picture of one colour would prove little"
+    assert expected.std() > 0.05, "images of one colour would prove little"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (image,) = session.run(["image"], {"z": z.numpy()})
     assert image.shape == (batch, 3, 16, 16)
@@ -73,7 +73,7 @@ def test_draws_what_pytorch_draws(exported: tuple[nn.Module, Path, float], batch
     assert 0 <= difference <= MAX_ABS_DIFF
 
 
-def test_file_is_self_contained_and_plain(exported: tuple[nn.Module, Path, float]) -> None:
+def test_the_file_is_self_contained_and_has_no_paths(exported: tuple[nn.Module, Path, float]) -> None:
     generator, path, _ = exported
     assert [p.name for p in path.parent.iterdir()] == ["gen.onnx"]
     model = onnx.load(path, load_external_data=False)
@@ -90,20 +90,20 @@ def test_file_is_self_contained_and_plain(exported: tuple[nn.Module, Path, float
     assert torch.__version__ in entries["tools"]
 
 
-def test_pictures_are_clamped(tmp_path: Path) -> None:
+def test_images_are_clamped(tmp_path: Path) -> None:
     export_onnx(Linear(), tmp_path / "gen.onnx", {})
     session = onnxruntime.InferenceSession(tmp_path / "gen.onnx", providers=["CPUExecutionProvider"])
     (image,) = session.run(None, {"z": np.full((2, 4), 5, np.float32)})
     assert (image.min(), image.max()) == (-1, 1)
 
 
-def test_same_weights_same_bytes(tmp_path: Path) -> None:
+def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         export_onnx(Linear(), tmp_path / name, {"recipe": "x"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_another_picture_is_refused_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_other_images_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     to_onnx = export.generator.to_graph
 
     def tampered(module: nn.Module, z_dim: int) -> onnx.ModelProto:
@@ -115,14 +115,14 @@ def test_another_picture_is_refused_and_nothing_left(tmp_path: Path, monkeypatch
         return model
 
     monkeypatch.setattr(export.generator, "to_graph", tampered)
-    (tmp_path / "gen.onnx").write_text("the good one from before")
+    (tmp_path / "gen.onnx").write_text("an earlier file")
     with pytest.raises(UserError, match=r"largest difference 0\.0.*nothing was written"):
         export_onnx(Linear(), tmp_path / "gen.onnx", {})
     assert [p.name for p in tmp_path.iterdir()] == ["gen.onnx"]
-    assert (tmp_path / "gen.onnx").read_text() == "the good one from before"
+    assert (tmp_path / "gen.onnx").read_text() == "an earlier file"
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_rejected(tmp_path: Path) -> None:
     generator = Linear()
     generator.matrix.data[0, 0] = float("nan")
     with pytest.raises(UserError, match="check that the weights are finite"):
@@ -130,19 +130,19 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unwritable_place(tmp_path: Path) -> None:
+def test_an_unwritable_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         export_onnx(Linear(), tmp_path / "file" / "gen.onnx", {})
 
 
-def test_metadata_leaves_out_what_is_not_known() -> None:
+def test_metadata_leaves_out_unknown_values() -> None:
     info = {"recipe": "r3gan-64", "kimg": 1024.0, "metric": {"name": "fid2k", "value": 12.5, "seed": 0}, "run_id": None}
     assert metadata(info) == {"recipe": "r3gan-64", "kimg": "1024", "metric": "fid2k", "metric_value": "12.5"}
     assert metadata({"recipe": "x", "kimg": 0.5, "metric": None}) == {"recipe": "x", "kimg": "0.5"}
 
 
-def test_weights_sha256_sees_values_names_and_types() -> None:
+def test_weights_sha256_depends_on_values_names_and_types() -> None:
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     b.load_state_dict(a.state_dict())
     assert weights_sha256(a) == weights_sha256(b)
@@ -152,8 +152,8 @@ def test_weights_sha256_sees_values_names_and_types() -> None:
     assert weights_sha256(a) != weights_sha256(b)
 
 
-def test_exporting_is_quiet(tmp_path: Path) -> None:
-    """In a process of its own, since the exporter says most when it is first used."""
+def test_exporting_prints_nothing(tmp_path: Path) -> None:
+    """In a new process, because the exporter prints most at its first use."""
     program = (
         "import sys; from pathlib import Path; from export.generator import export_onnx;"
         "from trainer.config import ModelConfig; from trainer.models import build_generator;"

@@ -1,4 +1,4 @@
-"""The page as a visitor has it, in a real Chromium, and its random numbers against NumPy's."""
+"""The page in a real Chromium, and its random numbers against NumPy's."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from trainer.config import ModelConfig
 from trainer.models import build_generator
 
 MODULES = Path(export.page.__file__).parent / "web"
-TAIL = 3.6541528853610088  # where the ziggurat's tail begins
-MIXED = '#blend[aria-label*="{}"]'  # no wait_for_function: its eval is against the page's policy
+TAIL = 3.6541528853610088  # start of the ziggurat's tail
+MIXED = '#blend[aria-label*="{}"]'  # wait_for_function would need eval, which the page's policy forbids
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs the system package nodejs")
 needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="needs the system package npm")
@@ -49,7 +49,7 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the served page."""
+    """URL of the served page."""
     folder = tmp_path_factory.mktemp("site") / "page"
     assert main([str(onnx_file), "--web", str(folder)]) == {"web": str(folder)}
 
@@ -63,16 +63,16 @@ def site(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def open_page(site: str) -> Iterator[Callable[..., Page]]:
-    """Opens the page at an address' fragment; afterwards: no error on the console and no request elsewhere."""
-    troubles: list[str] = []
+    """Opens the page with a URL fragment; afterwards asserts an empty console and no requests to other hosts."""
+    errors: list[str] = []
     requests: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
 
         def open_page(fragment: str, **context: Any) -> Page:
             page = browser.new_page(**context)
-            page.on("console", lambda message: troubles.append(message.text))
-            page.on("pageerror", lambda error: troubles.append(str(error)))
+            page.on("console", lambda message: errors.append(message.text))
+            page.on("pageerror", lambda error: errors.append(str(error)))
             page.on("request", lambda request: requests.append(request.url))
             page.goto(site + fragment)
             page.locator("#status", has_text="each").wait_for(timeout=60_000)
@@ -80,7 +80,7 @@ def open_page(site: str) -> Iterator[Callable[..., Page]]:
 
         yield open_page
         browser.close()
-    assert troubles == []
+    assert errors == []
     assert [url for url in requests if not url.startswith((site, "data:", "blob:"))] == []
 
 
@@ -89,13 +89,13 @@ def pixels(page: Page, selector: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
 
 
-def assert_same_picture(ours: np.ndarray, expected: np.ndarray) -> None:
-    assert expected.std() > 5  # a flat picture would prove nothing
+def assert_same_image(ours: np.ndarray, expected: np.ndarray) -> None:
+    assert expected.std() > 5  # an image of one colour would prove nothing
     assert np.mean(np.abs(ours.astype(int) - expected) <= 1) >= 0.999
 
 
 @needs_node
-def test_latents_are_numpys(tmp_path: Path) -> None:
+def test_latents_equal_numpys(tmp_path: Path) -> None:
     seeds = [*range(3000), 2**32 - 1, 2**32, 10**15 - 1, 2**64, 2**128 + 1, 2**200 + 5]
     module = shutil.copy(MODULES / "random.js", tmp_path / "random.mjs")  # Node takes .js for CommonJS
     script = f"""
@@ -114,16 +114,16 @@ def test_latents_are_numpys(tmp_path: Path) -> None:
 
 @needs_npm
 @needs_chromium
-def test_pictures_are_catinfers(open_page: Callable[..., Page], onnx_file: Path) -> None:
+def test_images_equal_catinfers(open_page: Callable[..., Page], onnx_file: Path) -> None:
     page = open_page("#seed=5&left=3&right=7&mix=25&psi=0.7")
     generator, psi = Generator(onnx_file, "cpu"), np.float32(0.7)
     z = latents(range(5, 21), generator.z_dim) * psi
     for i, expected in enumerate(generator(z)):
-        assert_same_picture(pixels(page, f"#grid button:nth-child({i + 1}) canvas"), expected)
+        assert_same_image(pixels(page, f"#grid button:nth-child({i + 1}) canvas"), expected)
     a, b = latents([3, 7], generator.z_dim) * psi
     page.wait_for_selector(MIXED.format("25% cat 7"))
-    assert_same_picture(pixels(page, "#blend"), generator(slerp(a, b, 0.25)[None])[0])
-    assert re.fullmatch(r"Drawn in [\d.]+ ms\.", page.inner_text("#blend-time"))
+    assert_same_image(pixels(page, "#blend"), generator(slerp(a, b, 0.25)[None])[0])
+    assert re.fullmatch(r"Generated in [\d.]+ ms\.", page.inner_text("#blend-time"))
 
 
 @needs_npm
@@ -142,8 +142,8 @@ def test_keyboard_link_and_download(open_page: Callable[..., Page], onnx_file: P
         page.focus("#save")
         page.keyboard.press("Space")
     assert waiting.value.suggested_filename == "cat-1-9-99.png"
-    with Image.open(waiting.value.path()) as picture:
-        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), pixels(page, "#blend"))
+    with Image.open(waiting.value.path()) as image:
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pixels(page, "#blend"))
 
     before = pixels(page, "#grid canvas")
     page.focus("#seed")
@@ -154,7 +154,7 @@ def test_keyboard_link_and_download(open_page: Callable[..., Page], onnx_file: P
     page.locator("#status", has_text="each").wait_for()
     assert (pixels(page, "#grid canvas") != before).any()
     generator = Generator(onnx_file, "cpu")
-    assert_same_picture(pixels(page, "#grid canvas"), generator(latents([123], generator.z_dim))[0])
+    assert_same_image(pixels(page, "#grid canvas"), generator(latents([123], generator.z_dim))[0])
 
     page.focus("#new")
     page.keyboard.press("Enter")
@@ -163,7 +163,7 @@ def test_keyboard_link_and_download(open_page: Callable[..., Page], onnx_file: P
 
 @needs_npm
 @needs_chromium
-def test_fits_a_phone_and_ignores_nonsense_in_the_address(open_page: Callable[..., Page]) -> None:
+def test_a_small_screen_and_invalid_values_in_the_address(open_page: Callable[..., Page]) -> None:
     phone = {"viewport": {"width": 320, "height": 640}, "has_touch": True, "is_mobile": True}
     page = open_page("#seed=-1&left=x&mix=1e9&psi=NaN", **phone)
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
@@ -175,8 +175,8 @@ def test_fits_a_phone_and_ignores_nonsense_in_the_address(open_page: Callable[..
 @needs_npm
 @needs_chromium
 @pytest.mark.parametrize("colour_scheme", ["light", "dark"])
-def test_axe_finds_no_barrier(open_page: Callable[..., Page], colour_scheme: str) -> None:
-    # The policy would refuse the checker, which is no part of the page.
+def test_axe_finds_no_violations(open_page: Callable[..., Page], colour_scheme: str) -> None:
+    # Without bypass_csp the policy would block the checker, which is not part of the page.
     page = open_page("#seed=0&left=0&right=1", bypass_csp=True, color_scheme=colour_scheme)
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
@@ -189,31 +189,31 @@ def test_the_policy_forbids_other_hosts(site: str) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page()
         page.goto(site)
-        refused = page.evaluate(
+        blocked = page.evaluate(
             """() => new Promise((resolve) => {
               document.addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
               fetch("http://127.0.0.2:9/").catch(() => {});
             })"""
         )
         browser.close()
-    assert refused == "connect-src"
+    assert blocked == "connect-src"
 
 
-def test_other_files_are_kept(onnx_file: Path, tmp_path: Path) -> None:
+def test_folders_with_other_files_are_not_replaced(onnx_file: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"has other files, such as thesis\.txt"):
         write_page(onnx_file, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_folder_with_a_model_only_is_no_earlier_page(onnx_file: Path, tmp_path: Path) -> None:
+def test_a_folder_with_only_a_model_is_not_an_earlier_page(onnx_file: Path, tmp_path: Path) -> None:
     (tmp_path / "gen.onnx").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"has other files, such as gen\.onnx"):
         write_page(onnx_file, tmp_path)
     assert (tmp_path / "gen.onnx").read_bytes() == b"mine"
 
 
-def test_a_generator_that_rounds_itself_is_refused(tmp_path: Path) -> None:
+def test_a_generator_with_uint8_output_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "rounded.onnx"
     export_onnx(build_generator(ModelConfig(size=8, z_dim=4, g_width=4)), path, {"recipe": "tiny"}, uint8=True)
     with pytest.raises(UserError, match="without --uint8"):
@@ -231,11 +231,11 @@ def fake_npm(folder: Path, script: str) -> None:
     ("script", "reason"),
     [
         ("echo ENOTFOUND >&2; exit 1", r"npm pack onnxruntime-web@[\d.]+ failed \(ENOTFOUND\)"),
-        ('echo other >"$4/onnxruntime-web.tgz"', "SHA-512 differs"),
+        ('echo other >"$4/onnxruntime-web.tgz"', "is not the expected one"),
         (None, "needs npm once"),
     ],
 )
-def test_npm_that_fails_leaves_nothing(
+def test_nothing_is_written_when_npm_fails(
     script: str | None, reason: str, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache"))

@@ -32,18 +32,18 @@ def generator_of(family: str) -> nn.Module:
 def test_every_recipe_in_every_precision(family: str, tmp_path: Path) -> None:
     generator = generator_of(family)
     z = np.concatenate([latents(range(8), 8), np.zeros((1, 8), np.float32)])
-    pictures = {}
+    images = {}
     for precision in ("fp32", "fp16", "int8"):
         path = tmp_path / f"{precision}.onnx"
         export_onnx(generator, path, {}, precision)
         assert not LEFTOVERS & {node.op_type for node in onnx.load(path).graph.node}
-        pictures[precision] = Generator(path, "cpu")(z).astype(int)
-    assert pictures["fp32"].std() > 5
-    assert np.abs(pictures["fp16"] - pictures["fp32"]).max() <= 8
+        images[precision] = Generator(path, "cpu")(z).astype(int)
+    assert images["fp32"].std() > 5
+    assert np.abs(images["fp16"] - images["fp32"]).max() <= 8
     export_onnx(generator, tmp_path / "uint8.onnx", {}, uint8=True)
     rounded = Generator(tmp_path / "uint8.onnx", "cpu")
     assert rounded.is_uint8
-    np.testing.assert_array_equal(rounded(z), pictures["fp32"])
+    np.testing.assert_array_equal(rounded(z), images["fp32"])
 
 
 def test_annotate_adds_and_replaces(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An exported generator outside the onnxruntime of this environment: older releases and other implementations."""
+"""Exported generators in other runtimes: older releases of onnxruntime, OpenCV, OpenVINO, ONNX's reference."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def expected(path: Path, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_the_reference_evaluator_draws_the_same(exported: Path, batch: int) -> None:
+def test_the_reference_evaluator_generates_the_same(exported: Path, batch: int) -> None:
     z, image = expected(exported, batch)
-    (drawn,) = onnx.reference.ReferenceEvaluator(str(exported)).run(["image"], {"z": z})
-    np.testing.assert_allclose(drawn, image, atol=MAX_ABS_DIFF)
+    (image_again,) = onnx.reference.ReferenceEvaluator(str(exported)).run(["image"], {"z": z})
+    np.testing.assert_allclose(image_again, image, atol=MAX_ABS_DIFF)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_opencv_draws_the_same(exported: Path, batch: int) -> None:
+def test_opencv_generates_the_same(exported: Path, batch: int) -> None:
     z, image = expected(exported, batch)
     net = cv2.dnn.readNetFromONNX(str(exported))
     net.setInput(z, "z")
@@ -56,7 +56,7 @@ def test_opencv_draws_the_same(exported: Path, batch: int) -> None:
 
 
 def install(folder: Path, *packages: str) -> None:
-    """Packages with all they need, into a folder of their own; skips where no index can be reached."""
+    """Install packages and their dependencies to a folder; skips the test if no index can be reached."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--target", str(folder)]
     done = subprocess.run([*command, *packages], capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
@@ -64,7 +64,7 @@ def install(folder: Path, *packages: str) -> None:
 
 
 def run_in(folder: Path, program: str, *arguments: object) -> dict[str, object]:
-    """A program whose packages come from ``folder`` alone, and the JSON object that it prints last."""
+    """Run a program with the packages of ``folder`` only. Returns the JSON object that it prints last."""
     command = [sys.executable, "-S", "-c", program, *map(str, arguments)]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(root)])}
@@ -73,7 +73,7 @@ def run_in(folder: Path, program: str, *arguments: object) -> dict[str, object]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-DRAW_WITH_CATINFER = """
+GENERATE_WITH_CATINFER = """
 import json, sys
 import numpy as np, onnxruntime
 from infer.session import Generator
@@ -93,15 +93,15 @@ def old_onnxruntime(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
 
 
 @pytest.mark.slow
-def test_old_onnxruntimes_draw_the_same(exported: Path, old_onnxruntime: tuple[str, Path], tmp_path: Path) -> None:
-    """Through our own code, checks of untrusted files included."""
+def test_old_onnxruntimes_generate_the_same(exported: Path, old_onnxruntime: tuple[str, Path], tmp_path: Path) -> None:
+    """With our own code, including the checks of untrusted files."""
     version, folder = old_onnxruntime
     _, image = expected(exported, 3)
-    assert run_in(folder, DRAW_WITH_CATINFER, exported, tmp_path / "drawn.npy") == {"version": version}
-    np.testing.assert_allclose(np.load(tmp_path / "drawn.npy"), image, atol=MAX_ABS_DIFF)
+    assert run_in(folder, GENERATE_WITH_CATINFER, exported, tmp_path / "image.npy") == {"version": version}
+    np.testing.assert_allclose(np.load(tmp_path / "image.npy"), image, atol=MAX_ABS_DIFF)
 
 
-DRAW_WITH_OPENVINO = """
+GENERATE_WITH_OPENVINO = """
 import json, sys
 import numpy as np, openvino
 _, path, latents, out = sys.argv
@@ -120,8 +120,8 @@ def openvino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", BATCHES)
-def test_openvino_draws_the_same(exported: Path, openvino: Path, tmp_path: Path, batch: int) -> None:
+def test_openvino_generates_the_same(exported: Path, openvino: Path, tmp_path: Path, batch: int) -> None:
     z, image = expected(exported, batch)
     np.save(tmp_path / "z.npy", z)
-    run_in(openvino, DRAW_WITH_OPENVINO, exported, tmp_path / "z.npy", tmp_path / "drawn.npy")
-    np.testing.assert_allclose(np.load(tmp_path / "drawn.npy"), image, atol=MAX_ABS_DIFF)
+    run_in(openvino, GENERATE_WITH_OPENVINO, exported, tmp_path / "z.npy", tmp_path / "image.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "image.npy"), image, atol=MAX_ABS_DIFF)

@@ -23,7 +23,7 @@ INFO: dict[str, Any] = {
     "recipe": "dcgan-8",
     "kimg": 12.0,
     "metric": {"name": "fid2k", "value": 50.0, "weights_sha256": "feed"},
-    "run_id": "filled in by the training",
+    "run_id": "not that of the version",
     "dataset_digest": "dada",
 }
 
@@ -74,7 +74,7 @@ def test_a_version_is_linked_to_its_run(
     version = client.get_model_version("linked", "1")
     assert version.run_id == run_id
     assert version.description.startswith("dcgan-8 at 12 kimg, fid2k 50.00\n\n# Cat generator")
-    assert version.tags.pop("champion") == "moves to version 1: there was none"
+    assert version.tags.pop("champion") == "moves to version 1: there was no champion"
     assert len(version.tags.pop("weights_sha256")) == 64
     assert version.tags == {
         "precision": "fp32",
@@ -97,7 +97,7 @@ def test_a_version_is_linked_to_its_run(
     assert os.environ.get("MLFLOW_TRACKING_URI") == before
 
 
-def test_what_is_downloaded_is_the_checked_file(
+def test_the_downloaded_file_is_the_checked_one(
     client: MlflowClient, uri: str, run_id: str, onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(uri, run_id, "downloaded", onnx_path, INFO)
@@ -115,25 +115,25 @@ def champion(client: MlflowClient, name: str) -> str | None:
     return None if alias is None else str(alias)
 
 
-def test_the_champion_moves_to_what_is_better_only(
+def test_the_champion_moves_to_better_versions_only(
     client: MlflowClient, uri: str, onnx_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen = []
+    champions = []
     for entry in (
-        INFO | {"metric": None},  # 1: not measured, so no champion
+        INFO | {"metric": None},  # 1: not evaluated, so no champion
         info(50.0),  # 2: the first
         info(60.0),  # 3: worse
         info(50.0),  # 4: equal
         info(9.5),  # 5: better; as text it would be worse
     ):
         register(uri, new_run(client), "contest", onnx_path, entry)
-        seen.append(champion(client, "contest"))
-    assert seen == [None, "2", "2", "2", "5"]
+        champions.append(champion(client, "contest"))
+    assert champions == [None, "2", "2", "2", "5"]
     assert "moves to version 5: fid2k 9.5 against 50: better by more than noise" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("other", [{"name": "kid2k"}, {"dataset_digest": "beef"}, {"weights_sha256": "f00d"}])
-def test_what_cannot_be_compared_does_not_move_the_champion(
+def test_a_version_that_cannot_be_compared_does_not_move_the_champion(
     client: MlflowClient,
     uri: str,
     onnx_path: Path,
@@ -148,17 +148,17 @@ def test_what_cannot_be_compared_does_not_move_the_champion(
 
 
 @pytest.mark.parametrize(
-    "cut", ["log_model_artifacts", "log_outputs", "create_model_version", "set_registered_model_alias"]
+    "method", ["log_model_artifacts", "log_outputs", "create_model_version", "set_registered_model_alias"]
 )
-def test_a_registration_that_was_cut_off_is_completed_once(
-    client: MlflowClient, uri: str, run_id: str, onnx_path: Path, cut: str, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_registration_is_completed_once(
+    client: MlflowClient, uri: str, run_id: str, onnx_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
-        raise ConnectionError("cut off")
+        raise ConnectionError("interrupted")
 
-    name = f"cut-{cut}"
+    name = f"interrupted-{method}"
     with monkeypatch.context() as broken:
-        broken.setattr(MlflowClient, cut, fail)
+        broken.setattr(MlflowClient, method, fail)
         with pytest.raises(ConnectionError):
             register(uri, run_id, name, onnx_path, INFO)
     for _ in range(2):
@@ -173,6 +173,6 @@ def test_a_registration_that_was_cut_off_is_completed_once(
     assert champion(client, name) == "1"
 
 
-def test_a_run_that_mlflow_does_not_know(client: MlflowClient, uri: str, onnx_path: Path) -> None:
+def test_a_run_that_does_not_exist(client: MlflowClient, uri: str, onnx_path: Path) -> None:
     with pytest.raises(MlflowException, match="0123"):
         register(uri, "0123", "nobody", onnx_path, INFO)

@@ -1,4 +1,4 @@
-"""``catexport`` of a real training: from its folder, a checkpoint, and MLflow; judged, registered, as a page."""
+"""``catexport`` of a real training: from its folder, a checkpoint and MLflow; evaluated, registered, as a page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What run.py printed."""
+    """The JSON object of a finished training."""
     command = [
         *(sys.executable, str(ROOT / "trainer" / "run.py"), "dcgan-cpu", "--data", str(shards), "--name", "a"),
         *("--out", str(tmp_path_factory.mktemp("runs")), "--workers", "0", "--batch", "8", "--kimg", "0.128"),
@@ -53,21 +53,21 @@ def entries(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
-def pictures(path: Path) -> np.ndarray:
+def images(path: Path) -> np.ndarray:
     generator = Generator(path, "cpu")
     return generator(latents(range(4), generator.z_dim))
 
 
 def test_each_source_gives_the_same_generator(trained: dict[str, Any], uri: str, tmp_path: Path) -> None:
     run, run_id = Path(trained["run_dir"]), trained["mlflow_run_id"]
-    expected = pictures(Path(trained["onnx"]))
+    expected = images(Path(trained["onnx"]))
     assert expected.std() > 1
     (checkpoint,) = run.glob("checkpoint_*")
     in_mlflow = [run_id, f"runs:/{run_id}", "models:/catgan@champion", "models:/catgan/1", "models:/catgan/latest"]
     for source in (str(run), str(checkpoint), *in_mlflow):
         target = tmp_path / "gen.onnx"
         main([source, "-o", str(target), "--data", "none", "--tracking-uri", uri])
-        np.testing.assert_array_equal(pictures(target), expected, err_msg=source)
+        np.testing.assert_array_equal(images(target), expected, err_msg=source)
         assert entries(target)["run_id"] == run_id
         target.unlink()
 
@@ -75,37 +75,37 @@ def test_each_source_gives_the_same_generator(trained: dict[str, Any], uri: str,
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("f" * 32, "does not give it"),
-        ("models:/dogs@champion", "does not give it"),
-        ("models:/catgan@best", "does not give it"),
-        ("models:/catgan/7", "does not give it"),
+        ("f" * 32, "is not available from MLflow"),
+        ("models:/dogs@champion", "is not available from MLflow"),
+        ("models:/catgan@best", "is not available from MLflow"),
+        ("models:/catgan/7", "is not available from MLflow"),
         ("models:/dogs/latest", "no such model"),
-        ("models:/catgan", "say which one"),
+        ("models:/catgan", "which version"),
     ],
 )
-def test_what_mlflow_does_not_have(source: str, said: str, uri: str, tmp_path: Path) -> None:
+def test_sources_that_mlflow_does_not_have(source: str, said: str, uri: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         main([source, "-o", str(tmp_path / "gen.onnx"), "--tracking-uri", uri])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_exported_file_has_the_trainings_metric(trained: dict[str, Any], tmp_path: Path) -> None:
-    """The data are found through config.json; what the training wrote was judged in the same way."""
+def test_the_exported_file_has_the_metric_of_the_training(trained: dict[str, Any], tmp_path: Path) -> None:
+    """The data are found by config.json; the file that training wrote was evaluated in the same way."""
     target = tmp_path / "gen.onnx"
     main([trained["run_dir"], "-o", str(target)])
     value = trained["metric"]["value"]
     for path in (target, Path(trained["onnx"])):
-        judged = entries(path)
-        assert judged["onnx_metric"] == judged["metric"] == "fd48_efflite0"
-        assert float(judged["onnx_metric_value"]) == pytest.approx(value, rel=1e-3)
+        metadata = entries(path)
+        assert metadata["onnx_metric"] == metadata["metric"] == "fd48_efflite0"
+        assert float(metadata["onnx_metric_value"]) == pytest.approx(value, rel=1e-3)
 
 
-def test_a_variant_is_judged_and_registered_beside_the_champion(
+def test_a_variant_is_evaluated_and_registered_beside_the_champion(
     trained: dict[str, Any], client: MlflowClient, uri: str, tmp_path: Path
 ) -> None:
     target = tmp_path / "gen.onnx"
     argv = [trained["run_dir"], "-o", str(target), "--precision", "fp16", "--tracking-uri", uri]
-    with pytest.raises(UserError, match="was not judged"):
+    with pytest.raises(UserError, match="was not evaluated"):
         main([*argv, "--data", "none", "--register", "catgan"])
     assert list(tmp_path.iterdir()) == []
     made = main([*argv, "--register", "catgan"])
@@ -126,4 +126,4 @@ def test_a_run_becomes_a_page(trained: dict[str, Any], tmp_path: Path) -> None:
     assert made["web"] == str(tmp_path / "web")
     assert (tmp_path / "web" / "index.html").is_file()
     (model,) = (tmp_path / "web").rglob("*.onnx")
-    np.testing.assert_array_equal(pictures(model), pictures(tmp_path / "gen.onnx"))
+    np.testing.assert_array_equal(images(model), images(tmp_path / "gen.onnx"))

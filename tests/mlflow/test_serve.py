@@ -105,7 +105,7 @@ def test_a_training_is_recorded_by_the_server(
     assert len(files) == 1
     assert (folder / "mlflow.db").is_file()
     output = capsys.readouterr()
-    message = "models:/catgan@champion moves to version 1: there was none\n"
+    message = "models:/catgan@champion moves to version 1: there was no champion\n"
     assert (output.out, output.err) == ("", message), "messages of MLflow itself must not reach a command's output"
 
 

@@ -58,16 +58,16 @@ def write_final_report(run_dir: Path, status: tracking.Status) -> None:
 
 def _evaluated(onnx: Path, info: Mapping[str, Any], data: str) -> dict[str, Any]:
     """``info`` with the results of evaluating the file; unchanged, with a warning, if it cannot be evaluated."""
-    from export.evaluate import judge, open_evaluator, with_judgement
+    from export.evaluate import evaluate_file, open_evaluator, with_evaluation
 
     try:
-        result = judge(onnx, open_evaluator(info, data))
+        result = evaluate_file(onnx, open_evaluator(info, data))
     except UserError as error:
         say(f"warning: {onnx.name} is not evaluated: {error}")
         return dict(info)
     noise = f" +- {result['standard_error']:.2f}" if "standard_error" in result else ""
     say(f"{onnx.name} through onnxruntime: {result['name']} {result['value']:.2f}{noise}")
-    return with_judgement(info, result)
+    return with_evaluation(info, result)
 
 
 def summary(storage: Storage) -> dict[str, Any]:
