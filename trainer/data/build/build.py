@@ -227,7 +227,8 @@ def _read_sources(store: Store, job: _Job, processes: int) -> int:
     """Read and prepare the files that the store lacks. Returns the number of files that it had already."""
     was_complete = bool(store.note("read"))
     if was_complete and all(source.kind != "folder" for source in job.sources):
-        return store.num_files()  # archives cannot have changed: their versions are part of the job
+        # The job has the versions of archives and files, and data sets do not change: only folders are listed again.
+        return store.num_files()
     listed = _list_files(job.sources)
     changed = _skip_known(listed, store.files(), was_complete)
     if changed is not None:
