@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint quick bench clean
+.PHONY: help setup demo test soak lint quick bench clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,8 +39,14 @@ demo: setup  ## Train on drawn cats with 2 workers, export the best generator, w
 		"training   mlflow/serve.sh out/runs    then open http://127.0.0.1:5000"
 	@rm out/demo.name
 
-test: lint  ## Lint, then every test
-	$(BIN)/pytest
+# Two processes: on fewer cores they share one, and more would need more memory than a laptop has.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+test: lint  ## Lint, then the tests: ten minutes on two cores
+	$(PYTEST) -m 'not soak'
+
+soak: setup  ## The long tests: cluster faults, servers, kills, old runtimes, thousands of damaged files; half an hour
+	$(PYTEST) -m soak
 
 lint: setup  ## Style, format, types and imports between rooms
 	$(BIN)/ruff check .
@@ -48,8 +54,8 @@ lint: setup  ## Style, format, types and imports between rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-quick: setup  ## The tests that take seconds
-	$(BIN)/pytest -m 'not slow and not ray'
+quick: setup  ## The tests that take seconds: a minute and a half
+	$(PYTEST) -m 'not soak and not slow and not ray'
 
 bench: setup  ## Run the benchmarks: about an hour on an otherwise idle machine
 	@set -e; for name in step loader distributed checkpoint first_step build near_duplicates fid inference race; do echo "== $$name" >&2; $(BIN)/python benchmarks/$$name.py; done

@@ -94,6 +94,7 @@ def test_unknown_options_are_named(script: Script, name: str) -> None:
         script(name).main(["--frobnicate", "1"])
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_inference_measures_batches_and_cold_starts(script: Script) -> None:
     inference = script("inference")
@@ -107,6 +108,7 @@ def test_inference_measures_batches_and_cold_starts(script: Script) -> None:
     assert 20 < cold["peak_mb"][inference.OURS] < cold["peak_mb"][inference.EAGER]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_checkpoint_is_saved_on_disk_and_in_a_bucket(script: Script) -> None:
     result = script("checkpoint").main(["--recipe", "dcgan-cpu-32", "--batch", "2", "--repeats", "1"])
@@ -118,6 +120,7 @@ def test_checkpoint_is_saved_on_disk_and_in_a_bucket(script: Script) -> None:
     assert result["megabytes"] == pytest.approx(4e-6 * (4 * generator + 3 * discriminator), rel=0.05)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
@@ -135,6 +138,7 @@ def test_distributed_takes_ratios_within_rounds(script: Script) -> None:
     assert script("distributed")._quartiles([1, 4, 9], [2, 4, 3]) == [0.5, 1, 3]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_first_step_has_stages_with_and_without_cached_statistics(script: Script) -> None:
     first_step = script("first_step")

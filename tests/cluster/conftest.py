@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
+
+from cluster import local
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,13 @@ class Sandbox:
     def local(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """``python -m cluster.local ARGUMENTS`` on the sandbox's cluster."""
         return self.run("python", "-m", "cluster.local", *arguments, "--dir", str(self.home / "c"))
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers on the cluster's nodes."""
+        found = local.Cluster.load(self.home / "c")
+        assert found is not None
+        processes = (process for node in found.nodes for process in local._processes(node))
+        return [p for p in processes if "ray::RayTrainWorker" in " ".join(p.cmdline())]
 
     def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.local("start", "--port", str(self.port), "--dashboard-port", str(self.dashboard), *arguments)

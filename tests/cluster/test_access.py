@@ -25,7 +25,7 @@ ray.init(logging_level="ERROR")
 print("driver", seen(), "worker", ray.get(ray.remote(seen).remote()))
 """
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")

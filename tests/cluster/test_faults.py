@@ -35,7 +35,7 @@ OPTIONS = [
     *("--track.tick-kimg", str(TICK / 1000), "--track.snapshot-kimg", str(SNAPSHOT / 1000)),
 ]
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 
 class Nodes:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,20 +142,58 @@ def _check_image(cluster: Any, onnx: str) -> None:
         assert np.ptp(np.asarray(image.convert("RGB"))) > 10
 
 
+def _tiny(shards: Path, out: Path) -> list[str]:
+    """Options of a training with two workers that reaches a checkpoint within seconds."""
+    return [
+        *("--data", str(shards), "--workers", "2", "--out", str(out), "--name", "cats"),
+        *("--batch", "8", "--model.g-width", "8", "--model.d-width", "8", "--eval.num", "32"),
+        *("--track.tick-kimg", "0.032", "--track.snapshot-kimg", "0.064"),
+    ]
+
+
+def _until_checkpoints(cluster: Any, job: str, run_dir: Path, number: int) -> None:
+    deadline = time.monotonic() + JOB_TIMEOUT_S
+    while len(checkpoint.find_all(run_dir)) < number:
+        assert time.monotonic() < deadline, cluster.run("ray", "job", "logs", job).stdout
+        time.sleep(0.2)
+
+
+def _positions(run_dir: Path) -> list[int]:
+    return [json.loads(line)["nimg"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _check_all(cluster: Any, result: dict[str, Any], run_dir: Path) -> None:
+    _check_upload(cluster)
+    _check_run(result, run_dir)
+    _check_mlflow(result, run_dir)
+    _check_image(cluster, result["onnx"])
+
+
+@pytest.mark.timeout(JOB_TIMEOUT_S + 120)
+def test_a_job_continues_after_one_of_its_two_workers_is_killed(cluster: Any, checkout: Path, shards: Path) -> None:
+    out = cluster.home / "killed"
+    with ThreadPoolExecutor(1) as thread:
+        job = thread.submit(_submit, cluster, checkout, "killed", *_tiny(shards, out), "--kimg", "2")
+        _until_checkpoints(cluster, "killed", out / "cats", 1)
+        cluster.workers()[-1].kill()
+        result = job.result()
+    assert "warning: lost worker" in cluster.run("ray", "job", "logs", "killed").stdout
+    positions = _positions(out / "cats")
+    assert positions == sorted(positions)
+    assert positions[-1] == 2000
+    _check_all(cluster, result, out / "cats")
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(2 * JOB_TIMEOUT_S + 120)
 def test_a_stopped_job_with_two_workers_continues(cluster: Any, checkout: Path, shards: Path) -> None:
     out = cluster.home / "stopped"
-    arguments = ["--data", str(shards), "--workers", "2", "--out", str(out), "--name", "cats"]
-    arguments += ["--batch", "8", "--model.g-width", "8", "--model.d-width", "8", "--eval.num", "32"]
-    arguments += ["--track.tick-kimg", "0.032", "--track.snapshot-kimg", "0.064"]
+    arguments = _tiny(shards, out)
     submit = ["ray", "job", "submit", "--working-dir", ".", "--submission-id", "endless", "--no-wait", "--"]
     begun = cluster.run(*submit, "python", "trainer/run.py", *arguments, "--kimg", "1000", cwd=checkout)
     assert begun.returncode == 0, begun.stdout
-    deadline = time.monotonic() + JOB_TIMEOUT_S
     # Once there is a second checkpoint, the first one is complete.
-    while len(checkpoint.find_all(out / "cats")) < 2:
-        assert time.monotonic() < deadline, cluster.run("ray", "job", "logs", "endless").stdout
-        time.sleep(0.5)
+    _until_checkpoints(cluster, "endless", out / "cats", 2)
     stopped = cluster.run("ray", "job", "stop", "endless")
     assert stopped.returncode == 0, stopped.stdout
     assert "stopped" in cluster.run("ray", "job", "status", "endless").stdout.lower()
@@ -166,16 +205,14 @@ def test_a_stopped_job_with_two_workers_continues(cluster: Any, checkout: Path, 
     result = _submit(cluster, checkout, "continued", *arguments, "--kimg", str(kimg))
     assert result["kimg"] == pytest.approx(kimg)
     assert result["mlflow_run_id"] == state["run_id"]
-    positions = [json.loads(line)["nimg"] for line in (out / "cats" / "metrics.jsonl").read_text().splitlines()]
+    positions = _positions(out / "cats")
     assert positions == sorted(positions)
     assert positions[0] <= 32
     assert f"continuing from {left}" in cluster.run("ray", "job", "logs", "continued").stdout
-    _check_upload(cluster)
-    _check_run(result, out / "cats")
-    _check_mlflow(result, out / "cats")
-    _check_image(cluster, result["onnx"])
+    _check_all(cluster, result, out / "cats")
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(JOB_TIMEOUT_S + 120)
 def test_a_job_without_arguments(cluster: Any, short_checkout: Path) -> None:
     """The default recipe on drawn cats. The job's working folder is deleted, so the run is in the home folder."""

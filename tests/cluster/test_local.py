@@ -144,6 +144,7 @@ def test_status_and_stop_without_a_cluster(tmp_path: Path) -> None:
     assert local.main(["stop", "--dir", str(tmp_path)]) == {"stopped": 0}
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_nodes_start_once_and_stop(sandbox: Any) -> None:

@@ -12,7 +12,7 @@ def version(value: float, error: float | None = None, **changes: str) -> dict[st
 
 
 @pytest.mark.parametrize(
-    ("new", "champion", "moves", "said"),
+    ("new", "champion", "moves", "expected"),
     [
         (version(10), None, True, "there was no champion"),
         ({}, None, False, "not evaluated"),
@@ -31,11 +31,11 @@ def version(value: float, error: float | None = None, **changes: str) -> dict[st
     ],
 )
 def test_the_champion_moves_only_to_a_version_that_is_better_by_more_than_noise(
-    new: dict[str, str], champion: dict[str, str] | None, moves: bool, said: str
+    new: dict[str, str], champion: dict[str, str] | None, moves: bool, expected: str
 ) -> None:
     decided, reason = decide(new, champion)
     assert decided is moves
-    assert said in reason
+    assert expected in reason
 
 
 def test_metric_tags() -> None:

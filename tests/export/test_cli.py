@@ -68,7 +68,7 @@ def test_a_safetensors_file_is_exported_to_the_default_name(
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "expected"),
     [
         ([], "CHECKPOINT_OR_RUN"),
         (["nowhere"], "nowhere does not exist"),
@@ -88,7 +88,7 @@ def test_a_safetensors_file_is_exported_to_the_default_name(
     ],
 )
 def test_mistakes_are_one_line(
-    argv: list[str], said: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    argv: list[str], expected: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.safetensors").write_bytes(b"no")
@@ -99,7 +99,7 @@ def test_mistakes_are_one_line(
     message = [line for line in err.splitlines() if not line.startswith(("exporting", "not evaluated"))]
     assert len(message) == 1
     assert message[0].startswith("catexport: ")
-    assert said in message[0]
+    assert expected in message[0]
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -92,6 +92,7 @@ def old_onnxruntime(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     return request.param, folder
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_old_onnxruntimes_generate_the_same(exported: Path, old_onnxruntime: tuple[str, Path], tmp_path: Path) -> None:
     """With our own code, including the checks of untrusted files."""
@@ -118,6 +119,7 @@ def openvino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", BATCHES)
 def test_openvino_generates_the_same(exported: Path, openvino: Path, tmp_path: Path, batch: int) -> None:

@@ -73,7 +73,7 @@ def test_each_source_gives_the_same_generator(trained: dict[str, Any], uri: str,
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "expected"),
     [
         ("f" * 32, "is not available from MLflow"),
         ("models:/dogs@champion", "is not available from MLflow"),
@@ -83,8 +83,8 @@ def test_each_source_gives_the_same_generator(trained: dict[str, Any], uri: str,
         ("models:/catgan", "which version"),
     ],
 )
-def test_sources_that_mlflow_does_not_have(source: str, said: str, uri: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said):
+def test_sources_that_mlflow_does_not_have(source: str, expected: str, uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=expected):
         main([source, "-o", str(tmp_path / "gen.onnx"), "--tracking-uri", uri])
     assert list(tmp_path.iterdir()) == []
 

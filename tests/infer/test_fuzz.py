@@ -1,7 +1,7 @@
-"""``catinfer`` on thousands of damaged models, in separate processes so that a crash is detected.
+"""``catinfer`` on damaged models in separate processes, so that crashes are detected: 300, in ``make soak`` thousands.
 
-``CATGAN_FUZZ=20000 pytest tests/infer/test_fuzz.py`` tests more; the mutants are the same in every run. After a failure
-the files that cause it are kept, and their paths are printed.
+``CATGAN_FUZZ=20000 pytest -m soak tests/infer/test_fuzz.py`` tests more; the mutants are the same in every run. After a
+failure the files that cause it are kept, and their paths are printed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-MUTANTS = int(os.environ.get("CATGAN_FUZZ", "3000"))
+MUTANTS = int(os.environ.get("CATGAN_FUZZ", "5000"))  # of make soak
 WORKERS = 2
 SECONDS = 60  # for one mutant, on a busy machine
 MEMORY = 8 * 2**30  # address space of a worker, so that a terabyte is an error
@@ -31,16 +31,17 @@ MEMORY = 8 * 2**30  # address space of a worker, so that a terabyte is an error
 Random = np.random.Generator
 
 
-def test_mutants_give_a_clean_error_or_an_image(generators: list[bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [300, pytest.param(MUTANTS, marks=[pytest.mark.soak, pytest.mark.timeout(1500)])])
+def test_mutants_give_a_clean_error_or_an_image(generators: list[bytes], tmp_path: Path, count: int) -> None:
     """Exit status 2 and one line, or 0 and an image of finite values: never a traceback, a hang or a crash."""
     with ThreadPoolExecutor(WORKERS) as pool:
-        results = list(pool.map(lambda n: _run_share(n, generators, tmp_path), range(WORKERS)))
+        results = list(pool.map(lambda n: _run_share(range(n, count, WORKERS), generators, tmp_path), range(WORKERS)))
     outcomes = sum((counts for counts, _ in results), Counter())
     failures = [failure for _, found in results for failure in found]
     print(outcomes)
     assert not failures, "\n".join(failures)
-    assert outcomes["image"] > MUTANTS / 100, "if all mutants are refused, onnxruntime is not tested"
-    assert outcomes["refused"] > MUTANTS / 4
+    assert outcomes["image"] > count / 100, "if all mutants are refused, onnxruntime is not tested"
+    assert outcomes["refused"] > count / 4
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +63,15 @@ def generators(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return files
 
 
-def _run_share(share: int, generators: list[bytes], folder: Path) -> tuple[Counter[str], list[str]]:
-    """Give every ``WORKERS``-th mutant to one worker, which is restarted when it dies."""
+def _run_share(seeds: range, generators: list[bytes], folder: Path) -> tuple[Counter[str], list[str]]:
+    """Give the mutants of ``seeds`` to one worker, which is restarted when it dies."""
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
     worker = _Worker()
     try:
-        for seed in range(share, MUTANTS, WORKERS):
+        for seed in seeds:
             name, data = mutant(seed, generators)
-            path = folder / f"mutant{share}.onnx"
+            path = folder / f"mutant{seeds.start}.onnx"
             path.write_bytes(data)
             outcome, detail = worker.generate(path)
             outcomes[outcome] += 1

@@ -191,6 +191,7 @@ def _train(server: Server, shards: Path, out: Path, password: str) -> subprocess
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_training_is_recorded_in_the_database_and_the_bucket(
     server: Server, database: Database, store: str, shards: Path, tmp_path: Path
@@ -223,6 +224,7 @@ def test_a_training_is_recorded_in_the_database_and_the_bucket(
         assert secret not in done.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_wrong_password_is_an_error_in_one_line(server: Server, shards: Path, tmp_path: Path) -> None:
     done = _train(server, shards, tmp_path, "wrong-password-12")
@@ -232,6 +234,7 @@ def test_a_wrong_password_is_an_error_in_one_line(server: Server, shards: Path, 
     assert "wrong-password-12" not in done.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_access_needs_a_password_and_a_known_host(server: Server) -> None:
     admin, member = f"admin:{PASSWORD}", f"{MEMBER}:{MEMBERS_PASSWORD}"

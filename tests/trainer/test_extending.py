@@ -34,6 +34,7 @@ def follow(page: str, root: Path) -> int:
     return lines
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_example_is_a_recipe_like_any_other(shards: Path, tmp_path: Path):
     for package in ("catgan", "infer", "trainer", "export", "tests"):

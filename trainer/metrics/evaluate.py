@@ -128,18 +128,14 @@ class Evaluator:
         if rank() == 0:
             say(f"reading {self.num_real:,} real images for {self.name} (once, then cached)")
         moments = Moments(self.extractor.dim, self.extractor.device)
-        # The data loader takes a seed from torch's random state, which must not depend on what is cached.
-        with torch.random.fork_rng(devices=[]):
-            for images in eval_images(
-                self.manifest, self.split, rank=rank(), world_size=world_size(), batch_size=_BATCH
-            ):
-                moments.update(self.extractor(images))
+        for images in eval_images(self.manifest, self.split, rank=rank(), world_size=world_size(), batch_size=_BATCH):
+            moments.update(self.extractor(images))
         moments.all_reduce()
         # Each rank skips a few unusable images; in total they may be too many.
         if moments.n < (1 - self.manifest.max_broken) * self.num_real:
             raise UserError(
                 f"only {moments.n} of {self.num_real} {self.split} images of {self.manifest.root} can be used: "
-                "`catdata verify` lists the damaged shards"
+                "`catdata verify` finds damaged shards"
             )
         if path:
             self.real = moments.gaussian()

@@ -21,8 +21,8 @@ def clipped(size: int) -> Config:
 
 
 def penalised(size: int) -> Config:
-    """Gulrajani et al. 2017, algorithm 1: lambda 10, five critic steps per generator step, Adam(1e-4, 0, 0.9), batch 64,
-    no batch norm in the critic; with the drift term of Karras et al. 2018."""
+    """Gulrajani et al. 2017, algorithm 1: lambda 10, five critic steps per generator step, Adam(1e-4, 0, 0.9), batch
+    64, no batch norm in the critic; with the drift term of Karras et al. 2018."""
     base = dcgan.published(size)
     return replace(
         base,

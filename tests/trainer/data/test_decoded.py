@@ -11,6 +11,7 @@ import pytest
 from tests.trainer.data.numbered import SIZE, stream, take
 from trainer.data.decoded import num_bytes, open_decoded
 from trainer.data.manifest import Manifest, Shard, Split
+from trainer.distributed import shared_memory
 
 MIB = 1 << 20
 
@@ -38,7 +39,7 @@ def test_ranks_use_the_images_that_readers_of_another_rank_decoded(manifest: Man
 
 
 def shared_files() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("catgan-*")}
+    return {path.name for path in shared_memory.FOLDER.glob(f"{shared_memory.PREFIX}*")}
 
 
 def test_the_last_user_deletes_the_file(manifest: Manifest):

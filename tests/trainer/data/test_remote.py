@@ -277,6 +277,7 @@ def test_unsafe_urls_are_refused(url: str, complaint: str, tmp_path: Path) -> No
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_training_and_measuring_from_a_bucket(bucket: str, tmp_path: Path) -> None:
     def command(*argv: str) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from trainer.distributed import shared_memory as shm
 from trainer.distributed.collectives import sum_over_ranks
 from trainer.distributed.shared_sums import CHUNK, SharedSums, shared_sums
 
+TEST_PREFIX = f"catgan-{os.getuid()}-test-"
+
 
 def _start(rank: int, port: int, world_size: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    shm.PREFIX += f"test-{os.getppid()}-"  # in this process only
+    shm.PREFIX = f"{TEST_PREFIX}{os.getppid()}-"  # in this process only
     address, patience = f"tcp://127.0.0.1:{port}", timedelta(seconds=60)
     dist.init_process_group("gloo", address, rank=rank, world_size=world_size, timeout=patience)
     work(rank, *arguments)
@@ -61,7 +63,7 @@ def _sum(rank: int, world_size: int) -> None:
 @pytest.mark.parametrize("world_size", [2, 5])
 def test_every_rank_gets_the_sum(world_size: int):
     ranks(world_size, _sum, world_size)
-    assert not list(shm.FOLDER.glob(f"{shm.PREFIX}test-{os.getpid()}-*"))
+    assert not list(shm.FOLDER.glob(f"{TEST_PREFIX}{os.getpid()}-*"))
 
 
 def _sum_otherwise(rank: int, elsewhere: str) -> None:
@@ -100,7 +102,7 @@ def test_any_shape_and_type_is_summed():
 @pytest.mark.parametrize("work", [_on_two_machines, _without_room])
 def test_ranks_that_share_no_memory_sum_over_gloo(work: Callable[..., None]):
     ranks(2, work)
-    assert not list(shm.FOLDER.glob(f"{shm.PREFIX}test-{os.getpid()}-*"))
+    assert not list(shm.FOLDER.glob(f"{TEST_PREFIX}{os.getpid()}-*"))
 
 
 def _lose(rank: int, folder: str) -> None:

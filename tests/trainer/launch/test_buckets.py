@@ -255,6 +255,7 @@ train_in(RUN, CONFIG, Manifest.load(sys.argv[1]), Notes())
 """
 
 
+@pytest.mark.soak
 def test_killed_while_a_checkpoint_is_uploaded(
     manifest: Manifest, shards: Path, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ):
@@ -275,6 +276,7 @@ def test_killed_while_a_checkpoint_is_uploaded(
     assert same(last_state(tmp_path / "whole"), without_times(storage.load(storage.checkpoints()[-1])))
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_ray_worker_is_killed_and_the_generator_is_in_the_bucket(

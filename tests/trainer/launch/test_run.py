@@ -149,6 +149,7 @@ main(sys.argv[2:])
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_run_that_is_killed_during_the_export_is_finished_by_the_same_command(shards: Path, tmp_path: Path):
     command = ["--data", shards, "--out", tmp_path, "--workers", "0", *TINY, "--name", "a", "--kimg", "0.128"]
@@ -187,6 +188,7 @@ def another_ray() -> Iterator[None]:
         other.communicate(b"\n")
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_mistake_found_by_a_worker_is_reported_once_without_a_retry(shards: Path, tmp_path: Path):

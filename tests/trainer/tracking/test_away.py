@@ -140,6 +140,7 @@ def test_a_server_that_is_killed_and_then_hangs_loses_and_doubles_nothing(
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_training_and_then_its_server_are_killed(server: Server, shards: Path, tmp_path: Path) -> None:
     """kill -9 of the training, the same command again, kill -9 of the server: training ends, sync delivers the rest."""

@@ -312,9 +312,9 @@ def test_against_tells_noise_from_a_difference(
             assert found["difference"] == result["metrics"][name] - result["against"]["metrics"][name]
             assert found["interval"][0] < found["difference"] < found["interval"][1]
             verdicts[other.name, name] = found["more_than_noise"]
-        said = capsys.readouterr().err
+        messages = capsys.readouterr().err
         json.dumps(result)
-    assert "fd60_toy: FAKE is better than OTHER by" in said
+    assert "fd60_toy: FAKE is better than OTHER by" in messages
     assert verdicts[("bad", "fd60_toy")]
     assert verdicts[("bad", "kid60_toy")]
     assert not verdicts[("alike", "fd60_toy")]

@@ -15,6 +15,7 @@ from pytorch_fid.inception import FID_WEIGHTS_URL
 ROOT = Path(__file__).parents[4]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_both_commands_give_the_same_fid(
     inception_weights: Path, make_folder: Callable[..., Path], tmp_path: Path
