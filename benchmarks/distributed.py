@@ -40,9 +40,9 @@ import torch.distributed as dist
 from measure import ROOT, count, machine, table
 
 from catgan.command import Parser, UserError, run_command
+from catgan.dataset import Manifest
 from trainer.config import Config
 from trainer.data.build.progress import progress
-from trainer.data.manifest import Manifest
 from trainer.data.open import open_data
 from trainer.distributed.context import LocalContext
 from trainer.launch import ray as launch_ray

@@ -36,10 +36,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor, ToTensor
 
 from catgan.command import Parser, number, run_command, say
+from catgan.dataset import Manifest
 from trainer.config import LoaderConfig
 from trainer.data.build.shards import write_shards
 from trainer.data.drawn.synth import draw_many
-from trainer.data.manifest import Manifest
 from trainer.data.stream import StreamPosition, TrainStream, eval_images
 
 BATCH = 64

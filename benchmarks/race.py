@@ -36,8 +36,8 @@ from race_report import check_matplotlib, draw_curves, load_trainings, mean_row,
 from race_training import MIN_NUM, Contestant, Scores, choose_split, plain_contestant, recipe_contestant, train
 
 from catgan.command import Parser, UserError, run_command, say
+from catgan.dataset import Manifest
 from trainer.config import Config, LoaderConfig
-from trainer.data.manifest import Manifest
 from trainer.data.open import open_data
 from trainer.data.stream import eval_images
 from trainer.features.extractors import CHOICES, choose_extractor

@@ -16,10 +16,10 @@ from plain_dcgan import Z_DIM, PlainDCGAN
 from torch import Tensor
 
 from catgan.command import UserError, say
+from catgan.dataset import Manifest
 from infer.grid import grid
 from infer.latents import latents
 from trainer.config import Config
-from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
 from trainer.ema import EMA
 from trainer.metrics.catfid.manifold import NEIGHBOURS, precision_recall

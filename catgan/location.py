@@ -11,13 +11,13 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-import fsspec
-from fsspec.spec import AbstractFileSystem
-
 from catgan.command import UserError, say
+
+if TYPE_CHECKING:
+    from fsspec.spec import AbstractFileSystem
 
 T = TypeVar("T")
 
@@ -59,6 +59,8 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
         raise UserError(f"{url} is not a URL: {error}") from None
     if "@" in netloc:
         raise UserError(f"{protocol}://...@...: credentials are read from the environment, not from the URL")
+    import fsspec  # on use: local data, and catinfer, do without it
+
     try:
         # Without a cache of listings, which would not show what was written since.
         return fsspec.core.url_to_fs(url, use_listings_cache=False, **_options(protocol))

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from catgan.command import UserError, say
+from catgan.dataset import Manifest
 from export.generator import annotate
 from infer.latents import latents
 from infer.session import Generator
-from trainer.data.manifest import Manifest
 from trainer.features.extractors import MIN_FID, choose_extractor
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.intervals import GROUPS, frechet_error

@@ -8,23 +8,19 @@ run.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from catgan.command import UserError, say
+from catgan.dataset import MANIFEST, Manifest, Shard, Split, canonical_json, tool, write_shard
 from catgan.files import atomic_open, remove_partials
 from infer.files import STATE
 
-MANIFEST = "manifest.json"
 CONTACT = "contact.png"
-FORMAT_VERSION = 1  # of data sets, see trainer.data.manifest
 SHARD = 1000  # images per shard, about 10 MB at 64 pixels
 PART = 250  # single files between two updates of the state file
 
@@ -66,7 +62,7 @@ class Progress:
 
     Attributes:
         done: number of complete images, the first ones of the job.
-        shards: the manifest's entries of the complete shards.
+        shards: the complete shards.
 
     Raises:
         UserError: the folder holds the unfinished work of another job, or the state file cannot be read.
@@ -76,7 +72,7 @@ class Progress:
         self._path = folder / STATE
         self._settings = job.settings()
         self.done = 0
-        self.shards: list[dict[str, Any]] = []
+        self.shards: list[Shard] = []
         try:
             state = json.loads(self._path.read_bytes())
         except FileNotFoundError:
@@ -88,7 +84,7 @@ class Progress:
                 f"{folder}: holds the unfinished work of another command; repeat that one, choose another folder, or "
                 f"delete {self._path} to start over"
             )
-        self.done, self.shards = state["done"], state["shards"]
+        self.done, self.shards = state["done"], [Shard(**shard) for shard in state["shards"]]
         say(f"{folder}: continuing after {self.done:,} images")
 
     def begin(self) -> None:
@@ -100,7 +96,8 @@ class Progress:
 
     def save(self) -> None:
         with atomic_open(self._path) as file:
-            file.write(json.dumps({"settings": self._settings, "done": self.done, "shards": self.shards}).encode())
+            shards = [asdict(shard) for shard in self.shards]
+            file.write(json.dumps({"settings": self._settings, "done": self.done, "shards": shards}).encode())
 
     def finish(self) -> None:
         self._path.unlink()
@@ -137,50 +134,24 @@ def write_shards(folder: Path, job: Job, size: int, images: Iterator[bytes], pro
         progress.shards.append(_write_shard(path, part, job.psi, islice(images, len(part))))
         progress.done += len(part)
         progress.save()
+    manifest = Manifest(
+        root=str(folder),
+        size=size,
+        splits={"train": Split(tuple(progress.shards)), "val": Split(())},
+        seed=job.seeds[0],
+        source=("catinfer",),
+        options={"generator_sha256": job.generator_sha256, "psi": job.psi, "provider": job.provider},
+        tool=tool(),
+    )
     with atomic_open(folder / MANIFEST) as file:
-        file.write(_manifest(job, size, progress.shards))
+        file.write(manifest.to_json())
     progress.finish()
 
 
-def _write_shard(path: Path, seeds: Sequence[int], psi: float, images: Iterable[bytes]) -> dict[str, Any]:
-    """Returns the manifest's entry."""
+def _write_shard(path: Path, seeds: Sequence[int], psi: float, images: Iterable[bytes]) -> Shard:
+    samples = (
+        (f"{seed:08d}", "png", image, canonical_json({"psi": psi, "seed": seed}))
+        for seed, image in zip(seeds, images, strict=True)
+    )
     with atomic_open(path) as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for seed, image in zip(seeds, images, strict=True):
-                for suffix, content in (("png", image), ("json", _canonical({"psi": psi, "seed": seed}))):
-                    # TarInfo's defaults (time 0, no owner) make the bytes the same on every machine and day.
-                    info = tarfile.TarInfo(f"{seed:08d}.{suffix}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-        file.seek(0)
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return {"name": path.name, "images": len(seeds), "sha256": digest.hexdigest(), "bytes": file.tell()}
-
-
-def _manifest(job: Job, size: int, shards: list[dict[str, Any]]) -> bytes:
-    """``manifest.json`` in the format of ``trainer.data.manifest``, which inference must not import."""
-    hashes = {"train": [shard["sha256"] for shard in shards], "val": []}
-    record = {
-        "format_version": FORMAT_VERSION,
-        "size": size,
-        "digest": hashlib.sha256(_canonical([FORMAT_VERSION, size, hashes])).hexdigest(),
-        "splits": {"train": {"images": len(job.seeds), "shards": shards}, "val": {"images": 0, "shards": []}},
-        "seed": job.seeds[0],
-        "source": ["catinfer"],
-        "options": {"generator_sha256": job.generator_sha256, "psi": job.psi, "provider": job.provider},
-        "tool": _tool(),
-    }
-    return (json.dumps(record, indent=2) + "\n").encode()
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _tool() -> str:
-    try:
-        return f"catgan {version('catgan')}"
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "catgan"
+        return write_shard(file, path.name, samples)

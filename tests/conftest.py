@@ -59,7 +59,9 @@ def _own_shared_memory() -> Iterator[None]:
     from trainer.distributed import shared_memory
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared_memory, "PREFIX", f"{shared_memory.PREFIX}{os.environ.get('PYTEST_XDIST_WORKER', 'main')}-")
+        patch.setattr(
+            shared_memory, "PREFIX", f"{shared_memory.PREFIX}{os.environ.get('PYTEST_XDIST_WORKER', 'main')}-"
+        )
         yield
 
 

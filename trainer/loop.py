@@ -17,11 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from catgan.dataset import Manifest
 from trainer.checkpoints import transfer
 from trainer.checkpoints.state import Position, check_fits, restore, rng_state, seed_rank
 from trainer.checkpoints.storage import Storage, load_checkpoint
 from trainer.config import Config
-from trainer.data.manifest import Manifest
 from trainer.data.stream import StreamPosition, TrainStream, share
 from trainer.distributed.collectives import broadcast, gather, mean_over_ranks
 from trainer.distributed.context import Context

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from catgan.command import UserError
-from trainer.data.manifest import Manifest
+from catgan.dataset import Manifest
 
 Script = Callable[[str], ModuleType]
 Sample = Callable[[Sequence[int]], Tensor]

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from catgan.dataset import Manifest, Split
 from export.generator import export_onnx
 from export.registry import register
 from trainer.config import ModelConfig
-from trainer.data.manifest import Manifest, Split
 from trainer.models import build_generator
 from trainer.tracking.server import connect
 from trainer.tracking.tracker import Tracker, end_run, open_run

@@ -3,7 +3,7 @@
 import tarfile
 from pathlib import Path
 
-from trainer.data.manifest import Manifest
+from catgan.dataset import Manifest
 
 
 def damage(manifest: Manifest, number: int) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from catgan.command import UserError
+from catgan.dataset import Manifest
 from export.generator import MAX_ABS_DIFF, export_onnx, metadata
 from tests.trainer.damage import damage
 from tests.trainer.tiny import tiny
@@ -25,7 +26,6 @@ from trainer.config import (
     TrackConfig,
     constant,
 )
-from trainer.data.manifest import Manifest
 from trainer.distributed.context import LocalContext
 from trainer.loop import Outcome, Run, plan, train
 from trainer.losses import LOSSES

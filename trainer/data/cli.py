@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from catgan.command import Parser, dispatch, number, run_command, say
+from catgan.dataset import Manifest
 from catgan.location import join
 from trainer.data.build.build import build
 from trainer.data.build.prepare import OPTIONAL_CHECKS
@@ -13,7 +14,6 @@ from trainer.data.build.progress import progress
 from trainer.data.build.shards import write_shards
 from trainer.data.build.verify import verify
 from trainer.data.drawn.synth import draw_many
-from trainer.data.manifest import Manifest
 
 NAME = "catdata"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from catgan.command import say
+from catgan.dataset import Manifest
 from catgan.files import is_at
-from trainer.data.manifest import Manifest
 from trainer.distributed import shared_memory as shm
 
 _UNKNOWN, _READY, _BROKEN = 0, 1, 2

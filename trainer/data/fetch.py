@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from catgan.command import say
+from catgan.dataset import Manifest, Shard
 from catgan.files import atomic_write
 from catgan.location import is_url, join, read
-from trainer.data.manifest import Manifest, Shard
 from trainer.data.tars import StrictInfo
 
 T = TypeVar("T")

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from catgan.command import UserError, say
+from catgan.dataset import MANIFEST, Manifest
 from catgan.files import cache_dir
 from trainer.config import LoaderConfig
 from trainer.data.build.shards import write_shards
 from trainer.data.drawn.synth import draw_many
-from trainer.data.manifest import MANIFEST, Manifest
 
 NUM_DRAWN = 4096
 

@@ -31,10 +31,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.filters import shuffle
 
 from catgan.command import UserError, say
+from catgan.dataset import Manifest, Shard
 from trainer.config import LoaderConfig
 from trainer.data.decoded import DecodedImages, open_decoded
 from trainer.data.fetch import encoded_images, shards_ahead
-from trainer.data.manifest import Manifest, Shard
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from catgan.command import UserError, say
+from catgan.dataset import Manifest
 from catgan.location import join
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.saver import BEST
 from trainer.checkpoints.state import Position
 from trainer.checkpoints.storage import Bucket, Storage, open_storage
 from trainer.config import Config
-from trainer.data.manifest import Manifest
 from trainer.data.open import NUM_DRAWN, open_data
 from trainer.launch.checks import problems
 from trainer.launch.finish import finish, summary, write_final_report

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from catgan.command import UserError, say
+from catgan.dataset import Manifest
 from catgan.files import cache_dir
-from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images, share
 from trainer.distributed.collectives import broadcast, rank, world_size
 from trainer.features.extractors import MIN_FID, Extractor

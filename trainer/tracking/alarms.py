@@ -6,9 +6,9 @@ import itertools
 
 import torch
 
+from catgan.dataset import Manifest
 from infer.latents import latents
 from trainer.config import Config
-from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
 from trainer.losses import LOSSES
 from trainer.models import full_resolution_kimg

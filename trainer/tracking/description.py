@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from catgan.command import without_queries
-from trainer.data.manifest import Manifest
+from catgan.dataset import Manifest
 from trainer.tracking.outbox import redact
 
 # MLflow's own limits (mlflow/utils/validation.py).

@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from catgan.command import say
+from catgan.dataset import Manifest
 from catgan.files import atomic_path
 from infer.grid import grid
 from infer.walk import FRAME_MS, write_walk
 from trainer.checkpoints.saver import Saver
 from trainer.checkpoints.state import Position, save_state
 from trainer.checkpoints.storage import Storage
-from trainer.data.manifest import Manifest
 from trainer.data.stream import eval_images
 from trainer.sample import generate
 from trainer.step import GAN

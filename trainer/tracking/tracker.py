@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from catgan.command import UserError, say
-from trainer.data.manifest import Manifest
+from catgan.dataset import Manifest
 from trainer.tracking.delivery import Delivery, Register
 from trainer.tracking.description import describe
 from trainer.tracking.journal import Journal

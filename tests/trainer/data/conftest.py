@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from catgan.dataset import Manifest
 from tests.trainer.data.numbered import write_numbered
-from trainer.data.manifest import Manifest
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from catgan.dataset import Manifest
 from trainer.config import LoaderConfig
 from trainer.data.build.shards import write_shards
-from trainer.data.manifest import Manifest
 from trainer.data.stream import StreamPosition, TrainStream
 
 SIZE, NUM = 16, 53

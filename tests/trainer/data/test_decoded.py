@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from catgan.dataset import Manifest, Shard, Split
 from tests.trainer.data.numbered import SIZE, stream, take
 from trainer.data.decoded import num_bytes, open_decoded
-from trainer.data.manifest import Manifest, Shard, Split
 from trainer.distributed import shared_memory
 
 MIB = 1 << 20

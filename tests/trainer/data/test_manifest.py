@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from catgan.command import UserError
-from trainer.data.manifest import Manifest
+from catgan.dataset import Manifest
 
 
 def rewrite(folder: str, **changes: Any) -> None:

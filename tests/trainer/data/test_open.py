@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from catgan.command import UserError
+from catgan.dataset import Manifest
 from trainer.config import LoaderConfig
 from trainer.data import open as opening
 from trainer.data.build.shards import write_shards
-from trainer.data.manifest import Manifest
 from trainer.data.open import open_data
 
 

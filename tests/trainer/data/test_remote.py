@@ -26,12 +26,12 @@ import torch
 from s3fs import S3FileSystem
 
 from catgan.command import UserError
+from catgan.dataset import Manifest
 from catgan.location import filesystem
 from trainer.config import LoaderConfig
 from trainer.data.build.shards import write_shards
 from trainer.data.build.verify import verify
 from trainer.data.fetch import shard_bytes
-from trainer.data.manifest import Manifest
 from trainer.data.stream import StreamPosition, TrainStream, eval_images
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -231,7 +231,7 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(local: Manifest, tmp_path: Pat
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         code = (
-            "import dataclasses\nfrom trainer.data.manifest import Manifest\n"
+            "import dataclasses\nfrom catgan.dataset import Manifest\n"
             "from trainer.data.stream import eval_images\n"
             f"m = dataclasses.replace(Manifest.load({str(tmp_path / 'cats')!r}), root={url!r})\n"
             "print('reading', flush=True); list(eval_images(m, 'train'))"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from catgan.command import UserError
+from catgan.dataset import Manifest, Shard, Split
 from tests.trainer.damage import damage
 from tests.trainer.data.numbered import SIZE, numbers, stream, take
 from trainer.data.decoded import open_decoded
 from trainer.data.fetch import encoded_images
-from trainer.data.manifest import Manifest, Shard, Split
 from trainer.data.stream import Reader, Sample, eval_images, share
 
 

@@ -18,6 +18,7 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from catgan.command import UserError
+from catgan.dataset import Manifest
 from export.cli import main as catexport
 from infer.cli import main as catinfer
 from tests.trainer.launch.test_failures import Watch, last_state
@@ -28,7 +29,6 @@ from trainer.checkpoints import storage as storages
 from trainer.checkpoints.storage import Storage, open_storage
 from trainer.cli import main as cattrain
 from trainer.config import Config
-from trainer.data.manifest import Manifest
 from trainer.distributed.context import LocalContext, Request
 from trainer.launch import driver
 from trainer.launch.ray import Workers
@@ -237,7 +237,7 @@ import sys, time
 from pathlib import Path
 from tests.trainer.launch.test_buckets import RUN, train_in
 from tests.trainer.test_loop import CONFIG, Notes
-from trainer.data.manifest import Manifest
+from catgan.dataset import Manifest
 from trainer.checkpoints.storage import Bucket
 
 put = Bucket._put

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from catgan.command import UserError
+from catgan.dataset import Manifest
 from tests.trainer.test_loop import CONFIG, Notes, run, same, without_times
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.storage import Storage
 from trainer.config import EvalConfig, LoaderConfig, StopConfig
-from trainer.data.manifest import Manifest
 from trainer.distributed.context import LocalContext
 from trainer.launch.worker import on_sigterm
 from trainer.loop import Run, train

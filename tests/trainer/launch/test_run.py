@@ -15,10 +15,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from catgan.command import UserError
+from catgan.dataset import Manifest
 from tests.trainer.damage import damage
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.storage import Storage
-from trainer.data.manifest import Manifest
 from trainer.launch import driver
 from trainer.launch import ray as launch_ray
 from trainer.launch.ray import Workers

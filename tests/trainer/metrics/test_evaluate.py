@@ -15,8 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from catgan.command import UserError
+from catgan.dataset import Manifest, Split
 from trainer.data.build.shards import write_shards
-from trainer.data.manifest import Manifest, Split
 from trainer.data.stream import eval_images
 from trainer.metrics.evaluate import Evaluator, metric_name, statistics_path
 from trainer.metrics.frechet import Moments, frechet_distance

@@ -19,9 +19,9 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from catgan.command import UserError
+from catgan.dataset import Manifest, Shard, Split
 from export.registry import register
 from trainer.cli import main
-from trainer.data.manifest import Manifest, Shard, Split
 from trainer.launch.finish import write_final_report
 from trainer.recipes import resolve
 from trainer.report.charts import Series, chart

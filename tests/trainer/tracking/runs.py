@@ -8,8 +8,8 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from catgan.dataset import Manifest, Shard, Split
 from export.registry import register
-from trainer.data.manifest import Manifest, Shard, Split
 from trainer.tracking.tracker import Status, Tracker, end_run, open_run
 
 CONFIG: dict[str, Any] = {

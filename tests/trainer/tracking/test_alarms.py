@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from catgan.dataset import Manifest
 from tests.trainer.tiny import tiny
-from trainer.data.manifest import Manifest
 from trainer.recipes import FAMILIES
 from trainer.step import GAN
 from trainer.tracking.alarms import OverfittingCheck, warnings

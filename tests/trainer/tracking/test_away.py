@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from catgan.dataset import Manifest, Split
 from export.registry import register
-from trainer.data.manifest import Manifest, Split
 from trainer.tracking.outbox import Outbox
 from trainer.tracking.server import connect
 from trainer.tracking.tracker import Tracker, end_run, open_run

@@ -13,9 +13,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from catgan.dataset import Manifest, Shard, Split
 from export.registry import register
 from tests.trainer.tracking.runs import MANIFEST, begin, images, make_image, points
-from trainer.data.manifest import Manifest, Shard, Split
 from trainer.tracking.description import code_version
 from trainer.tracking.outbox import Outbox
 from trainer.tracking.tracker import Tracker, sync

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from catgan.command import say
+from catgan.dataset import Manifest, tool
 from catgan.files import cache_dir
 from catgan.location import is_url
 from catgan.machine import cores
@@ -34,13 +35,12 @@ from trainer.data.build.folder import partial_folder, publish, work_folder
 from trainer.data.build.labels import Labels
 from trainer.data.build.prepare import Options, PreparedFile, RawFile, prepare_files
 from trainer.data.build.progress import progress
-from trainer.data.build.shards import DataSetSpec, plan, tool, write_data_set
+from trainer.data.build.shards import DataSetSpec, plan, write_data_set
 from trainer.data.build.sheet import IMAGES, rejected_sheet
 from trainer.data.build.sources import Member, Source
 from trainer.data.build.store import File, Rejected, Store
 from trainer.data.build.workers import map_ordered, worker_processes, worker_threads
 from trainer.data.images import ImageError
-from trainer.data.manifest import Manifest
 
 REMOTE_READS = 16  # files of a bucket that are fetched at the same time
 _CHUNK_BYTES = 1 << 20  # of the files that are sent to a process together

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import itertools
 import json
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from catgan.dataset import SPLITS, Manifest, Shard, Split, canonical_json, tool, write_shard
 from trainer.data.build.folder import new_folder
 from trainer.data.build.progress import progress
 from trainer.data.build.sheet import IMAGES, kept_sheet
 from trainer.data.build.store import STORE_FILE, File, Sample, Store
 from trainer.data.images import encode, pixel_digest
-from trainer.data.manifest import SPLITS, Manifest, Shard, Split, canonical_json
 
 # Readers mix shards, so there should be at least four for each reader: 16 are enough for 2 ranks with 2 readers each.
 # Small shards cost nothing but files; large ones make the shuffle coarse and the retry of a download expensive.
@@ -47,14 +43,6 @@ class DataSetSpec:
     val_fraction: float
     source: tuple[str, ...]
     options: Mapping[str, Any]
-
-
-def tool() -> str:
-    """Name and version of this program, for the manifest."""
-    try:
-        return f"catgan {version('catgan')}"
-    except PackageNotFoundError:  # a plain checkout, as in a Ray job
-        return "catgan"
 
 
 def plan(store: Store, val_fraction: float) -> list[tuple[str, int, int]]:
@@ -123,20 +111,15 @@ def _write_shard(
     path: Path, samples: Iterable[tuple[bytes, bytes, str | None]], first: int, label_index: Mapping[str, int]
 ) -> Shard:
     """Write a shard of (encoded image, JSON record, label), whose keys are the numbers from ``first``."""
-    images = 0
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for image, record, label in samples:
+
+    def entries() -> Iterator[tuple[str, str, bytes, bytes]]:
+        for number, (image, record, label) in enumerate(samples, first):
             if label is not None:
                 record = canonical_json(json.loads(record) | {"label": label_index[label]})
-            for suffix, data in (("webp", image), ("json", record)):
-                # TarInfo's defaults (time 0, no owner) keep the bytes the same on every machine and day.
-                info = tarfile.TarInfo(f"{first + images:08d}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-            images += 1
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(path.name, images, sha256, path.stat().st_size)
+            yield f"{number:08d}", "webp", image, record
+
+    with path.open("w+b") as file:
+        return write_shard(file, path.name, entries())
 
 
 def write_shards(

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catgan.command import UserError, without_queries
+from catgan.dataset import MANIFEST, Manifest
 from catgan.location import filesystem, is_url, join
 from trainer.data.build import remote
 from trainer.data.images import ImageError
-from trainer.data.manifest import MANIFEST, Manifest
 from trainer.data.tars import StrictInfo
 
 MAX_BYTES = 256 << 20

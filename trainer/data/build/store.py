@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.manifest import Shard, canonical_json
+from catgan.dataset import Shard, canonical_json
 
 STORE_FILE = "work.sqlite"
 

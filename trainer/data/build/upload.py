@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from catgan.command import UserError
+from catgan.dataset import MANIFEST
 from catgan.location import filesystem, retry
 from trainer.data.build.errors import ResumableError
 from trainer.data.build.folder import LOCK
 from trainer.data.build.progress import progress
 from trainer.data.build.remote import version_of
 from trainer.data.build.store import STORE_FILE, Store
-from trainer.data.manifest import MANIFEST
 
 
 def check_url(url: str) -> str:

@@ -12,10 +12,10 @@ from typing import IO
 from PIL import Image
 
 from catgan.command import UserError
+from catgan.dataset import MANIFEST, Manifest, Shard
 from catgan.location import is_url, join
 from trainer.data.build.progress import progress
 from trainer.data.fetch import shards_ahead
-from trainer.data.manifest import MANIFEST, Manifest, Shard
 from trainer.data.tars import StrictInfo
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from catgan.command import UserError
+from catgan.dataset import MANIFEST, Manifest
 from catgan.location import is_url
 from infer.latents import latents
 from infer.session import Generator
 from trainer.data.images import ImageError, decode
-from trainer.data.manifest import MANIFEST, Manifest
 from trainer.data.stream import eval_images
 from trainer.metrics.frechet import Gaussian
 

@@ -17,11 +17,11 @@ import webdataset
 from PIL import Image
 
 from catgan.command import UserError
+from catgan.dataset import Manifest
 from trainer.data.build import sources
 from trainer.data.build.build import Report, build
 from trainer.data.build.prepare import OPTIONAL_CHECKS
 from trainer.data.build.verify import verify
-from trainer.data.manifest import Manifest
 
 SIZE = 16
 

@@ -23,12 +23,12 @@ from s3fs import S3FileSystem
 
 from catgan import location
 from catgan.command import UserError
+from catgan.dataset import Manifest
 from catgan.location import filesystem
 from trainer.data.build import remote, sources
 from trainer.data.build.build import Report, build
 from trainer.data.build.errors import ResumableError
 from trainer.data.build.verify import verify
-from trainer.data.manifest import Manifest
 
 NAMES = ["a.png", "b c.png", "katze ü.png", "sub/猫 + 1%.png", "sub/deep/d#e?f.png"]
 

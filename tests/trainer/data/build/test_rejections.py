@@ -16,6 +16,7 @@ import webdataset
 from PIL import Image
 
 from catgan.command import UserError
+from catgan.dataset import Manifest
 from trainer.data.build import build as building
 from trainer.data.build import duplicates, prepare
 from trainer.data.build.build import Report, build
@@ -23,7 +24,6 @@ from trainer.data.build.prepare import OPTIONAL_CHECKS
 from trainer.data.build.sheet import rejected_sheet
 from trainer.data.build.verify import verify
 from trainer.data.images import ImageError
-from trainer.data.manifest import Manifest
 
 SIZE = 16
 

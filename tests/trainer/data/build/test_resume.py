@@ -22,13 +22,13 @@ import pytest
 from PIL import Image
 
 from catgan.command import UserError, without_queries
+from catgan.dataset import Shard
 from trainer.data.build import prepare, sources
 from trainer.data.build.build import Report, build
 from trainer.data.build.errors import ResumableError
 from trainer.data.build.folder import work_folder
 from trainer.data.build.store import Store
 from trainer.data.build.verify import verify
-from trainer.data.manifest import Shard
 
 NUM = 30
 

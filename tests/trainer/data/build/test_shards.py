@@ -11,8 +11,8 @@ import pytest
 import webdataset
 from PIL import Image
 
+from catgan.dataset import Manifest
 from trainer.data.build.shards import write_shards
-from trainer.data.manifest import Manifest
 
 SIZE = 8
 
@@ -122,7 +122,7 @@ def test_checkout_that_is_not_installed_can_write(tmp_path: Path, monkeypatch: p
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("trainer.data.build.shards.version", missing)
+    monkeypatch.setattr("catgan.dataset.version", missing)
     assert write_shards(tmp_path / "set", images(2), size=SIZE).tool == "catgan"
 
 

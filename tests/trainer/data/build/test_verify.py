@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from catgan.command import UserError
+from catgan.dataset import Manifest, Shard, Split
 from trainer.data.build.verify import verify
-from trainer.data.manifest import Manifest, Shard, Split
 
 SIZE = 8
 

@@ -1,4 +1,4 @@
-"""The manifest of a data set: its shards, their contents and how they were made.
+"""The format of data sets, which ``catdata`` and ``catinfer`` write: WebDataset shards and their manifest.
 
 A data set is a folder with ``train-000000.tar``..., ``val-000000.tar``..., ``manifest.json``, ``contact.png`` and,
 if it was built from files, ``rejected.csv``. Each sample is an image ``<key>.webp`` or ``<key>.png`` (lossless RGB,
@@ -8,11 +8,15 @@ square) with ``<key>.json`` (its source, or the attributes of a drawn cat).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
+import tarfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from catgan.command import UserError
 from catgan.location import is_url, join, read
@@ -79,6 +83,10 @@ class Manifest:
 
     def save(self) -> None:
         """Write ``manifest.json`` into ``root``, a local folder."""
+        Path(self.root, MANIFEST).write_bytes(self.to_json())
+
+    def to_json(self) -> bytes:
+        """The content of ``manifest.json``."""
         record: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "size": self.size,
@@ -94,7 +102,7 @@ class Manifest:
         }
         if self.labels:
             record["labels"] = list(self.labels)
-        Path(self.root, MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return (json.dumps(record, indent=2) + "\n").encode()
 
     @classmethod
     def load(cls, location: str | Path) -> Manifest:
@@ -165,5 +173,37 @@ def _parse(root: str, record: dict[str, Any]) -> Manifest:
     return manifest
 
 
+def write_shard(file: BinaryIO, name: str, samples: Iterable[tuple[str, str, bytes, bytes]]) -> Shard:
+    """Write a shard into ``file``, which is open for writing and reading. Equal samples give equal bytes.
+
+    Args:
+        name: file name of the shard.
+        samples: (key, suffix of the image, encoded image, JSON record).
+    """
+    images = 0
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, suffix, image, record in samples:
+            for end, content in ((suffix, image), ("json", record)):
+                # TarInfo's defaults (time 0, no owner) keep the bytes the same on every machine and day.
+                info = tarfile.TarInfo(f"{key}.{end}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+            images += 1
+    file.seek(0)
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return Shard(name, images, digest.hexdigest(), file.tell())
+
+
+def tool() -> str:
+    """Name and version of this program, for the manifest."""
+    try:
+        return f"catgan {version('catgan')}"
+    except PackageNotFoundError:  # a checkout that is not installed, as in a Ray job
+        return "catgan"
+
+
 def canonical_json(value: Any) -> bytes:
+    """JSON without spaces and with sorted keys: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
