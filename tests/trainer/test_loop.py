@@ -33,6 +33,8 @@ from trainer.recipes import FAMILIES
 from trainer.step import GAN
 from trainer.tracking.recorder import Recorder
 
+pytestmark = pytest.mark.usefixtures("tiny_extractor")
+
 CONFIG = Config(
     recipe="tiny",
     model=ModelConfig(size=32, z_dim=8, g_width=4, d_width=4, max_width=8, d_norm="none"),

@@ -97,10 +97,11 @@ def test_r3gan_starts_as_identity_blocks_with_unit_scale():
     """The last convolution of each block starts at zero, so depth does not change the scale (Fix-up)."""
     torch.manual_seed(0)
     config = replace(TINY, arch="r3gan", g_width=64, max_width=64, blocks=2)
-    z = torch.randn(256, 8)
-    shallow, deep = (build_generator(replace(config, blocks=b)) for b in (1, 4))
-    assert shallow(z).std().item() == pytest.approx(deep(z).std().item(), rel=0.5)
-    assert 0.1 < deep(z).std().item() < 3
+    z = torch.randn(32, 8)
+    with torch.no_grad():
+        shallow, deep = (build_generator(replace(config, blocks=b))(z).std().item() for b in (1, 4))
+    assert shallow == pytest.approx(deep, rel=0.5)
+    assert 0.1 < deep < 3
 
 
 @pytest.mark.parametrize("arch", ["dcgan", "r3gan"])

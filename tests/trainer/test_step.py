@@ -181,7 +181,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory):
     return run
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_equal_one_process_with_the_whole_batch(ranks, name: str, world_size: int):
     alone = two_steps(CASES[name], 0, 1)

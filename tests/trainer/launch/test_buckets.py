@@ -98,6 +98,7 @@ def train_in(
     return storage
 
 
+@pytest.mark.usefixtures("tiny_extractor")
 def test_a_run_in_a_bucket_survives_refusals_and_continues_on_another_machine(
     manifest: Manifest, tmp_path: Path, bucket: Callable[[bool], None], monkeypatch
 ):
@@ -177,6 +178,7 @@ def test_records_that_cannot_be_fetched_are_not_overwritten(
     assert kinds == ["open"]
 
 
+@pytest.mark.usefixtures("tiny_extractor")
 def test_training_continues_if_the_checkpoint_at_a_preemption_is_refused(
     manifest: Manifest, bucket: Callable[[bool], None]
 ):
@@ -191,6 +193,7 @@ def test_training_continues_if_the_checkpoint_at_a_preemption_is_refused(
     assert storage.checkpoints()[-1] == checkpoint.folder_name(192)
 
 
+@pytest.mark.usefixtures("tiny_extractor")
 def test_a_checkpoint_that_cannot_be_read_at_present_is_not_skipped(
     manifest: Manifest, bucket: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ):
@@ -202,6 +205,7 @@ def test_a_checkpoint_that_cannot_be_read_at_present_is_not_skipped(
         storage.latest()
 
 
+@pytest.mark.usefixtures("tiny_extractor")
 def test_incomplete_checkpoints_are_removed(manifest: Manifest, bucket: Callable[[bool], None]):
     storage = open_storage(RUN)
     orphan = f"{checkpoint.folder_name(100)}/state.pt"

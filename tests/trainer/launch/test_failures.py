@@ -23,6 +23,8 @@ from trainer.loop import Run, train
 from trainer.step import GAN
 from trainer.tracking.recorder import Recorder
 
+pytestmark = pytest.mark.usefixtures("tiny_extractor")
+
 
 class Watch(Notes):
     """Calls ``at_<nimg>`` once when the scalars at ``nimg`` images are logged."""
