@@ -31,6 +31,7 @@ _LONGEST_FIRST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of a file run in one process, since they share fixtures, and so do all that start a Ray cluster: two would
     not leave each other a core."""

@@ -9,6 +9,7 @@ import json
 import socket
 import tarfile
 import threading
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,10 +62,11 @@ def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(location, "_FIRST_PAUSE", 0.001)
+    # A thread of the test before may still have written to its bucket while that was being deleted.
+    urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b"").close()
     place, _ = filesystem("s3://cats")
     place.mkdir("cats")
     yield place
-    place.rm("cats", recursive=True)
     S3FileSystem.clear_instance_cache()
 
 
