@@ -145,6 +145,7 @@ def test_another_results_file_is_left_alone(race: ModuleType, shards: Path, tmp_
     assert (tmp_path / "results.json").read_text() == '{"trainings": [1]}'
 
 
+@pytest.mark.slow
 def test_interrupted_race_continues(
     race: ModuleType, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

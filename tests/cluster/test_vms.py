@@ -92,6 +92,7 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         cache.cache_clear()
 
 
+@pytest.mark.slow
 def test_aws_accepts_the_requests(aws: Any, tmp_path: Path) -> None:
     """The requests of `ray up`: key, role, security group, a head and a spot machine."""
     config = aws_config.bootstrap_aws(prepare_config(_load("aws")))

@@ -152,6 +152,7 @@ def test_weights_sha256_depends_on_values_names_and_types() -> None:
     assert weights_sha256(a) != weights_sha256(b)
 
 
+@pytest.mark.slow
 def test_exporting_prints_nothing(tmp_path: Path) -> None:
     """In a new process, because the exporter prints most at its first use."""
     program = (

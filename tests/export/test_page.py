@@ -31,6 +31,8 @@ from tests.infer.conftest import build
 from trainer.config import ModelConfig
 from trainer.models import build_generator
 
+pytestmark = pytest.mark.slow
+
 MODULES = Path(export.page.__file__).parent / "web"
 TAIL = 3.6541528853610088  # start of the ziggurat's tail
 MIXED = '#blend[aria-label*="{}"]'  # wait_for_function would need eval, which the page's policy forbids

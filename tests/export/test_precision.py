@@ -16,6 +16,8 @@ from tests.trainer.tiny import tiny
 from trainer.models import build_generator
 from trainer.recipes import FAMILIES
 
+pytestmark = pytest.mark.slow
+
 LEFTOVERS = {"BatchNormalization", "Identity", "Dropout", "Constant", "Shape", "Slice", "Concat", "Expand"}
 DISTINCT = {str(tiny(family).model): family for family in FAMILIES}.values()
 

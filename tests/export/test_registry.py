@@ -19,6 +19,8 @@ from trainer.config import ModelConfig
 from trainer.models import build_generator
 from trainer.tracking.server import connect, resolve_uri
 
+pytestmark = pytest.mark.slow
+
 INFO: dict[str, Any] = {
     "recipe": "dcgan-8",
     "kimg": 12.0,

@@ -172,6 +172,7 @@ def test_shards_need_an_empty_folder(onnx_file: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize("options", [("--shards",), ()])
 def test_killed_processes_end_with_the_same_bytes(onnx_file: Path, tmp_path: Path, options: tuple[str, ...]) -> None:

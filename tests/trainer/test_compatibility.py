@@ -53,6 +53,7 @@ def test_exported_file_gives_the_images_that_the_earlier_version_generated(tmp_p
     assert len(list((tmp_path / "images").glob("*.png"))) == 4
 
 
+@pytest.mark.slow
 def test_outbox_is_delivered_and_the_run_continues(runs: Path):
     uri = f"sqlite:///{runs}/mlflow.db"
     assert cattrain(["sync", str(runs / "old"), "--uri", uri])["delivered"] == 19

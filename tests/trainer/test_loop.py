@@ -129,6 +129,7 @@ def test_resumed_is_bit_for_bit_uninterrupted(manifest: Manifest, tmp_path: Path
     assert whole.grids == parts.grids == [0, 64, 128, 192]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_recipe_resumes_as_if_uninterrupted_and_exports(family: str, manifest: Manifest, tmp_path: Path):
     """Cut off in the middle of a fade where it grows; steered by its critic where the loss allows that."""

@@ -13,6 +13,8 @@ from tests.trainer.data.numbered import SIZE, stream, take
 from trainer.data.decoded import num_bytes, open_decoded
 from trainer.distributed import shared_memory
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

@@ -34,6 +34,8 @@ from trainer.data.build.verify import verify
 from trainer.data.fetch import shard_bytes
 from trainer.data.stream import StreamPosition, TrainStream, eval_images
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 SIZE, NUM = 32, 40
 

@@ -13,6 +13,8 @@ _MEASURE = """
 import resource, sys, threading, torch
 from trainer.distributed.memory import keep_freed_memory
 
+pytestmark = pytest.mark.slow
+
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):

@@ -20,6 +20,8 @@ from trainer.distributed import shared_memory as shm
 from trainer.distributed.collectives import sum_over_ranks
 from trainer.distributed.shared_sums import CHUNK, SharedSums, shared_sums
 
+pytestmark = pytest.mark.slow
+
 TEST_PREFIX = f"catgan-{os.getuid()}-test-"
 
 

@@ -76,6 +76,7 @@ def test_onnxruntime_gives_the_features_of_pytorch(efflite0: Extractor, efflite0
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_classifier_gives_the_probabilities_of_the_whole_network(efflite0_file: Path):
     whole = EFFLITE0.build()
     whole.load_state_dict(torch.load(efflite0_file, weights_only=True))
@@ -195,6 +196,7 @@ def _rank(rank: int, world_size: int, port: int, hub: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_agree_on_a_network_that_all_of_them_have(efflite0: Extractor, tmp_path: Path):
     checkpoints = tmp_path / "hub" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)

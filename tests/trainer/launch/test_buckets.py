@@ -37,6 +37,8 @@ from trainer.loop import Outcome, Run, train
 from trainer.tracking.outbox import Outbox
 from trainer.tracking.recorder import Recorder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 RUN = "s3://cats/runs/one"
 

@@ -23,7 +23,7 @@ from trainer.loop import Run, train
 from trainer.step import GAN
 from trainer.tracking.recorder import Recorder
 
-pytestmark = pytest.mark.usefixtures("tiny_extractor")
+pytestmark = [pytest.mark.usefixtures("tiny_extractor"), pytest.mark.slow]
 
 
 class Watch(Notes):

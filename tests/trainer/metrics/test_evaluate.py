@@ -198,6 +198,7 @@ def _rank(rank: int, world_size: int, port: int, manifest: Manifest, folder: str
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_share_the_work_and_give_the_result_of_one_process(
     cache: Path, manifest: Manifest, tmp_path: Path, world_size: int

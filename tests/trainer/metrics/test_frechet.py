@@ -109,6 +109,7 @@ def _rank(rank: int, world_size: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_moments_of_ranks_equal_those_of_one_process(tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

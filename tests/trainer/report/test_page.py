@@ -30,6 +30,8 @@ from trainer.tracking.outbox import Outbox
 from trainer.tracking.recorder import write_progress
 from trainer.tracking.tracker import Tracker, end_run, open_run
 
+pytestmark = pytest.mark.slow
+
 EVIL = "<script>document.title='taken'</script>"
 MANIFEST = Manifest(
     root="https://me:secret@host/cats?X-Signature=secret",

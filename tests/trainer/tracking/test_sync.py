@@ -22,6 +22,8 @@ from trainer.models import build_generator
 from trainer.tracking.journal import Journal
 from trainer.tracking.tracker import Tracker, is_finished, mlflow_run_id, sync
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -31,6 +31,8 @@ from trainer.data.build.build import Report, build
 from trainer.data.build.errors import ResumableError
 from trainer.data.build.verify import verify
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["a.png", "b c.png", "katze ü.png", "sub/猫 + 1%.png", "sub/deep/d#e?f.png"]
 
 

@@ -30,6 +30,8 @@ from trainer.data.build.folder import work_folder
 from trainer.data.build.store import Store
 from trainer.data.build.verify import verify
 
+pytestmark = pytest.mark.slow
+
 NUM = 30
 
 
