@@ -35,7 +35,7 @@ demo: setup  ## Train on drawn cats with 2 workers, export the best generator, w
 	exec $(BIN)/python trainer/run.py --workers 2 --out out/runs --name "$$(cat out/demo.name)" > out/demo.json
 	@onnx=$$($(BIN)/python -c 'import json, sys; print(json.loads(sys.stdin.readlines()[-1])["onnx"])' < out/demo.json) && \
 	$(BIN)/catinfer --onnx "$$onnx" --n 16 --out out/cats.png && \
-	printf '%s\n' "" "generator  $$onnx" "pictures   out/cats.png" \
+	printf '%s\n' "" "generator  $$onnx" "images     out/cats.png" \
 		"training   mlflow/serve.sh out/runs    then open http://127.0.0.1:5000"
 	@rm out/demo.name
 

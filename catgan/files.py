@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,12 +51,14 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide why writing failed
+            temporary.unlink(missing_ok=True)
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by a file with ``data``, durably. Raises OSError, which leaves the old file unchanged."""
-    with atomic_path(path) as temporary:
+def atomic_write(path: Path, data: bytes, durable: bool = True) -> None:
+    """Replace ``path`` by a file with ``data``, see ``atomic_path``. Raises OSError, which leaves the old file
+    unchanged."""
+    with atomic_path(path, durable) as temporary:
         temporary.write_bytes(data)
 
 

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
 from catgan.command import say
 from export import champion
-from export.generator import metadata
 from trainer.tracking.server import connect
 
 if TYPE_CHECKING:
+    import onnx
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
@@ -73,6 +71,10 @@ class _Release:
 
     @classmethod
     def read(cls, run_id: str, onnx_path: Path, info: Mapping[str, Any]) -> _Release:
+        import onnx  # on use, like mlflow: it takes seconds, and every training imports this module
+
+        from export.generator import metadata
+
         model = onnx.load(onnx_path, load_external_data=False)
         properties = {entry.key: entry.value for entry in model.metadata_props}
         tags = metadata(info) | {key: properties[key] for key in _FROM_FILE if key in properties}
@@ -141,10 +143,11 @@ def _save_model(folder: Path, logged: LoggedModel, release: _Release) -> None:
 def _image_spec(model: onnx.ModelProto) -> Any:
     import numpy as np
     from mlflow.types import TensorSpec
+    from onnx.helper import tensor_dtype_to_np_dtype
 
     kind = model.graph.output[0].type.tensor_type
     shape = tuple(d.dim_value or -1 for d in kind.shape.dim)
-    return TensorSpec(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape, "image")
+    return TensorSpec(np.dtype(tensor_dtype_to_np_dtype(kind.elem_type)), shape, "image")
 
 
 def _create_version(client: MlflowClient, name: str, model: LoggedModel, release: _Release) -> ModelVersion:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,17 +81,11 @@ def _sync(argv: list[str]) -> dict[str, Any]:
     )
     args = parser.parse_args(argv)
 
+    from export.registry import register
     from trainer.tracking.tracker import sync
 
     with _work(args.run_dir) as (_, folder):
-        return sync(folder, args.uri, register=_register) | {"run_dir": args.run_dir}
-
-
-def _register(uri: str, run_id: str, name: str, onnx: Path, info: Mapping[str, Any]) -> str:
-    """``export.registry.register``, imported when there is a generator to register: ONNX's libraries take seconds."""
-    from export.registry import register
-
-    return register(uri, run_id, name, onnx, info)
+        return sync(folder, args.uri, register=register) | {"run_dir": args.run_dir}
 
 
 @contextmanager

@@ -203,7 +203,7 @@ class EvalConfig:
     num: int = 2048
     """Generated images per evaluation."""
     every: int = 1
-    """Evaluate every N snapshots; the last one is always evaluated."""
+    """Evaluate every N snapshots; the first and the last one are always evaluated."""
 
 
 @dataclass(frozen=True)

@@ -105,26 +105,26 @@ def train(config: Config, manifest: Manifest, context: Context, run: Run, record
     Raises:
         UserError: the checkpoint does not fit the configuration.
     """
-    return _Training(config, manifest, context, run, recorder).run()
+    return _Training(config, manifest, context, run, recorder).train()
 
 
 class _Training:
     """One rank of a training."""
 
     def __init__(self, config: Config, manifest: Manifest, context: Context, run: Run, recorder: NullRecorder) -> None:
-        self.config, self.manifest, self.context, self.origin, self.recorder = config, manifest, context, run, recorder
+        self.config, self.manifest, self.context, self.start, self.recorder = config, manifest, context, run, recorder
         extractor = choose_extractor(config.eval.extractor, config.eval.weights, context.device, config.eval.num)
         self.evaluator = Evaluator(extractor, manifest, config.eval.num)
         self.evaluator.prepare()
         self.began, self.evaluating = time.perf_counter(), 0.0
 
-    def run(self) -> Outcome:
+    def train(self) -> Outcome:
         """Train; when it diverges, go back to the latest checkpoint with half the learning rates, a few times."""
         lr_scale: float | None = None
         rollbacks = self.config.stop.rollbacks
         for attempt in range(rollbacks + 1):
             try:
-                return Outcome(self._train(lr_scale))
+                return Outcome(self._train_from_checkpoint(lr_scale))
             except Diverged as error:
                 message, lr_scale = str(error), error.lr_scale / 2
             self.recorder.finish()
@@ -132,7 +132,7 @@ class _Training:
                 self.recorder.warn("rollback", f"{message}: back to the latest checkpoint with half the learning rates")
         return Outcome("diverged", message)
 
-    def _train(self, lr_scale: float | None) -> Literal["done", "stopped"]:
+    def _train_from_checkpoint(self, lr_scale: float | None) -> Literal["done", "stopped"]:
         """Train from the latest checkpoint.
 
         Args:
@@ -175,7 +175,8 @@ class _Training:
             if at_snapshot or request:
                 _check_weights(gan, position.nimg)
             if at_snapshot:
-                evaluate = step == total or step // snapshot % config.eval.every == 0
+                is_due = step == total or step // snapshot % config.eval.every == 0
+                evaluate = is_due or position.best is None  # there is always a generator to export
                 self._snapshot(gan, position, evaluate)
             elif request:
                 self._save(gan, position)
@@ -188,7 +189,7 @@ class _Training:
 
     def _resume(self, gan: GAN) -> Position:
         """Restore ``gan`` from the latest checkpoint of the run, or from what the run starts from. Rank 0 decides."""
-        run, context = self.origin, self.context
+        run, context = self.start, self.context
         found = run.storage.latest() if context.rank == 0 else None
         name = broadcast(found[0] if found else None)
         if name is not None:
@@ -287,5 +288,5 @@ def _hyperparameters(gan: GAN) -> dict[str, float]:
 
 
 def _unreadable(batches: TrainStream) -> dict[str, float]:
-    """Unreadable images that this rank has met so far, by shard; in time all of them, as each rank reads all shards."""
+    """Unreadable images that this rank has met so far, by shard. Each rank reads all shards in the course of time."""
     return {f"data/broken/{Path(name).stem}": float(count) for name, count in batches.broken.items()}

@@ -85,7 +85,7 @@ class Networks:
         return logits
 
     def autocast(self, module: nn.Module, *inputs: Tensor) -> Any:
-        """``module`` on ``inputs`` at the current level, in bf16 where that pays off. Returns what the module does."""
+        """``module`` on ``inputs`` at the current level, in bf16 where that pays off. Returns its output."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return module(*inputs, **self.growth)
 

@@ -28,7 +28,8 @@ from trainer.models import AtLevel, Generator, build_generator
 FORMAT_VERSION = 3
 NUM_TO_KEEP = 2
 PREFIX = "checkpoint_"
-_STATE, _LAST = FILES = ("state.pt", "checkpoint.json")
+_STATE, _LAST = "state.pt", "checkpoint.json"
+FILES = (_STATE, _LAST)
 """The files of a checkpoint, in the order in which they are written."""
 
 _FOLDER = re.compile(PREFIX + r"\d{9,}")
@@ -128,7 +129,7 @@ def encode_generator(tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any
 
 
 def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
-    """The generator of a run, of its ``best`` folder, of a ``.safetensors`` file or of a checkpoint (its average).
+    """The generator of a run, of its ``best`` folder, of a ``.safetensors`` file or of a checkpoint (its EMA).
 
     Returns:
         The module in evaluation mode on the CPU, and recipe, kimg, metric, run_id, dataset_digest, config.

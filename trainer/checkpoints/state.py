@@ -15,7 +15,7 @@ from trainer.step import GAN
 
 @dataclass
 class Position:
-    """How far a training is, and what it has achieved."""
+    """Progress of a training and its metrics."""
 
     nimg: int = 0
     """Images seen."""

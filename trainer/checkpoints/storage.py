@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from catgan.command import UserError, say
-from catgan.files import atomic_write, cache_dir
+from catgan.files import atomic_write, cache_dir, remove_partials
 from catgan.location import filesystem, is_url, join, retry
 from trainer.checkpoints import checkpoint
 
@@ -50,6 +50,8 @@ class Storage:
         try:
             self.work.mkdir(parents=True, exist_ok=True)
             self.remove_incomplete()
+            for folder in (self.work, self.work / "best", self.work / "samples"):
+                remove_partials(folder, lambda _: True)
         except OSError as error:
             raise UserError(f"cannot create {self.work} ({error.strerror}); give another --out") from error
 
@@ -80,25 +82,25 @@ class Storage:
 
     def save(self, name: str, files: Mapping[str, bytes]) -> None:
         """Save a checkpoint atomically. Raises OSError."""
-        beside = self.work / f"{_HIDDEN}{name}-{uuid.uuid4().hex}"
+        temporary = self.work / f"{_HIDDEN}{name}-{uuid.uuid4().hex}"
         try:
-            beside.mkdir(parents=True)
+            temporary.mkdir(parents=True)
             for file, data in files.items():
-                _write(beside / file, data)
+                _write(temporary / file, data)
             shutil.rmtree(self.work / name, ignore_errors=True)
-            beside.rename(self.work / name)
+            temporary.rename(self.work / name)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def remove(self, name: str) -> None:
         """Delete a checkpoint. Raises OSError."""
-        going = (self.work / name).rename(self.work / f"{_HIDDEN}{name}-{uuid.uuid4().hex}")
-        shutil.rmtree(going)
+        removed = (self.work / name).rename(self.work / f"{_HIDDEN}{name}-{uuid.uuid4().hex}")
+        shutil.rmtree(removed)
 
     def remove_incomplete(self) -> None:
         """Delete the remains of interrupted saves and removals; only while nothing is being saved. Raises OSError."""
-        for cut_off in self.work.glob(f"{_HIDDEN}{checkpoint.PREFIX}*"):
-            shutil.rmtree(cut_off)
+        for leftover in self.work.glob(f"{_HIDDEN}{checkpoint.PREFIX}*"):
+            shutil.rmtree(leftover)
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file in ``work`` atomically. Raises OSError."""
@@ -114,11 +116,11 @@ class Storage:
 
 
 class Bucket(Storage):
-    """A run's folder in a bucket: ``path`` on the file system ``place``; ``work`` is its local copy in the cache."""
+    """A run's folder in a bucket: ``path`` on ``filesystem``; ``work`` is its local copy in the cache."""
 
     def __init__(self, location: str) -> None:
         self.location = location.rstrip("/")
-        self.place, self.path = filesystem(self.location)
+        self.filesystem, self.path = filesystem(self.location)
         self.work = cache_dir() / "runs" / hashlib.sha256(self.location.encode()).hexdigest()[:16] / self.name
         self._known: dict[str, tuple[int, int]] = {}  # size and mtime of files at the last transfer
 
@@ -127,6 +129,8 @@ class Bucket(Storage):
             self.work.mkdir(parents=True, exist_ok=True)
             self._put(f"{_HIDDEN}writable", b"")
             self.remove_incomplete()
+            for folder in (self.work, self.work / "best", self.work / "samples"):
+                remove_partials(folder, lambda _: True)
         except OSError as error:
             raise UserError(f"cannot write {self.location} ({error}); give another --out") from error
 
@@ -186,24 +190,24 @@ class Bucket(Storage):
         if not here.is_file() or self._known.get(name) == _stamp(here):
             return False
         path = f"{self.path}/{name}"
-        return retry(lambda: self.place.modified(path), path).timestamp() < here.stat().st_mtime
+        return retry(lambda: self.filesystem.modified(path), path).timestamp() < here.stat().st_mtime
 
     def _names(self) -> list[str]:
         """All objects of the run, relative to its folder."""
-        found = retry(lambda: self.place.find(self.path), self.location)
+        found = retry(lambda: self.filesystem.find(self.path), self.location)
         return [path.removeprefix(self.path).lstrip("/") for path in found]
 
     def _get(self, name: str) -> bytes:
         path = f"{self.path}/{name}"
-        return retry(lambda: self.place.cat_file(path), path)
+        return retry(lambda: self.filesystem.cat_file(path), path)
 
     def _remove(self, name: str) -> None:
         path = f"{self.path}/{name}"
-        retry(lambda: self.place.rm_file(path), path)
+        retry(lambda: self.filesystem.rm_file(path), path)
 
     def _put(self, name: str, data: bytes) -> None:
         path = f"{self.path}/{name}"
-        retry(lambda: self.place.pipe_file(path, data), path, tries=3)
+        retry(lambda: self.filesystem.pipe_file(path, data), path, tries=3)
 
 
 def open_storage(location: str | Path) -> Storage:

@@ -57,7 +57,7 @@ def _is_intact(data: bytes, shard: Shard) -> bool:
 def _store(data: bytes, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, data)
+        atomic_write(path, data, durable=False)  # its hash is checked when it is read
     except OSError as error:  # training can continue without a cache
         say(f"cannot cache {path}: {error}; this shard will be downloaded again")
 

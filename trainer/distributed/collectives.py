@@ -46,16 +46,17 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
     Ranks of one machine on CPUs add float32 in shared memory. Over gloo a few values are gathered and added by each
     rank: a ring all-gather has half the rounds of a ring all-reduce, and latency is what counts. Both add in the order
-    of ranks, so that all ranks get the same bits.
+    of ranks, so that all ranks get the same bits. With one rank the result is ``x`` itself.
     """
     if world_size() == 1:
         return x
     if x.dtype == torch.float32 and x.device.type == "cpu" and (sums := shared_sums()):
         return sums.add(x.clone(memory_format=torch.contiguous_format))
     if dist.get_backend() == dist.Backend.GLOO and x.numel() <= _FEW:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.stack(parts).sum(0)
+        local = x.to(_device()).contiguous()
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local)
+        return torch.stack(parts).sum(0, dtype=x.dtype).to(x.device)
     total = x.to(_device(), copy=True)
     dist.all_reduce(total)
     return total.to(x.device)

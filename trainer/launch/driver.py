@@ -17,6 +17,7 @@ from typing import Any
 from catgan.command import UserError, say
 from catgan.dataset import Manifest
 from catgan.location import join
+from export.registry import register
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.saver import BEST
 from trainer.checkpoints.state import Position
@@ -27,7 +28,7 @@ from trainer.launch.checks import problems
 from trainer.launch.finish import finish, summary, write_final_report
 from trainer.launch.options import Options, parse, parse_workers, split_recipe, value_of
 from trainer.launch.ray import Workers, cluster_gpus, run_on_ray
-from trainer.launch.worker import Job, register, run_in_process
+from trainer.launch.worker import Job, run_in_process
 from trainer.loop import Outcome, plan, stalled
 from trainer.models import build_discriminator, build_generator, full_resolution_kimg, num_parameters
 from trainer.recipes import FAMILIES, SIZES, resolve
@@ -317,7 +318,7 @@ def _export(outcome: Outcome, config: Config, manifest: Manifest, storage: Stora
     """Export the best generator of a training that is over, if there is one.
 
     Raises:
-        UserError: the training diverged.
+        UserError: the training diverged, or there is no generator to export.
         SystemExit: it was stopped by SIGTERM, so it is not over.
     """
     if outcome.status == "stopped":
@@ -326,6 +327,8 @@ def _export(outcome: Outcome, config: Config, manifest: Manifest, storage: Stora
     if has_best:
         with _storage_errors(storage):
             finish(storage.work, config.track.model, manifest.root)
+    if outcome.status == "done" and not has_best:  # stopped before its first snapshot, then continued to an earlier end
+        raise UserError(f"{storage.location} has no evaluated generator yet; a larger --kimg trains it further")
     if outcome.status == "diverged":
         kept = "the best generator until then is exported" if has_best else "there is no generator to export"
         raise UserError(f"{outcome.message}; {kept}; lower --optim.g-lr and --optim.d-lr, or give --stop.rollbacks")

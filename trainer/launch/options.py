@@ -85,7 +85,10 @@ def parse(argv: list[str], recipe: Config, description: str) -> Options:
     except SystemExit:
         title, message, *hints = re.split(r"\n *-{3,} *\n", printed.getvalue())
         similar = re.findall(r"^ {6}(--\S+)", "\n".join(hints), re.MULTILINE) if "Unrecognized" in title else []
+        similar = list(dict.fromkeys(re.sub(r"\.(start|end|kimg)$", "", name) for name in similar))
         meant = f"; did you mean {' or '.join(similar)}?" if similar else ""
+        if "--recipe" in message:
+            meant = "; the recipe is the first word, without dashes"
         raise UserError(f"{' '.join(message.split()).rstrip('.')}{meant}; --help lists the options") from None
 
 
@@ -128,6 +131,10 @@ def _expand_constants(argv: list[str], recipe: Config) -> list[str]:
         name = name.replace("_", "-")
         if name in names:
             value = value if equals else next(words, "")
+            try:
+                float(value)
+            except ValueError:
+                raise UserError(f"{name} {value}: give one number, or {name}.start, .end and .kimg") from None
             expanded += [f"{name}.start={value}", f"{name}.end={value}", f"{name}.kimg=0"]
         else:
             expanded.append(word)

@@ -173,7 +173,7 @@ def _ray_storage(storage: Storage) -> dict[str, Any]:
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
     folder = storage.path.rpartition("/")[0]
-    files = PyFileSystem(FSSpecHandler(storage.place))
+    files = PyFileSystem(FSSpecHandler(storage.filesystem))
     return {"name": storage.name, "storage_path": folder, "storage_filesystem": files}
 
 

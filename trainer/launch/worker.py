@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from catgan.command import say
+from export.registry import register
 from trainer.checkpoints.storage import open_storage
 from trainer.config import Config
 from trainer.data.open import open_data
@@ -60,14 +61,6 @@ def on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def register(uri: str, run_id: str, name: str, onnx: Path, info: Mapping[str, Any]) -> str:
-    """``export.registry.register``. Importing ONNX's libraries takes seconds, so they are imported when a generator is
-    registered, not before the first step."""
-    from export.registry import register
-
-    return register(uri, run_id, name, onnx, info)
 
 
 def work(job: Job, context: Context) -> Outcome:

@@ -103,12 +103,12 @@ class _NormaliseOverRanks(torch.autograd.Function):
         d_biases = torch.stack([g.sum((0, 2, 3)) for g in gradients])
         products = torch.stack([(part * g).sum((0, 2, 3)) for part, g in zip(parts, gradients, strict=True)])
         d_weights = torch.addcmul(products, mean, d_biases, value=-1).mul_(inverse)
-        # dL/dx = w s (g - sum g / N - xhat sum(g xhat) / N), sums over all ranks, written as (w s) g + slope x + level.
+        # dL/dx = w s (g - sum g / N - xhat sum(g xhat) / N), sums over ranks, written as (w s) g + slope x + offset.
         mean_gx, mean_g = (sum_over_ranks(torch.cat([d_weights, d_biases], dim=1)) / count).chunk(2, dim=1)
         slope = -scale * inverse * mean_gx
-        level = -scale * mean_g - slope * mean
+        offset = -scale * mean_g - slope * mean
         d_x = torch.empty_like(x, dtype=torch.float32)
-        factors = (_per_map(f) for f in (scale, slope, level))
+        factors = (_per_map(f) for f in (scale, slope, offset))
         for out, part, g, a, b, c in zip(d_x.split(ctx.sizes), parts, gradients, *factors, strict=True):
             torch.addcmul(c, g, a, out=out).addcmul_(part, b)
         return d_x.to(x.dtype), None, d_weights.sum(0), d_biases.sum(0), None

@@ -58,7 +58,7 @@ def resolve(name: str | None, data_size: int | None, gpu: bool) -> Config:
 
     Args:
         name: ``family-size``, ``family`` (the data's size, else the default one) or None (the default family).
-        data_size: side of the shards' pictures in pixels, if there are shards.
+        data_size: side of the shards' images in pixels, if there are shards.
         gpu: whether training will run on GPUs; chooses the default family.
 
     Raises:

@@ -213,7 +213,7 @@ def test_incomplete_checkpoints_are_removed(manifest: Manifest, bucket: Callable
     orphan = f"{checkpoint.folder_name(100)}/state.pt"
 
     def leave_orphan() -> None:
-        storage.place.pipe_file(f"{storage.path}/{orphan}", b"begun")  # type: ignore[attr-defined]
+        storage.filesystem.pipe_file(f"{storage.path}/{orphan}", b"begun")  # type: ignore[attr-defined]
 
     train_in(RUN, CONFIG, manifest, Watch(at_96=leave_orphan))
     assert orphan not in storage._names()  # type: ignore[attr-defined]
@@ -320,6 +320,6 @@ def test_a_ray_worker_is_killed_and_the_generator_is_in_the_bucket(
     for onnx, image in ((tmp_path / "gen.onnx", ours), (theirs_onnx, theirs)):
         catinfer(["--onnx", str(onnx), "--n", "4", "--out", str(image), "--device", "cpu"])
     assert ours.read_bytes() == theirs.read_bytes()
-    storage.place.rm_file(f"{storage.path}/report.html")  # type: ignore[attr-defined]
+    storage.filesystem.rm_file(f"{storage.path}/report.html")  # type: ignore[attr-defined]
     assert cattrain(["report", RUN]) == {"report": f"{RUN}/report.html", "run_dir": RUN}
     assert "report.html" in storage._names()  # type: ignore[attr-defined]

@@ -230,9 +230,9 @@ def test_evaluation_interval_skips_evaluations_but_no_checkpoints(manifest: Mani
     run(replace(config, kimg=0.192), manifest, tmp_path / "parts", parts := Notes())
     run(config, manifest, tmp_path / "parts", parts)
     run(config, manifest, tmp_path / "whole", whole := Notes())
-    for notes, expected in ((whole, [128, 256, 320]), (parts, [128, 192, 256, 320])):
+    for notes, expected in ((whole, [64, 128, 256, 320]), (parts, [64, 128, 192, 256, 320])):
         evaluated = [(nimg, values) for nimg, values in notes.points if "fd16_efflite0" in values]
-        assert [nimg for nimg, _ in evaluated] == expected, "every second snapshot, and the last of each training"
+        assert [nimg for nimg, _ in evaluated] == expected, "every second snapshot, the first and the last"
         assert all(0 < values["speed/evaluation_share"] < 1 for _, values in evaluated)
         assert notes.grids == [0, 64, 128, 192, 256, 320]
     assert [p.name for p in checkpoint.find_all(tmp_path / "whole")] == [checkpoint.folder_name(n) for n in (256, 320)]
