@@ -40,7 +40,7 @@ demo: setup  ## Train on drawn cats with 2 workers, export the best generator, w
 	@rm out/demo.name
 
 # Two processes: on fewer cores they share one, and more would need more memory than a laptop has.
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint  ## Lint, then the tests: ten minutes on two cores
 	$(PYTEST) -m 'not soak'

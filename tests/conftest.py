@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Tests run in several processes, and so do trainings in tests: more threads would only wait for each other. Set before
 # PyTorch is imported, and inherited by every command.
@@ -16,31 +19,42 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts background jobs with SIGINT ignored, and so would every command be that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Files that take longest, so that they start first and no process is left with one of them at the end.
+ROOT = Path(__file__).parent
+
+# Files that take longest start first, so that at the end no process waits for another.
 _LONGEST_FIRST = (
+    "cluster/test_faults.py",
+    "cluster/test_job.py",
     "trainer/test_loop.py",
-    "trainer/launch/test_run.py",
     "trainer/tracking/test_away.py",
     "trainer/launch/test_failures.py",
-    "trainer/launch/test_buckets.py",
     "trainer/test_step.py",
     "export/test_sources.py",
-    "trainer/tracking/test_delivery.py",
-    "benchmarks/test_scripts.py",
     "infer/test_fuzz.py",
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of a file run in one process, since they share fixtures, and so do all that start a Ray cluster: two would
-    not leave each other a core."""
-    root = Path(__file__).parent
-    order = {str(root / name): i for i, name in enumerate(_LONGEST_FIRST)}
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.relative_to(root).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: (not item.get_closest_marker("ray"), order.get(str(item.path), len(order))))
+class ByFile(LoadScopeScheduling):
+    """Runs the tests of a file in one process, since they share fixtures, and those of all files that start Ray
+    clusters too: two clusters would not leave each other a core."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if _starts_ray(file) else file
+
+
+@functools.cache
+def _starts_ray(file: str) -> bool:
+    return "pytest.mark.ray" in (ROOT.parent / file).read_text(encoding="utf-8")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {str(ROOT / name): i for i, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(str(item.path), len(order)))
 
 
 @pytest.fixture(scope="session", autouse=True)

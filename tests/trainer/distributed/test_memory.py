@@ -13,8 +13,6 @@ _MEASURE = """
 import resource, sys, threading, torch
 from trainer.distributed.memory import keep_freed_memory
 
-pytestmark = pytest.mark.slow
-
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
@@ -35,6 +33,7 @@ thread.join()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets parameters of glibc's malloc")
 def test_kept_memory_avoids_page_faults():
     # glibc adapts these thresholds to the process. Setting them in the environment fixes them.

@@ -89,6 +89,7 @@ def test_mistakes_write_nothing(shards: Path, tmp_path: Path, arguments: list[st
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_extractor")
 def test_a_run_in_process_is_continued_and_branched(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Train, continue, refuse to overwrite, start another run from its checkpoint."""
