@@ -42,10 +42,10 @@ demo: setup  ## Train on drawn cats with 2 workers, export the best generator, w
 # Two processes: on fewer cores they share one, and more would need more memory than a laptop has.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: lint  ## Lint, then the tests: ten minutes on two cores
+test: lint  ## Lint, then the tests: six minutes on two cores
 	$(PYTEST) -m 'not soak'
 
-soak: setup  ## The long tests: cluster faults, servers, kills, old runtimes, thousands of damaged files; half an hour
+soak: setup  ## The long tests: cluster faults, servers, kills, old runtimes, thousands of damaged files; a quarter of an hour
 	$(PYTEST) -m soak
 
 lint: setup  ## Style, format, types and imports between rooms
