@@ -7,6 +7,8 @@ on stderr and exit status 2; its traceback is shown with ``--debug`` only.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import json
 import math
 import os
@@ -78,6 +80,10 @@ def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Se
     Exit status: 0 done, 1 stdout is closed, 2 a ``UserError``, 130 interrupted. ``--debug`` is allowed anywhere in
     ``argv`` and removed before ``main``.
     """
+    # By default Python searches all objects for garbage ten times while PyTorch and MLflow are imported, and at exit:
+    # 3 of 20 seconds of a training of 1 kimg. Neither leaves garbage that matters.
+    gc.set_threshold(50_000)
+    atexit.register(gc.freeze)
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]

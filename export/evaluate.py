@@ -16,7 +16,6 @@ from infer.latents import latents
 from infer.session import Generator
 from trainer.features.extractors import MIN_FID, choose_extractor
 from trainer.metrics.evaluate import Evaluator
-from trainer.metrics.intervals import GROUPS, frechet_error
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
 """Largest expected difference between the metric of an fp32 file and that of its training, from the same seeds."""
@@ -29,20 +28,13 @@ def evaluate_file(onnx_path: Path, evaluator: Evaluator) -> dict[str, Any]:
     images on a GPU, otherwise something is wrong.
 
     Returns:
-        The result of ``evaluator``; ``standard_error`` (see ``frechet_error``), if there are enough images; and
-        ``relative``, the relative difference from the training's value in the file's metadata (0.01: larger by 1%),
-        None if that has another name.
+        The result of ``evaluator``, and ``relative``, the relative difference from the training's value in the file's
+        metadata (0.01: larger by 1%), None if that has another name.
     """
     generator = Generator(onnx_path, "auto")
     say(f"evaluating {onnx_path.name}: {evaluator.name} and its standard error")
     evaluator.prepare()
-    features: list[torch.Tensor] = []
-    result = evaluator(
-        lambda seeds: torch.from_numpy(generator(latents(seeds, generator.z_dim))).permute(0, 3, 1, 2), features.append
-    )
-    assert evaluator.real is not None
-    if result["n_fake"] >= 2 * GROUPS:
-        result["standard_error"] = frechet_error(evaluator.real, torch.cat(features))
+    result = evaluator(lambda seeds: torch.from_numpy(generator(latents(seeds, generator.z_dim))).permute(0, 3, 1, 2))
     recorded = generator.metadata
     relative = None
     if recorded.get("metric") == result["name"]:

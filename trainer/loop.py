@@ -232,9 +232,10 @@ class _Training:
         self.recorder.samples(gan, position.nimg)
         if evaluate:
             began = time.perf_counter()
-            result = {**self.evaluator(lambda seeds: generate(gan, seeds)), "kimg": position.nimg / 1000}
+            best = position.best["value"] if position.best else math.inf
+            result = {**self.evaluator(lambda seeds: generate(gan, seeds), best), "kimg": position.nimg / 1000}
             position.last_metric = result
-            is_best = position.best is None or result["value"] < position.best["value"]
+            is_best = position.best is None or result["value"] < best
             if is_best:
                 position.best = result
             now = time.perf_counter()

@@ -20,6 +20,11 @@ from catgan.files import atomic_path
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """SHA-256 (hex) of pytorch-fid's InceptionV3 weights, which define FID; torch-fidelity uses the same file."""
 
+INCEPTION_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+)
+"""Where pytorch-fid downloads the file; importing its constant would take two seconds of every training."""
+
 _ENVIRONMENT = "CATGAN_INCEPTION_WEIGHTS"
 _OFFLINE = "CATGAN_OFFLINE"
 _TIMEOUT = 5.0  # seconds without a response; short, for clusters without internet access
@@ -57,13 +62,11 @@ def find_inception(weights: str | Path | None = None) -> Path:
                 f"no weights file at {path}{origin}: give pytorch-fid's pt_inception-2015-12-05-6726825d.pth"
             )
         return path
-    from pytorch_fid.inception import FID_WEIGHTS_URL
-
-    path = Path(torch.hub.get_dir(), "checkpoints", FID_WEIGHTS_URL.rpartition("/")[2])
+    path = Path(torch.hub.get_dir(), "checkpoints", INCEPTION_URL.rpartition("/")[2])
     if not path.is_file():
         if os.environ.get(_OFFLINE, "0") not in ("", "0"):
             raise Unavailable(f"not in {path.parent}, and {_OFFLINE} is set")
-        _download(FID_WEIGHTS_URL, path)
+        _download(INCEPTION_URL, path)
     return path
 
 

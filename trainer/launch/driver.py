@@ -241,7 +241,7 @@ def _train(
             with _storage_errors(storage):
                 storage.pull()
             end.enter_context(_recorded_end(storage, uri, config.track.offline))
-        _export(outcome, config, manifest, storage)
+        _export(outcome, config, storage)
     return summary(storage)
 
 
@@ -314,7 +314,7 @@ def _open_run(config: Config, manifest: Manifest, storage: Storage, uri: str, ru
     return run_id
 
 
-def _export(outcome: Outcome, config: Config, manifest: Manifest, storage: Storage) -> None:
+def _export(outcome: Outcome, config: Config, storage: Storage) -> None:
     """Export the best generator of a training that is over, if there is one.
 
     Raises:
@@ -326,7 +326,7 @@ def _export(outcome: Outcome, config: Config, manifest: Manifest, storage: Stora
     has_best = (storage.work / BEST).is_file()
     if has_best:
         with _storage_errors(storage):
-            finish(storage.work, config.track.model, manifest.root)
+            finish(storage.work, config.track.model)
     if outcome.status == "done" and not has_best:  # stopped before its first snapshot, then continued to an earlier end
         raise UserError(f"{storage.location} has no evaluated generator yet; a larger --kimg trains it further")
     if outcome.status == "diverged":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from trainer.tracking import tracker as tracking
 from trainer.tracking.recorder import write_progress
 
 
-def finish(run_dir: Path, model: str, data: str) -> None:
-    """Export ``best/gen.safetensors`` of a run, check the file against PyTorch and evaluate it as in training, write
-    its card, and queue it to be logged and registered in MLflow.
+def finish(run_dir: Path, model: str) -> None:
+    """Export ``best/gen.safetensors`` of a run, check the file against PyTorch, write its card, and queue it to be
+    logged and registered in MLflow. It is not evaluated again: it generates the images that training evaluated.
 
     Args:
         model: name in MLflow's model registry.
-        data: path or URL of the training data.
 
     Raises:
         UserError: outputs of PyTorch and onnxruntime differ.
@@ -32,7 +30,6 @@ def finish(run_dir: Path, model: str, data: str) -> None:
     generator, info = checkpoint.load_generator(run_dir / "best")
     onnx = run_dir / "best" / "gen.onnx"
     difference = export_onnx(generator, onnx, metadata(info))
-    info = _evaluated(onnx, info, data)
     write_card(onnx, info, difference)
     tracker = tracking.Tracker(run_dir)
     for animation in write_progress(run_dir):
@@ -54,20 +51,6 @@ def write_final_report(run_dir: Path, status: tracking.Status) -> None:
         say(f"warning: no report: {error}")
         return
     tracking.Tracker(run_dir).log_artifact(path)
-
-
-def _evaluated(onnx: Path, info: Mapping[str, Any], data: str) -> dict[str, Any]:
-    """``info`` with the results of evaluating the file; unchanged, with a warning, if it cannot be evaluated."""
-    from export.evaluate import evaluate_file, open_evaluator, with_evaluation
-
-    try:
-        result = evaluate_file(onnx, open_evaluator(info, data))
-    except UserError as error:
-        say(f"warning: {onnx.name} is not evaluated: {error}")
-        return dict(info)
-    noise = f" +- {result['standard_error']:.2f}" if "standard_error" in result else ""
-    say(f"{onnx.name} through onnxruntime: {result['name']} {result['value']:.2f}{noise}")
-    return with_evaluation(info, result)
 
 
 def summary(storage: Storage) -> dict[str, Any]:

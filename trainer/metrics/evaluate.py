@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from catgan.command import UserError, say
 from catgan.dataset import Manifest
 from catgan.files import cache_dir
 from trainer.data.stream import eval_images, share
-from trainer.distributed.collectives import broadcast, rank, world_size
+from trainer.distributed.collectives import broadcast, rank, sum_over_ranks, world_size
 from trainer.features.extractors import MIN_FID, Extractor
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
+from trainer.metrics.intervals import GROUPS, frechet_error
 
 _BATCH = 64
+_ROWS = 1024  # that are converted to float64 at a time
 _CACHE_VERSION = 1
 
 
@@ -142,47 +146,34 @@ class Evaluator:
             if moments.n == self.num_real:
                 save_statistics(path, self.real)
 
-    def __call__(
-        self, generate: Callable[[Sequence[int]], Tensor], on_features: Callable[[Tensor], object] | None = None
-    ) -> dict[str, Any]:
+    def __call__(self, generate: Callable[[Sequence[int]], Tensor], error_below: float = math.inf) -> dict[str, Any]:
         """Evaluate a generator.
 
         Args:
             generate: images uint8 ``[len(seeds), 3, H, W]`` of the given seeds. Each seed is requested once, on one of
                 the ranks.
-            on_features: called with the features ``[n, dim]`` of each batch of this rank, in the order of the seeds,
-                for metrics that need more than their mean and covariance.
+            error_below: the standard error, which takes as long as ten distances, is computed for values below this.
 
         Returns:
             The same on every rank: name, value (the distance, lower is better), diversity (total variance of the
             features relative to that of the real images; near 0 after mode collapse), n_real, n_fake, extractor,
-            weights_sha256, resize, seed, seconds.
+            weights_sha256, resize, seed, seconds, and standard_error (see ``frechet_error``) of a value below
+            ``error_below`` and of at least 20 images.
         """
         began = time.perf_counter()
-        moments = Moments(self.extractor.dim, self.extractor.device)
+        features = torch.zeros(self.num_fake, self.extractor.dim, device=self.extractor.device)
         start, stop = share(self.num_fake, rank(), world_size())
         for first in range(start, stop, _BATCH):
-            seeds = range(self.seed + first, self.seed + min(first + _BATCH, stop))
-            images = generate(seeds)
-            assert len(images) == len(seeds), (len(images), len(seeds))
-            features = self.extractor(images)
-            moments.update(features)
-            if on_features is not None:
-                on_features(features)
-        moments.all_reduce()
-        assert moments.n == self.num_fake, (moments.n, self.num_fake)
-        value = diversity = num_real = None
-        if rank() == 0:
-            assert self.real is not None, "prepare() first"
-            fake = moments.gaussian()
-            value, num_real = frechet_distance(self.real, fake), self.real.n
-            diversity = float(np.trace(fake.cov) / np.trace(self.real.cov))
+            last = min(first + _BATCH, stop)
+            images = generate(range(self.seed + first, self.seed + last))
+            assert len(images) == last - first, (len(images), first, last)
+            features[first:last] = self.extractor(images)
+        features = sum_over_ranks(features)  # the other ranks' rows are 0
+        measured = self._measure(features, error_below) if rank() == 0 else {}
         return broadcast(
             {
                 "name": self.name,
-                "value": value,
-                "diversity": diversity,
-                "n_real": num_real,
+                **measured,
                 "n_fake": self.num_fake,
                 "extractor": self.extractor.name,
                 "weights_sha256": self.extractor.weights_sha256,
@@ -191,3 +182,19 @@ class Evaluator:
                 "seconds": round(time.perf_counter() - began, 2),
             }
         )
+
+    def _measure(self, features: Tensor, error_below: float) -> dict[str, Any]:
+        assert self.real is not None, "prepare() first"
+        moments = Moments(self.extractor.dim, self.extractor.device)
+        for rows in features.split(_ROWS):
+            moments.update(rows)
+        fake = moments.gaussian()
+        value = frechet_distance(self.real, fake)
+        measured = {
+            "value": value,
+            "diversity": float(np.trace(fake.cov) / np.trace(self.real.cov)),
+            "n_real": self.real.n,
+        }
+        if value < error_below and len(features) >= 2 * GROUPS:
+            measured["standard_error"] = frechet_error(self.real, features)
+        return measured

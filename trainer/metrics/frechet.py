@@ -92,13 +92,6 @@ class Moments:
         self._packed[1 : 1 + self.dim] += rows.sum(0)
         self._packed[1 + self.dim :].view(self.dim, self.dim).addmm_(rows.T, rows)
 
-    def without(self, features: Tensor) -> Moments:
-        """The moments without these features ``[n, dim]``, which were added before."""
-        rest = Moments(self.dim, self._packed.device)
-        rest.update(features)
-        torch.sub(self._packed, rest._packed, out=rest._packed)
-        return rest
-
     def all_reduce(self) -> None:
         """Combine the moments of all ranks; afterwards every rank has those of all features."""
         self._packed = sum_over_ranks(self._packed)

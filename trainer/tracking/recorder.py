@@ -123,7 +123,8 @@ class Recorder(NullRecorder):
         self.tracker.log_scalars({name: value, **speed, **signs}, position.nimg)
         if is_best:
             self.saver.keep_best(gan.ema.module.state_dict(), self._origin(gan, best))
-        say(f"{name} {value:.2f}" + (" (best so far)" if is_best else f" (best {best['value']:.2f})"))
+        noise = f" +- {result['standard_error']:.2f}" if "standard_error" in result else ""
+        say(f"{name} {value:.2f}{noise}" + (" (best so far)" if is_best else f" (best {best['value']:.2f})"))
         for warning in warnings(signs, gan.config, position.nimg):
             self.warn("quality", warning)
 

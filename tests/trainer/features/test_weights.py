@@ -44,7 +44,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{httpd.server_port}/{their_inception.FID_WEIGHTS_URL.rpartition('/')[2]}"
-        monkeypatch.setattr(their_inception, "FID_WEIGHTS_URL", url)
+        monkeypatch.setattr(weights, "INCEPTION_URL", url)
         monkeypatch.setattr(weights, "INCEPTION_SHA256", hashlib.sha256(CONTENT).hexdigest())
         monkeypatch.setenv("CATGAN_OFFLINE", "0")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -92,7 +92,7 @@ def test_a_damaged_download_is_not_cached(hub: Path, server: str, monkeypatch: p
 
 
 def test_an_unreachable_server_is_the_reason(hub: Path, server: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(their_inception, "FID_WEIGHTS_URL", "http://127.0.0.1:1/weights.pth")
+    monkeypatch.setattr(weights, "INCEPTION_URL", "http://127.0.0.1:1/weights.pth")
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
         find_inception()
 
@@ -147,3 +147,7 @@ def test_truncated_weights_are_rejected(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match="not a weights file"):
         load_weights(Small(), path)
+
+
+def test_the_address_is_that_of_pytorch_fid():
+    assert weights.INCEPTION_URL == their_inception.FID_WEIGHTS_URL

@@ -20,6 +20,7 @@ from trainer.data.build.shards import write_shards
 from trainer.data.stream import eval_images
 from trainer.metrics.evaluate import Evaluator, metric_name, statistics_path
 from trainer.metrics.frechet import Moments, frechet_distance
+from trainer.metrics.intervals import frechet_error
 
 SIZE = 16
 
@@ -72,6 +73,7 @@ def test_the_result_has_the_distance_and_the_protocol(cache: Path, manifest: Man
     sides[1].update(fakes)
     result = prepared(manifest, num_fake=300, seed=7)(generate)
     assert result.pop("seconds") >= 0
+    assert result.pop("standard_error") > 0
     assert result.pop("value") == pytest.approx(frechet_distance(*(side.gaussian() for side in sides)), rel=1e-9)
     spread = fakes.double().var(0).sum() / reals.double().var(0).sum()
     assert result.pop("diversity") == pytest.approx(spread.item(), rel=1e-6)
@@ -106,12 +108,14 @@ def test_each_seed_is_generated_once_in_batches(cache: Path, manifest: Manifest)
     assert max(map(len, generated)) <= 64
 
 
-def test_features_are_passed_on(cache: Path, manifest: Manifest):
-    features: list[torch.Tensor] = []
+def test_the_standard_error_is_computed_for_values_below_a_limit(cache: Path, manifest: Manifest):
     evaluator = prepared(manifest, num_fake=150, seed=3)
-    result = evaluator(generate, features.append)
-    assert torch.equal(torch.cat(features), Toy()(generate(range(3, 153))))
-    assert result["value"] == evaluator(generate)["value"]
+    result = evaluator(generate)
+    assert evaluator.real is not None
+    assert result["standard_error"] == frechet_error(evaluator.real, Toy()(generate(range(3, 153))))
+    assert evaluator(generate, result["value"] + 1e-6)["standard_error"] == result["standard_error"]
+    assert "standard_error" not in evaluator(generate, result["value"])
+    assert "standard_error" not in prepared(manifest, num_fake=19)(generate)
 
 
 def test_real_images_are_read_once(cache: Path, manifest: Manifest):

@@ -37,6 +37,21 @@ def test_the_interval_of_a_frechet_distance_covers_its_mean(num: int, dim: int):
     assert 0.85 < np.sqrt((errors**2).mean()) / values.std() < 1.4
 
 
+@pytest.mark.parametrize(("num", "dim"), [(203, 4), (24, 32)])
+def test_the_error_of_a_frechet_distance_is_the_jackknife(num: int, dim: int):
+    """The same as from ten distances, each without a tenth of the images."""
+    generator = torch.Generator().manual_seed(1)
+    mixed = torch.randn(300, dim, dtype=torch.float64, generator=generator) @ torch.randn(dim, dim).double()
+    moments = Moments(dim)
+    moments.update(mixed + 2)
+    real = moments.gaussian()
+    fake = torch.randn(num, dim, generator=generator) * 1.3 + 1
+    order = torch.randperm(num, generator=torch.Generator().manual_seed(0))
+    left = [torch.ones(num, dtype=torch.bool).index_fill(0, order[i::10], False) for i in range(10)]
+    values = [distance(real, fake[kept]) for kept in left]
+    assert frechet_error(real, fake) == pytest.approx(np.sqrt(9 * np.var(values)), rel=1e-6)
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.4])
 def test_the_interval_of_a_kernel_distance_covers_its_mean(shift: float):
     """Without a shift the estimate is degenerate: its variance comes from pairs, not from single images."""
