@@ -40,13 +40,15 @@ class EMA(Generic[M]):
         """Recompute the batch-norm statistics of the EMA weights on latents ``[n, z_dim]``.
 
         An EMA of the statistics would not fit the EMA of the weights; recomputed ones are BigGAN's standing statistics
-        (Brock et al. 2019, appendix B). Not a collective. A no-op without batch norm.
+        (Brock et al. 2019, appendix B). They depend on weights and latents only, not on what was computed before. Not a
+        collective. A no-op without batch norm.
         """
         norms = [m for m in self.module.modules() if isinstance(m, nn.BatchNorm2d)]
         if not norms:
             return
         spanning = [norm for norm in norms if isinstance(norm, BatchNorm)]
         for norm in norms:
+            norm.reset_running_stats()
             norm.train()
         for norm in spanning:
             norm.over_ranks = False

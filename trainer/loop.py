@@ -174,6 +174,7 @@ class _Training:
             request = self.context.request()
             if at_snapshot or request:
                 _check_weights(gan, position.nimg)
+                gan.recompute_ema_statistics()  # samples, metric and checkpoint are of the same generator
             if at_snapshot:
                 is_due = step == total or step // snapshot % config.eval.every == 0
                 evaluate = is_due or position.best is None  # there is always a generator to export
@@ -228,7 +229,6 @@ class _Training:
 
     def _snapshot(self, gan: GAN, position: Position, evaluate: bool) -> None:
         """Samples, metric, best generator, checkpoint. A collective."""
-        gan.recompute_ema_statistics()
         self.recorder.samples(gan, position.nimg)
         if evaluate:
             began = time.perf_counter()

@@ -45,7 +45,7 @@ class Networks:
 
     def recompute_ema_statistics(self) -> None:
         """Recompute the EMA generator's batch-norm statistics, on 1,024 latents that are always the same. Call it
-        before sampling from, evaluating or saving the EMA."""
+        before sampling from, evaluating or saving the EMA. It does not change the random state of the training."""
         random = torch.Generator().manual_seed(0)
         z_dim = self.config.model.z_dim
         batches = (

@@ -1,5 +1,7 @@
 """The average's half-life, its ramp and what it covers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -60,4 +62,10 @@ def test_statistics_are_measured_under_the_averaged_weights():
     expected = torch.stack([2 * b.mean() for b in batches]).mean().item()
     assert norm.running_mean.item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert not norm.training
+    before, random_state = copy.deepcopy(ema.module.state_dict()), torch.get_rng_state()
+    norm.running_var.fill_(float("nan"))
+    ema.recompute_statistics(batches)
+    after = ema.module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before), "they depend on earlier ones"
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert ema.module(torch.cat(batches)).std().item() == pytest.approx(1.0, rel=0.01)

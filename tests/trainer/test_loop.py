@@ -5,12 +5,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from catgan.command import UserError
 from catgan.dataset import Manifest
 from export.generator import MAX_ABS_DIFF, export_onnx, metadata
+from infer.grid import grid
+from infer.latents import latents
+from infer.session import Generator
 from tests.trainer.damage import damage
 from tests.trainer.tiny import tiny
 from trainer.checkpoints import checkpoint
@@ -26,7 +31,7 @@ from trainer.config import (
     TrackConfig,
     constant,
 )
-from trainer.distributed.context import LocalContext
+from trainer.distributed.context import LocalContext, Request
 from trainer.loop import Outcome, Run, plan, train
 from trainer.losses import LOSSES
 from trainer.recipes import FAMILIES
@@ -77,13 +82,20 @@ def manifest(shards: Path) -> Manifest:
     return Manifest.load(shards)
 
 
-def run(config: Config, manifest: Manifest, run_dir: Path, notes: Notes, init_from: Path | None = None) -> Outcome:
+def run(
+    config: Config,
+    manifest: Manifest,
+    run_dir: Path,
+    notes: Notes,
+    init_from: Path | None = None,
+    context: LocalContext | None = None,
+) -> Outcome:
     """From the newest checkpoint in ``run_dir``, if there is one."""
     torch.manual_seed(torch.seed())  # a process has no memory of the one before
     storage = Storage(run_dir)
     storage.make()
     recorder = Recorder(manifest, storage, notes, "the-run")  # type: ignore[arg-type]
-    return train(config, manifest, LocalContext(), Run(storage, "the-run", init_from=init_from), recorder)
+    return train(config, manifest, context or LocalContext(), Run(storage, "the-run", init_from=init_from), recorder)
 
 
 def same(a: object, b: object) -> bool:
@@ -148,6 +160,39 @@ def test_every_recipe_resumes_as_if_uninterrupted_and_exports(family: str, manif
 
     generator, info = checkpoint.load_generator(tmp_path / "whole")
     assert export_onnx(generator, tmp_path / "gen.onnx", metadata(info)) <= MAX_ABS_DIFF
+
+
+class Requests(LocalContext):
+    """Answers the first tick with ``first``."""
+
+    def __init__(self, first: Request) -> None:
+        super().__init__()
+        self.answers: list[Request] = [first]
+
+    def request(self) -> Request | None:
+        return self.answers.pop() if self.answers else None
+
+
+@pytest.mark.parametrize("request_", ["stop", "save"])
+def test_a_checkpoint_between_snapshots_exports_what_training_would_show(
+    manifest: Manifest, tmp_path: Path, request_: Request
+):
+    """Also before the first snapshot, when the EMA has moved far from its initial weights."""
+    config = replace(CONFIG, optim=replace(CONFIG.optim, g_lr=constant(1e-2)))
+    run(replace(config, kimg=0.032), manifest, tmp_path / "shown", Notes())  # its last step is a snapshot
+    outcome = run(replace(config, kimg=0.064), manifest, tmp_path / "asked", Notes(), context=Requests(request_))
+    assert outcome.status == ("stopped" if request_ == "stop" else "done")
+    folder = tmp_path / "asked" / checkpoint.folder_name(32)
+    a, b = checkpoint.load(tmp_path / "shown" / folder.name), checkpoint.load(folder)
+    assert same(a["ema"], b["ema"])
+    assert same(a["rng"], b["rng"])
+
+    generator, info = checkpoint.load_generator(folder)
+    export_onnx(generator, tmp_path / "gen.onnx", metadata(info))
+    exported = Generator(tmp_path / "gen.onnx", "cpu")
+    sheet = np.asarray(grid(exported(latents(range(4), exported.z_dim))), dtype=int)
+    with Image.open(tmp_path / "shown" / "samples" / "fakes_000000kimg.png") as shown:
+        assert np.abs(sheet - np.asarray(shown)).max() <= 1
 
 
 def test_training_ends_when_nothing_improves(manifest: Manifest, tmp_path: Path, capsys):
