@@ -57,7 +57,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking server and model registry at ``uri`` that logs warnings only."""
-    _configure()
+    configure()
     # Imported here because it takes about two seconds, which only rank 0 and the driver need to spend.
     from mlflow.tracking import MlflowClient
 
@@ -66,7 +66,7 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(uri, uri)
 
 
-def _configure() -> None:
+def configure() -> None:
     """Set the defaults of variables that MLflow reads when it is imported: no retries (the outbox retries), no progress
     bars and links, no telemetry."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -145,7 +145,7 @@ def find_run(client: MlflowClient, uri: str, run_id: str) -> Run:
 
 def mlflow_errors() -> tuple[type[Exception], ...]:
     """The exceptions of MLflow's client and of clients of artifact stores when a server is unreachable or refuses."""
-    _configure()
+    configure()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
