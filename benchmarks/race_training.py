@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -132,9 +133,8 @@ class Scores:
     def measure(self, sample: Sample) -> dict[str, float]:
         """distance, kid, precision and recall, from one pass through the metric network."""
         assert self._real is not None, "prepare() first"
-        features: list[Tensor] = []
-        distance = self.evaluator(sample, features.append)["value"]
-        fake = torch.cat(features)
+        fake = self.evaluator.features(sample)
+        distance = self.evaluator.measure(fake, error_below=-math.inf)["value"]
         precision, recall = precision_recall(self._real, fake)
         return {
             "distance": round(distance, 2),
@@ -145,7 +145,7 @@ class Scores:
 
     def distance(self, sample: Sample) -> float:
         """The Fréchet distance alone."""
-        return round(self.evaluator(sample)["value"], 2)
+        return round(self.evaluator(sample, error_below=-math.inf)["value"], 2)
 
 
 def train(

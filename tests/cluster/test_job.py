@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +151,14 @@ def _tiny(shards: Path, out: Path) -> list[str]:
     ]
 
 
-def _until_checkpoints(cluster: Any, job: str, run_dir: Path, number: int) -> None:
+def _until_checkpoints(
+    cluster: Any, job: str, run_dir: Path, number: int, submitted: Future[dict[str, Any]] | None = None
+) -> None:
     deadline = time.monotonic() + JOB_TIMEOUT_S
     while len(checkpoint.find_all(run_dir)) < number:
         assert time.monotonic() < deadline, cluster.run("ray", "job", "logs", job).stdout
+        if submitted is not None and submitted.done():
+            raise AssertionError("the job has ended") from submitted.exception()
         time.sleep(0.2)
 
 
@@ -174,7 +178,7 @@ def test_a_job_continues_after_one_of_its_two_workers_is_killed(cluster: Any, ch
     out = cluster.home / "killed"
     with ThreadPoolExecutor(1) as thread:
         job = thread.submit(_submit, cluster, checkout, "killed", *_tiny(shards, out), "--kimg", "2")
-        _until_checkpoints(cluster, "killed", out / "cats", 1)
+        _until_checkpoints(cluster, "killed", out / "cats", 1, job)
         cluster.workers()[-1].kill()
         result = job.result()
     assert "warning: lost worker" in cluster.run("ray", "job", "logs", "killed").stdout

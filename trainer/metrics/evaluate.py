@@ -161,15 +161,8 @@ class Evaluator:
             ``error_below`` and of at least 20 images.
         """
         began = time.perf_counter()
-        features = torch.zeros(self.num_fake, self.extractor.dim, device=self.extractor.device)
-        start, stop = share(self.num_fake, rank(), world_size())
-        for first in range(start, stop, _BATCH):
-            last = min(first + _BATCH, stop)
-            images = generate(range(self.seed + first, self.seed + last))
-            assert len(images) == last - first, (len(images), first, last)
-            features[first:last] = self.extractor(images)
-        features = sum_over_ranks(features)  # the other ranks' rows are 0
-        measured = self._measure(features, error_below) if rank() == 0 else {}
+        features = self.features(generate)
+        measured = self.measure(features, error_below) if rank() == 0 else {}
         return broadcast(
             {
                 "name": self.name,
@@ -183,7 +176,20 @@ class Evaluator:
             }
         )
 
-    def _measure(self, features: Tensor, error_below: float) -> dict[str, Any]:
+    def features(self, generate: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        """The features float32 ``[num_fake, dim]`` of a generator's images, in the order of their seeds, on every rank.
+        A collective."""
+        features = torch.zeros(self.num_fake, self.extractor.dim, device=self.extractor.device)
+        start, stop = share(self.num_fake, rank(), world_size())
+        for first in range(start, stop, _BATCH):
+            last = min(first + _BATCH, stop)
+            images = generate(range(self.seed + first, self.seed + last))
+            assert len(images) == last - first, (len(images), first, last)
+            features[first:last] = self.extractor(images)
+        return sum_over_ranks(features)  # the other ranks' rows are 0
+
+    def measure(self, features: Tensor, error_below: float) -> dict[str, Any]:
+        """value, diversity, n_real and standard_error as in ``__call__``, from ``features``, on rank 0."""
         assert self.real is not None, "prepare() first"
         moments = Moments(self.extractor.dim, self.extractor.device)
         for rows in features.split(_ROWS):
