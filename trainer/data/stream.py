@@ -18,6 +18,7 @@ import bisect
 import io
 import itertools
 import random
+import signal
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -261,8 +262,16 @@ def _data_loader(dataset: IterableDataset[Batch], readers: int, pin_memory: bool
         pin_memory=pin_memory,
         prefetch_factor=4 if readers else None,
         collate_fn=_identity,
+        worker_init_fn=_leave_stopping_to_the_training,
         generator=torch.Generator(),  # the default draws a seed from the global random state, which training restores
     )
+
+
+def _leave_stopping_to_the_training(reader: int) -> None:
+    """A terminal sends Ctrl-C, and job schedulers send SIGTERM, to all processes of a training, which needs its readers
+    up to its checkpoint. A second SIGTERM, as DataLoader sends when it ends, ends this reader."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 def _identity(batch: Any) -> Any:

@@ -8,7 +8,6 @@ import datetime
 import json
 import os
 import secrets
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from trainer.launch.checks import problems
 from trainer.launch.finish import finish, summary, write_final_report
 from trainer.launch.options import Options, parse, parse_workers, split_recipe, value_of
 from trainer.launch.ray import Workers, cluster_gpus, run_on_ray
+from trainer.launch.signals import Stopped
 from trainer.launch.worker import Job, run_in_process
 from trainer.loop import Outcome, plan, stalled
 from trainer.models import build_discriminator, build_generator, full_resolution_kimg, num_parameters
@@ -210,7 +210,7 @@ def _train(
 
     Raises:
         UserError: the data, the run's folder or MLflow cannot be used, or the training failed.
-        SystemExit: stopped by SIGTERM.
+        Stopped: after Ctrl-C or SIGTERM.
     """
     manifest = open_data(options.data, options.model.size, options.loader)
     storage.make()
@@ -319,10 +319,7 @@ def _export(outcome: Outcome, config: Config, storage: Storage) -> None:
 
     Raises:
         UserError: the training diverged, or there is no generator to export.
-        SystemExit: it was stopped by SIGTERM, so it is not over.
     """
-    if outcome.status == "stopped":
-        raise SystemExit(128 + signal.SIGTERM)
     has_best = (storage.work / BEST).is_file()
     if has_best:
         with _storage_errors(storage):
@@ -343,8 +340,12 @@ def _recorded_end(storage: Storage, uri: str, offline: bool) -> Iterator[None]:
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit) as error:
         status = "KILLED"
-        how = "stopped after a checkpoint" if isinstance(error, SystemExit) else "interrupted"
-        say(f"{how}; to continue, give --name {storage.name}")
+        how = "stopped after a checkpoint" if isinstance(error, Stopped) else "interrupted"
+        if latest := storage.checkpoints()[-1:]:
+            kimg = checkpoint.position(latest[0]) / 1000
+            say(f"{how}; to continue from {kimg:g} kimg, give --name {storage.name}")
+        else:
+            say(f"{how}; nothing was saved: there is no checkpoint yet")
         raise
     finally:
         write_final_report(storage.work, status)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +17,8 @@ from catgan.command import UserError, say
 from catgan.machine import cores
 from trainer.checkpoints.storage import Bucket, Storage, open_storage
 from trainer.distributed.context import RayContext
-from trainer.launch.worker import Job, on_sigterm, work
+from trainer.launch.signals import stop_requests
+from trainer.launch.worker import Job, work
 from trainer.loop import Outcome
 from trainer.tracking.outbox import brief
 
@@ -49,6 +51,14 @@ def connect_ray(max_workers: int) -> None:
 
     if ray.is_initialized():
         return
+    _start_or_join(max_workers)
+    # As of a process without a handler. Ray's handler exits with 15.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def _start_or_join(max_workers: int) -> None:
+    import ray
+
     logging.getLogger("ray").setLevel(logging.ERROR)
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level=logging.ERROR)
@@ -88,7 +98,8 @@ def run_on_ray(job: Job, workers: Workers) -> Outcome:
 
     Raises:
         UserError: the cluster is too small, a worker raised a ``UserError``, or there were too many failures.
-        KeyboardInterrupt: stopped by Ctrl-C.
+        Stopped: after Ctrl-C or SIGTERM, with a checkpoint.
+        KeyboardInterrupt: after a second Ctrl-C.
     """
     least, most = (workers, workers) if isinstance(workers, int) else workers
     connect_ray(most)
@@ -102,23 +113,24 @@ def run_on_ray(job: Job, workers: Workers) -> Outcome:
     storage = open_storage(job.location)
     stop_flag = _create_stop_flag()
     trainer = _ray_trainer(job, workers, unit == "GPU", storage, stop_flag)
-    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with on_sigterm(stop_flag.set.remote):
+        with stop_requests(stop_flag.set.remote):
             return Outcome(**_fit_with_retries(trainer.fit, storage).return_value)
-    except SystemExit:
-        # fit() installs its own handler for Ctrl-C, which raises this.
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)
+    except KeyboardInterrupt:
+        ray.shutdown()  # the workers would train on until this process has recorded the end
+        raise
 
 
 def _ray_trainer(job: Job, workers: Workers, use_gpu: bool, storage: Storage, stop_flag: Any) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ray Train's own handler of Ctrl-C would replace that of ``stop_requests`` and lose the progress."""
+
     most = workers if isinstance(workers, int) else workers[1]
-    return TorchTrainer(
+    return Trainer(
         _ray_worker,  # type: ignore[arg-type]  # the stubs lack its return value
         train_loop_config={"job": asdict(job), "stop_flag": stop_flag},
         scaling_config=ScalingConfig(

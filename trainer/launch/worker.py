@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from trainer.config import Config
 from trainer.data.open import open_data
 from trainer.distributed.context import Context, LocalContext
 from trainer.distributed.memory import keep_freed_memory
+from trainer.launch.signals import stop_requests
 from trainer.loop import Outcome, Run, train
 from trainer.tracking.recorder import NullRecorder, Recorder
 from trainer.tracking.server import with_password
@@ -40,27 +38,14 @@ class Job:
 
 
 def run_in_process(job: Job) -> Outcome:
-    """Train in this process, on a GPU if there is one. SIGTERM ends it with a checkpoint at the next tick."""
+    """Train in this process, on a GPU if there is one.
+
+    Raises:
+        Stopped: after Ctrl-C or SIGTERM, with a checkpoint.
+    """
     context = LocalContext()
-    with on_sigterm(context.stop):
+    with stop_requests(context.stop):
         return work(job, context)
-
-
-@contextmanager
-def on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
-    """Call ``stop`` at the first SIGTERM, which announces the end of a job or machine. A second one kills this
-    process."""
-
-    def handle(number: int, frame: object) -> None:
-        say("SIGTERM: saving a checkpoint at the next tick, then exiting")
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        stop()
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def work(job: Job, context: Context) -> Outcome:

@@ -1,6 +1,9 @@
 """Streams: each image exactly once for evaluation; infinite and reproducible for training, whatever is damaged."""
 
 import io
+import multiprocessing
+import os
+import signal
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -57,6 +60,20 @@ def test_a_resumed_stream_reads_what_an_uninterrupted_one_reads(manifest: Manife
     for nimg in (24, 32):  # at the start of a segment, and within it
         assert take(stream(manifest, readers=readers, nimg=nimg), 10) == whole[nimg : nimg + 40]
     assert whole[:24] != whole[24:48]
+
+
+def test_readers_leave_ctrl_c_and_sigterm_to_the_training(manifest: Manifest):
+    """A terminal and a job scheduler send them to all processes; a second SIGTERM ends a reader."""
+    expected, batches = take(stream(manifest), 40), stream(manifest, readers=1)
+    found = take(batches, 1)
+    (reader,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        os.kill(reader.pid, number)
+        found += take(batches, 10)
+    assert found == expected[: len(found)]
+    os.kill(reader.pid, signal.SIGTERM)
+    reader.join(10)
+    assert reader.exitcode == -signal.SIGTERM
 
 
 def test_order_depends_on_rank_and_seed_alone(manifest: Manifest):

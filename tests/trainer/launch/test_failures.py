@@ -1,9 +1,7 @@
 """Failures of a training in one process: stop requests, damaged checkpoints, full disks, divergence."""
 
 import errno
-import os
 import resource
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,6 @@ from trainer.checkpoints import checkpoint
 from trainer.checkpoints.storage import Storage
 from trainer.config import EvalConfig, LoaderConfig, StopConfig
 from trainer.distributed.context import LocalContext
-from trainer.launch.worker import on_sigterm
 from trainer.loop import Run, train
 from trainer.step import GAN
 from trainer.tracking.recorder import Recorder
@@ -80,15 +77,6 @@ def test_a_stopped_training_saves_within_a_segment_and_continues_bit_for_bit(
     assert storage.checkpoints()[-1] == checkpoint.folder_name(96), "a tick between snapshots"
     assert run(config, manifest, tmp_path / "parts", notes).status == "done"
     assert same(last_state(tmp_path / "whole"), last_state(tmp_path / "parts"))
-
-
-def test_sigterm_requests_a_stop_and_a_second_one_kills():
-    context = LocalContext()
-    with on_sigterm(context.stop):
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert context.request() == "stop"
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert LocalContext().request() is None
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(manifest: Manifest, tmp_path: Path, capsys):

@@ -1,6 +1,7 @@
 """``trainer/run.py``, called like a user does."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from catgan.command import UserError
+from catgan.command import UserError, run_command
 from catgan.dataset import Manifest
 from tests.trainer.damage import damage
 from trainer.checkpoints import checkpoint
@@ -22,8 +23,10 @@ from trainer.checkpoints.storage import Storage
 from trainer.launch import driver
 from trainer.launch import ray as launch_ray
 from trainer.launch.ray import Workers
+from trainer.launch.signals import Stopped
 from trainer.launch.worker import Job
 from trainer.loop import Outcome
+from trainer.tracking.recorder import Recorder
 from trainer.tracking.server import with_password
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -143,6 +146,52 @@ def test_a_run_in_process_is_continued_and_branched(shards: Path, tmp_path: Path
     assert sorted(v.run_id for v in versions) == sorted([first["mlflow_run_id"]] * 2 + [branch["mlflow_run_id"]])
 
 
+def interrupted(monkeypatch: pytest.MonkeyPatch, place: object, name: str, options: list[str]) -> int:
+    """Run the training with Ctrl-C when ``place.name`` is called. Returns the exit status."""
+    original = getattr(place, name)
+
+    def call(*arguments: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, call)
+        with pytest.raises(SystemExit) as ended:
+            run_command("run.py", driver.main, options)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_extractor")
+def test_ctrl_c_loses_nothing_and_promises_nothing_else(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    options = ["--data", str(shards), "--out", str(tmp_path), "--workers", "0", "--name", "a", "--kimg", "0.256", *TINY]
+
+    assert interrupted(monkeypatch, driver, "run_in_process", options) == 130
+    assert "interrupted; nothing was saved: there is no checkpoint yet\n" in capsys.readouterr().err
+
+    assert interrupted(monkeypatch, Recorder, "tick", options) == 130
+    said = capsys.readouterr().err
+    assert "Ctrl-C: saving a checkpoint at the next tick" in said
+    assert said.count("stopped after a checkpoint; to continue from 0.064 kimg, give --name a\n") == 1
+    assert Storage(tmp_path / "a").checkpoints() == [checkpoint.folder_name(64)]
+
+    assert interrupted(monkeypatch, driver, "finish", options) == 130
+    said = capsys.readouterr().err
+    assert "continuing from" in said
+    assert "interrupted; to continue from 0.256 kimg, give --name a\n" in said
+    assert not (tmp_path / "a" / "best" / "gen.onnx").exists()
+
+    finished = driver.main(options)
+    assert Path(finished["onnx"]).is_file()
+    assert (tmp_path / "a" / "best" / "card.md").is_file()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("catgan").experiment_id])
+    assert (run.info.run_id, run.info.status) == (finished["mlflow_run_id"], "FINISHED")
+
+
 EXPORT = """
 import sys, time
 import export.card
@@ -221,7 +270,7 @@ def test_a_password_is_not_sent_to_workers(shards: Path, tmp_path: Path, monkeyp
         assert "secret" not in json.dumps(asdict(job))
         assert with_password(job.tracking_uri) == "http://me:secret@127.0.0.1:9"
         assert with_password("http://127.0.0.1:10") == "http://127.0.0.1:10"
-        return Outcome("stopped")
+        raise Stopped(143)
 
     monkeypatch.setattr(driver, "run_on_ray", run_on_ray)
     monkeypatch.setattr(driver, "cluster_gpus", lambda: 0)
