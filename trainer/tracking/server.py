@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from catgan.command import UserError
+from catgan.files import atomic_path, remove_partials
 from trainer.tracking.outbox import OutboxBusy, brief, redact
 
 if TYPE_CHECKING:
@@ -89,7 +90,17 @@ def check_reachable(uri: str) -> None:
     if uri.startswith(("http://", "https://")):
         _probe(uri)
     with as_user_errors(uri), _creation_lock(path):
+        if path is not None and not path.stat().st_size:
+            _create(path)
         connect(uri).search_experiments(max_results=1)
+
+
+def _create(database: Path) -> None:
+    """Make MLflow's tables beside ``database``, which then replaces it: MLflow cannot use a file whose creation was
+    interrupted."""
+    remove_partials(database.parent, lambda name: name.startswith(database.name))  # and its journal
+    with atomic_path(database) as temporary:
+        connect(f"{_SQLITE}{temporary}").search_experiments(max_results=1)
 
 
 def _check_writable(database: Path) -> None:

@@ -8,7 +8,7 @@ from mlflow.tracking import MlflowClient
 
 from catgan.command import UserError
 from tests.trainer.tracking.runs import begin
-from trainer.tracking.server import resolve_uri
+from trainer.tracking.server import check_reachable, resolve_uri
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -42,6 +42,24 @@ def test_a_database_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="cannot write the MLflow database"):
         begin(tmp_path / "run", uri)
+
+
+def test_an_interrupted_creation_of_the_database_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = resolve_uri(None, tmp_path)
+
+    def interrupted(context: object, revision: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("alembic.command.upgrade", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check_reachable(uri)
+    (tmp_path / ".0.partial.mlflow.db").write_bytes(b"of a killed process")
+    check_reachable(uri)
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", ".mlflow.db.lock"}
+    assert [experiment.name for experiment in MlflowClient(uri).search_experiments()] == ["Default"]
 
 
 def test_the_uri_comes_from_the_option_the_environment_or_the_output_folder(
