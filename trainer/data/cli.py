@@ -200,8 +200,15 @@ def _build(argv: list[str]) -> dict[str, Any]:
         say(f"rejected: {report}{where}")
     if report.enlarged:
         say(f"enlarged: {report.enlarged} images smaller than {a.size} pixels; --min-size {a.size} rejects them")
+    if report.ignored_profiles:
+        say(f"colour profiles: {report.ignored_profiles} cannot be used; these images keep the colours of their files")
     summary = _summary(out, report.kept, report.rejected.total(), report.shards)
-    return {**summary, "reasons": dict(report.rejected.most_common()), "resumed": report.resumed}
+    return {
+        **summary,
+        "reasons": dict(report.rejected.most_common()),
+        "resumed": report.resumed,
+        "ignored_profiles": report.ignored_profiles,
+    }
 
 
 def _kinds(text: str) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ def test_build_and_verify(pics: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         "shards": 12,
         "reasons": {"not a picture": 1},
         "resumed": 0,
+        "ignored_profiles": 0,
     }
     printed = capsys.readouterr().err
     assert "rejected: 1 not a picture; each is listed in" in printed

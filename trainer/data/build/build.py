@@ -55,6 +55,7 @@ class Report:
         rejected: number of other images by kind of reason.
         shards: number of shards, also of a dry run.
         enlarged: number of kept images that were smaller than the data set's size.
+        ignored_profiles: number of kept images with a colour profile that cannot be used.
         resumed: number of files that an earlier process had read already.
     """
 
@@ -62,6 +63,7 @@ class Report:
     rejected: collections.Counter[str] = field(default_factory=collections.Counter)
     shards: int = 0
     enlarged: int = 0
+    ignored_profiles: int = 0
     resumed: int = 0
 
     @property
@@ -210,6 +212,7 @@ def _complete_store(store: Store, job: _Job, processes: int) -> Report:
         locations = ", ".join(source.location for source in job.sources)
         raise NoUsableImageError(f"no usable image in {locations}: {why}")
     report.enlarged = store.num_smaller_than(job.options.size)
+    report.ignored_profiles = store.num_ignored_profiles()
     report.shards = len(plan(store, job.val_fraction))
     return report
 

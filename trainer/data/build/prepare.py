@@ -75,9 +75,10 @@ def prepare(content: bytes | Rejected, options: Options) -> Results:
     # Small faces need all pixels of the image, and so does the check whether it is square.
     reduced = options.size if options.crop == "center" else None
     try:
-        image, (width, height) = decode_reduced(content, reduced)
+        decoded = decode_reduced(content, reduced)
     except ImageError as error:
         return [Rejected(str(error))]
+    image, (width, height) = decoded.image, decoded.size
     shorter = min(width, height)
     if shorter < options.min_size:
         reason = f"too small: {width}x{height}, the shorter side needs {options.min_size}"
@@ -99,7 +100,7 @@ def prepare(content: bytes | Rejected, options: Options) -> Results:
         # Two faces of one image are different samples, but the faces of its copies are duplicates.
         own_digest = digest if number == 0 else digest + b"%d" % number
         own_signature = b"" if "near-duplicate" in options.keep else signature(square)
-        results.append(Sample(encode(square), own_digest, width, height, own_signature))
+        results.append(Sample(encode(square), own_digest, width, height, own_signature, decoded.ignores_profile))
     return results
 
 

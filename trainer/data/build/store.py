@@ -29,7 +29,7 @@ STORE_FILE = "work.sqlite"
 MAX_PREVIEWS = 64
 """Rejected images that are stored of each kind of reason, for the contact sheet."""
 
-_FORMAT = 1
+_FORMAT = 2
 _COMMIT_SECONDS = 1.0
 _SCHEMA = f"""
 PRAGMA user_version = {_FORMAT};
@@ -38,7 +38,7 @@ CREATE TABLE samples (
     id INTEGER PRIMARY KEY,
     file INTEGER NOT NULL, name BLOB NOT NULL, length INTEGER NOT NULL, version TEXT NOT NULL,
     kind TEXT, reason BLOB, score REAL,
-    place BLOB, width INTEGER, height INTEGER, label TEXT, signature BLOB, bytes INTEGER
+    place BLOB, width INTEGER, height INTEGER, label TEXT, signature BLOB, ignores_profile INTEGER, bytes INTEGER
 );
 CREATE INDEX in_order ON samples (place, id) WHERE kind IS NULL;
 CREATE TABLE pictures (id INTEGER PRIMARY KEY, picture BLOB NOT NULL, record BLOB);
@@ -66,6 +66,7 @@ class Sample:
         digest: equal for images of which only one is kept; decides the position in the data set.
         width: of the original, in pixels, as ``height``.
         signature: for the search for near-duplicates, see ``duplicates.signature``; empty if there is none.
+        ignores_profile: the original has a colour profile that cannot be used.
     """
 
     image: bytes
@@ -73,6 +74,7 @@ class Sample:
     width: int
     height: int
     signature: bytes = b""
+    ignores_profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,17 +242,18 @@ class Store:
         row: tuple[Any, ...]
         if isinstance(result, Sample):
             image = result.image
-            row = (None, None, None, self._sort_key(result), result.width, result.height, label, result.signature)
+            row = (None, None, None, self._sort_key(result), result.width, result.height, label)
+            row += (result.signature, result.ignores_profile)
             text = canonical_json(record or {"source": file.name, "width": result.width, "height": result.height})
             is_stored = self._stores_images
         else:
             image = result.preview or b""
-            row = (result.kind, os.fsencode(result.reason), result.score, None, None, None, None, None)
+            row = (result.kind, os.fsencode(result.reason), result.score, None, None, None, None, None, None)
             text = None
             is_stored = self._stores_images and image != b"" and self._num_previews[result.kind] < MAX_PREVIEWS
             self._num_previews[result.kind] += is_stored
         cursor = self._db.execute(
-            "INSERT INTO samples VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO samples VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (file.number, os.fsencode(file.name), file.length, file.version, *row, len(image)),
         )
         if is_stored:
@@ -264,6 +267,11 @@ class Store:
         """The number of kept images whose original has a shorter side of fewer than ``size`` pixels."""
         query = "SELECT count(*) FROM samples WHERE kind IS NULL AND min(width, height) < ?"
         return int(self._db.execute(query, (size,)).fetchone()[0])
+
+    def num_ignored_profiles(self) -> int:
+        """The number of kept images whose colour profile cannot be used."""
+        query = "SELECT count(*) FROM samples WHERE kind IS NULL AND ignores_profile"
+        return int(self._db.execute(query).fetchone()[0])
 
     def num_rejected(self) -> collections.Counter[str]:
         """The number of rejected images by kind of reason."""
