@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
-import json
 import math
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
+
+from catgan.text import printable, to_json
 
 
 class UserError(Exception):
@@ -71,7 +72,7 @@ def without_queries(text: str) -> str:
 
 def say(message: str) -> None:
     """Print one line to stderr."""
-    print(without_queries(message), file=sys.stderr, flush=True)
+    print(printable(without_queries(message)), file=sys.stderr, flush=True)
 
 
 def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> None:
@@ -103,4 +104,4 @@ def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Se
             raise
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
-    print(json.dumps(result), flush=True)
+    print(to_json(result), flush=True)

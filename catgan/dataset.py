@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from catgan.command import UserError
-from catgan.location import is_url, join, read
+from catgan.location import is_url, join, local_path, read
+from catgan.text import to_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -102,7 +103,7 @@ class Manifest:
         }
         if self.labels:
             record["labels"] = list(self.labels)
-        return (json.dumps(record, indent=2) + "\n").encode()
+        return (to_json(record, indent=2) + "\n").encode()
 
     @classmethod
     def load(cls, location: str | Path) -> Manifest:
@@ -113,7 +114,7 @@ class Manifest:
                 local shard is missing or has another size.
         """
         # Absolute: the manifest is sent to processes with other working directories.
-        root = str(location).rstrip("/") if is_url(location) else str(Path(location).expanduser().absolute())
+        root = str(location).rstrip("/") if is_url(location) else str(local_path(location).absolute())
         path = join(root, MANIFEST)
         if is_url(root) and ("?" in root or "#" in root):
             raise UserError(f"{root}: give the URL of the folder with {MANIFEST} and the shards, without ? and #")
@@ -206,4 +207,4 @@ def tool() -> str:
 
 def canonical_json(value: Any) -> bytes:
     """JSON without spaces and with sorted keys: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return to_json(value, sort_keys=True, separators=(",", ":")).encode()

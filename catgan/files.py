@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 from catgan.command import UserError
+from catgan.location import local_path
 
 _PARTIAL = ".partial."
 
 
+def cache_path() -> Path:
+    """This project's cache folder: CATGAN_CACHE, else XDG_CACHE_HOME/catgan, else ~/.cache/catgan."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return local_path(os.environ.get("CATGAN_CACHE") or Path(root, "catgan"))
+
+
 def cache_dir() -> Path:
-    """This project's cache folder, made if missing: CATGAN_CACHE, else XDG_CACHE_HOME/catgan, else ~/.cache/catgan.
+    """``cache_path()``, made if missing.
 
     Raises:
         UserError: it cannot be made or is not writable.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("CATGAN_CACHE") or Path(root, "catgan"))
+    folder = cache_path()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

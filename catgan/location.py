@@ -6,6 +6,8 @@ password are refused. Credentials are read from the environment (``AWS_ACCESS_KE
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import re
 import time
@@ -32,10 +34,30 @@ def is_url(location: str | Path) -> bool:
 
 
 def local_path(location: str | Path) -> Path:
-    """``location`` as a local path. Raises UserError for a URL."""
+    """``location`` as a local path, in which ``~`` and ``..`` are resolved.
+
+    As for the system, ``..`` after a symbolic link is the parent of the folder that it leads to. After a folder that
+    does not exist it is the parent of the name, so that a path means the same before and after folders are created.
+    Functions that create or open files call this first, because ``nope/../x`` itself cannot be opened.
+
+    Raises:
+        UserError: it is a URL.
+    """
     if is_url(location):
         raise UserError(f"{location} is a URL: give a local path")
-    return Path(location)
+    path = Path(location)
+    with contextlib.suppress(RuntimeError):  # no such user: a name that begins with ~
+        path = path.expanduser()
+    if ".." in path.parts:
+        end = len(path.parts) - path.parts[::-1].index("..")
+        path = Path(os.path.realpath(Path(*path.parts[:end])), *path.parts[end:])
+    return path
+
+
+def resolved_path(location: str | Path) -> Path:
+    """``location`` as the absolute local path without symbolic links, see ``local_path``: one for each file or folder,
+    also before it exists."""
+    return Path(os.path.realpath(local_path(location)))
 
 
 def join(root: str | Path, name: str) -> str:

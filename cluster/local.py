@@ -24,6 +24,7 @@ import psutil
 
 from catgan.command import Parser, UserError, dispatch, number, run_command, say
 from catgan.files import atomic_write
+from catgan.location import local_path
 
 NAME = "python -m cluster.local"
 # A short path, since Ray puts Unix sockets below it, whose paths are limited to 107 bytes.
@@ -253,7 +254,7 @@ def _make_folder(folder: Path) -> None:
 
 def _parser(command: str, description: str) -> Parser:
     parser = Parser(f"{NAME} {command}", description)
-    parser.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="state and logs (default: %(default)s)")
+    parser.add_argument("--dir", type=local_path, default=DEFAULT_DIR, help="state and logs (default: %(default)s)")
     return parser
 
 

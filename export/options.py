@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catgan.command import Parser, UserError
+from catgan.location import local_path
 from export.source import is_in_bucket, is_in_mlflow
 
 NAME = "catexport"
@@ -95,7 +96,7 @@ def _parser() -> Parser:
         "-o",
         "--out",
         metavar="FILE",
-        type=Path,
+        type=local_path,
         default=Path("gen.onnx"),
         help="the file to write, replaced if it exists (default gen.onnx)",
     )
@@ -130,7 +131,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--web",
         metavar="DIR",
-        type=Path,
+        type=local_path,
         help="also write a web page that generates images in the browser; with this the source may be a gen.onnx",
     )
     return parser

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catgan.command import UserError
+from catgan.location import resolved_path
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -91,7 +92,7 @@ def _load(path: Path) -> Source:
 
 def _recorded_data(path: Path) -> str | None:
     """The training data in ``config.json`` of the run that ``path`` is or belongs to."""
-    path = path.resolve()
+    path = resolved_path(path)
     for folder in (path, *list(path.parents)[:2]):
         try:
             recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -105,7 +106,7 @@ def _recorded_data(path: Path) -> str | None:
 @contextmanager
 def _download_weights(source: str, uri: str) -> Iterator[Path]:
     """A temporary copy of the generator's weights in MLflow."""
-    from trainer.tracking.outbox import brief, redact
+    from trainer.tracking.messages import brief, redact
     from trainer.tracking.server import connect
 
     client = connect(uri)

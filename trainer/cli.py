@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catgan.command import Parser, UserError, dispatch, run_command
+from catgan.location import local_path
 
 if TYPE_CHECKING:
     from trainer.checkpoints.storage import Storage
@@ -61,7 +62,7 @@ def _report(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"{NAME} report", _REPORT)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run, or its URL in a bucket")
     parser.add_argument(
-        "-o", "--out", metavar="FILE", type=Path, help="the file to write (default: report.html in RUN_DIR)"
+        "-o", "--out", metavar="FILE", type=local_path, help="the file to write (default: report.html in RUN_DIR)"
     )
     args = parser.parse_args(argv)
 

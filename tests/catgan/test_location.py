@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from catgan.command import UserError
-from catgan.location import TRIES, filesystem, is_url, join, local_path, read, retry
+from catgan.location import TRIES, filesystem, is_url, join, local_path, read, resolved_path, retry
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +95,24 @@ def test_permanent_errors_are_not_retried(error: type[OSError]) -> None:
     with pytest.raises(error):
         retry(fail, "x")
     assert next(calls) == 2
+
+
+def test_dots_in_paths_lead_where_the_system_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep")
+    assert local_path(tmp_path / "link" / ".." / "x") == tmp_path / "real" / "x"
+    assert local_path(f"{tmp_path}/nope/../x") == tmp_path / "x"
+    assert local_path(f"{tmp_path}/nope/../x/../y/z") == tmp_path / "y" / "z"
+    assert local_path(tmp_path / "link" / "x") == tmp_path / "link" / "x", "links stay, as other machines see them"
+    assert resolved_path(tmp_path / "link" / "x") == tmp_path / "real" / "deep" / "x"
+    monkeypatch.chdir(tmp_path / "real")
+    assert local_path("../x") == tmp_path / "x"
+    assert local_path("a/b") == Path("a/b")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/x") == tmp_path / "x"
+    assert local_path("~no such user/x") == Path("~no such user/x")
+
+
+def test_link_to_itself_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert resolved_path(tmp_path / "loop") == tmp_path / "loop"

@@ -16,7 +16,7 @@ from typing import Any
 
 from catgan.command import UserError, say
 from catgan.files import atomic_write, cache_dir, remove_partials
-from catgan.location import filesystem, is_url, join, retry
+from catgan.location import filesystem, is_url, join, resolved_path, retry
 from trainer.checkpoints import checkpoint
 
 _HIDDEN = "."  # prefix of partial files and of those that concern this machine only
@@ -29,7 +29,7 @@ class Storage:
     """
 
     def __init__(self, location: str | Path) -> None:
-        self.work = Path(location).expanduser().resolve()
+        self.work = resolved_path(location)
         self.location = str(self.work)
 
     @property

@@ -7,13 +7,14 @@ from typing import Any
 
 from catgan.command import Parser, dispatch, number, run_command, say
 from catgan.dataset import Manifest
-from catgan.location import join
+from catgan.location import is_url, join, local_path
+from catgan.outputs import in_words
 from trainer.data.build.build import build
 from trainer.data.build.prepare import OPTIONAL_CHECKS
 from trainer.data.build.progress import progress
 from trainer.data.build.shards import write_shards
 from trainer.data.build.verify import verify
-from trainer.data.drawn.synth import draw_many
+from trainer.data.drawn.synth import DRAWN_CATS, draw_many
 
 NAME = "catdata"
 
@@ -119,13 +120,14 @@ def _synth(argv: list[str]) -> dict[str, Any]:
     )
     _add_common(parser)
     a = parser.parse_args(argv)
+    a.out = str(local_path(a.out))
     manifest = write_shards(
         a.out,
         progress(draw_many(a.seed, a.num, a.size, a.processes), "draw", "image", a.num),
         size=a.size,
         seed=a.seed,
         val_fraction=a.val_fraction,
-        source=["drawn cats"],
+        source=[DRAWN_CATS],
         options={"num": a.num, "val_fraction": a.val_fraction},
     )
     kept, shards = _totals(manifest)
@@ -181,6 +183,7 @@ def _build(argv: list[str]) -> dict[str, Any]:
     if a.faces and a.crop != "face":
         parser.error(f"--faces {a.faces} needs --crop face")
     *paths, out = a.paths
+    out = out if is_url(out) else str(local_path(out))
     _, report = build(
         paths,
         out,
@@ -198,6 +201,10 @@ def _build(argv: list[str]) -> dict[str, Any]:
     if report.rejected:
         where = "" if a.dry_run else f"; each is listed in {join(out, 'rejected.csv')}"
         say(f"rejected: {report}{where}")
+    if report.relabelled:
+        say(f"labels: {report.relabelled} duplicates have another label than the image that is kept")
+    if report.own:
+        say(f"passed over, since they are no photos: the files of {in_words(report.own)}")
     if report.enlarged:
         say(f"enlarged: {report.enlarged} images smaller than {a.size} pixels; --min-size {a.size} rejects them")
     if report.ignored_profiles:

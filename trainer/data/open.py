@@ -6,14 +6,14 @@ Drawn cats are made on first use and kept in the cache folder.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from catgan.command import UserError, say
 from catgan.dataset import MANIFEST, Manifest
 from catgan.files import cache_dir
+from catgan.location import local_path
 from trainer.config import LoaderConfig
 from trainer.data.build.shards import write_shards
-from trainer.data.drawn.synth import draw_many
+from trainer.data.drawn.synth import DRAWN_CATS, draw_many
 
 NUM_DRAWN = 4096
 
@@ -30,7 +30,7 @@ def open_data(location: str | None, size: int, loader: LoaderConfig) -> Manifest
         UserError: there is no data set at ``location``, or it is damaged; see ``Manifest.load``.
     """
     manifest = _open_drawn(size) if location is None else Manifest.load(location)
-    cache = str(Path(loader.cache).expanduser().absolute()) if loader.cache else ""
+    cache = str(local_path(loader.cache).absolute()) if loader.cache else ""
     return replace(manifest, cache=cache, max_broken=loader.max_broken)
 
 
@@ -38,9 +38,10 @@ def _open_drawn(size: int) -> Manifest:
     folder = cache_dir() / f"drawn-cats-{NUM_DRAWN}-{size}"
     if not (folder / MANIFEST).exists():
         say(f"drawing {NUM_DRAWN} cats at {size}x{size} into {folder}")
+        options = {"num": NUM_DRAWN, "val_fraction": 0.1}  # as of `catdata synth`
         cats = draw_many(seed=0, num=NUM_DRAWN, size=size)
         try:
-            write_shards(folder, cats, size=size, source=["catdata synth"], options={"num": NUM_DRAWN})
+            write_shards(folder, cats, size=size, source=[DRAWN_CATS], options=options)
         except UserError:
             # Workers on the same node may draw at the same time: the first to finish wins, and the others use its set.
             if not (folder / MANIFEST).exists():

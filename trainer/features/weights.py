@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from catgan.command import UserError, say
 from catgan.files import atomic_path
+from catgan.location import local_path
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """SHA-256 (hex) of pytorch-fid's InceptionV3 weights, which define FID; torch-fidelity uses the same file."""
@@ -55,7 +56,7 @@ def find_inception(weights: str | Path | None = None) -> Path:
         Unavailable: no file is named or cached, and CATGAN_OFFLINE is set or the download fails.
     """
     if named := weights or os.environ.get(_ENVIRONMENT):
-        path = Path(named).expanduser()
+        path = local_path(named)
         if not path.is_file():
             origin = "" if weights else f" (named by {_ENVIRONMENT})"
             raise UserError(

@@ -237,3 +237,61 @@ def test_a_stopped_build_leaves_no_process_and_can_be_repeated(tmp_path: Path, h
     options = ["--size", "32", "--processes", "1", "--keep", "dark,flat,blurred"]
     assert main(["build", str(tmp_path / "large.png"), str(out), *options])["kept"] == 1
     assert list(tmp_path.glob(".out.*")) == []
+
+
+def test_paths_with_dots_are_resolved_once(pics: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{i}.png,cat\n" for i in range(12)))
+    options = ["--size", "32", "--processes", "1", "--labels", f"{tmp_path}/nope/../labels.csv"]
+    result = main(["build", f"{tmp_path}/none/../pics", f"{tmp_path}/nope/../out", *options])
+    assert result["out"] == str(tmp_path / "out")
+    assert result["kept"] == main(["verify", f"{tmp_path}/nope/../out"])["images"] == 12
+    assert main(["build", str(pics), f"{tmp_path}/link/../out", *options])["out"] == str(tmp_path / "deep" / "out")
+    assert main(["verify", f"{tmp_path}/link/../out"])["images"] == 12
+    main(["synth", f"{tmp_path}/link/../drawn", "--num", "2", "--size", "16"])
+    assert {path.name for path in tmp_path.iterdir()} == {"deep", "labels.csv", "link", "out", "pics"}
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"drawn", "er", "out"}
+
+
+def test_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for arguments in ([str(tmp_path / "loop"), str(tmp_path / "out")], [str(tmp_path), str(tmp_path / "loop" / "out")]):
+        with pytest.raises(UserError):
+            main(["build", *arguments])
+
+
+def test_data_sets_in_a_source_are_passed_over_in_one_line(
+    pics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--size", "16", "--processes", "1"]
+    first = main(["build", str(pics), str(pics / "shards"), *options])
+    Image.new("RGB", (40, 40), "red").save(pics / "contact.png")
+    capsys.readouterr()
+    again = main(["build", str(pics), str(tmp_path / "out"), *options, "--keep", "flat,blurred"])
+    assert (again["read"], again["kept"]) == (first["read"] + 1, first["kept"] + 1), (
+        "the user's own contact.png is read"
+    )
+    assert "passed over, since they are no photos: the files of pics/shards (data set)\n" in capsys.readouterr().err
+
+
+def test_sheets_and_folders_of_sheets_are_no_sources(pics: Path, tmp_path: Path) -> None:
+    main(["build", str(pics), str(tmp_path / "sets" / "a"), "--size", "16", "--processes", "1"])
+    for name in ("contact.png", "rejected.csv"):
+        with pytest.raises(UserError, match=r"part of the data set in .*a: give photos, or a whole data set"):
+            main(["build", str(tmp_path / "sets" / "a" / name), str(tmp_path / "out")])
+    with pytest.raises(UserError, match=r"there are no files, except those of sets/a \(data set\)"):
+        main(["build", str(tmp_path / "sets"), str(tmp_path / "out")])
+    shard = tmp_path / "sets" / "a" / "train-000000.tar"
+    assert main(["build", str(shard), str(tmp_path / "out"), "--size", "16", "--processes", "1"])["kept"] == 1
+
+
+def test_drawn_cats_of_the_cache_are_those_of_synth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer.config import LoaderConfig
+    from trainer.data import open as opening
+
+    monkeypatch.setattr(opening, "NUM_DRAWN", 3)
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache"))
+    root = Path(opening.open_data(None, 16, LoaderConfig()).root)
+    main(["synth", str(tmp_path / "out"), "--num", "3", "--size", "16"])
+    assert (root / "manifest.json").read_bytes() == (tmp_path / "out" / "manifest.json").read_bytes()

@@ -25,8 +25,10 @@ from typing import Any
 from catgan.command import say
 from catgan.dataset import Manifest, tool
 from catgan.files import cache_dir
-from catgan.location import is_url
+from catgan.location import is_url, resolved_path
 from catgan.machine import cores
+from catgan.outputs import in_words
+from catgan.text import printable
 from trainer.data.build import prepare, sources, upload
 from trainer.data.build.duplicates import near_duplicates, split_signatures
 from trainer.data.build.errors import NoUsableImageError, ResumableError
@@ -57,6 +59,9 @@ class Report:
         enlarged: number of kept images that were smaller than the data set's size.
         ignored_profiles: number of kept images with a colour profile that cannot be used.
         resumed: number of files that an earlier process had read already.
+        relabelled: number of duplicates with another label than the image that is kept.
+        own: folders in the sources whose files were passed over because this project's commands wrote them, with their
+            kind; empty if an earlier process had read all sources.
     """
 
     kept: int = 0
@@ -65,6 +70,8 @@ class Report:
     enlarged: int = 0
     ignored_profiles: int = 0
     resumed: int = 0
+    relabelled: int = 0
+    own: dict[str, str] = field(default_factory=dict)
 
     @property
     def read(self) -> int:
@@ -103,7 +110,7 @@ class _Job:
         if options.keep:
             recorded["keep"] = list(options.keep)
         recorded["val_fraction"] = self.val_fraction
-        names = tuple(source.name for source in self.sources)
+        names = tuple(printable(source.name) for source in self.sources)
         return DataSetSpec(options.size, self.seed, self.val_fraction, names, recorded)
 
 
@@ -146,8 +153,9 @@ def build(
         ResumableError: a failure that may be temporary. The work so far is kept.
     """
     min_size = -(-size // 2) if min_size is None else min_size
+    out = upload.check_url(str(out)) if is_url(out) else resolved_path(out)
     job = _Job(
-        sources=[sources.identify(path) for path in paths],
+        sources=[replace(sources.identify(path), without=str(out)) for path in paths],
         options=Options(size, crop, min_size, faces, tuple(sorted(set(keep)))),
         labels=None if labels is None else Labels(labels),
         seed=seed,
@@ -163,7 +171,8 @@ def build(
 
 
 def _build_and_publish(job: _Job, out: str | Path, processes: int) -> tuple[Manifest, Report]:
-    url = upload.check_url(str(out)) if is_url(out) else ""
+    """``out`` is a URL without a final slash, or a path without ``..`` and links."""
+    url = str(out) if is_url(out) else ""
     with work_folder(_upload_folder(url) if url else partial_folder(out), out) as folder:
         with Store(folder, job.seed) as store:
             _begin_or_continue(store, job, folder, url)
@@ -205,12 +214,16 @@ def _complete_store(store: Store, job: _Job, processes: int) -> Report:
     if "near-duplicate" not in job.options.keep and not store.note("compared"):
         _reject_near_duplicates(store)
         store.set_note("compared", True)
-    report = Report(len(store), store.num_rejected(), resumed=resumed)
+    own = {folder: kind for source in job.sources for folder, kind in source.own.items()}
+    report = Report(len(store), store.num_rejected(), resumed=resumed, own=own)
     if not report.kept:
         name, reason, _ = next(store.rejections(), ("", "", None))
         why = f"{report}, beginning with {name} ({reason})" if report.rejected else "there are no files"
+        if own:
+            why += f", except those of {in_words(own)}"
         locations = ", ".join(source.location for source in job.sources)
         raise NoUsableImageError(f"no usable image in {locations}: {why}")
+    report.relabelled = store.num_relabelled()
     report.enlarged = store.num_smaller_than(job.options.size)
     report.ignored_profiles = store.num_ignored_profiles()
     report.shards = len(plan(store, job.val_fraction))
@@ -224,20 +237,21 @@ class _Listed:
     file: File
     member: Member
     source: Source
+    label: str | None
 
 
 def _read_sources(store: Store, job: _Job, processes: int) -> int:
     """Read and prepare the files that the store lacks. Returns the number of files that it had already."""
     was_complete = bool(store.note("read"))
     if was_complete and all(source.kind != "folder" for source in job.sources):
-        # The job has the versions of archives and files, and data sets do not change: only folders are listed again.
+        # The job has the versions of all other sources: only folders are listed again.
         return store.num_files()
-    listed = _list_files(job.sources)
+    listed = _list_files(job)
     changed = _skip_known(listed, store.files(), was_complete)
     if changed is not None:
         say(f"{changed} is new or has changed since the build was stopped: starting over")
         _start_over(store, job)
-        listed, was_complete = _list_files(job.sources), False
+        listed, was_complete = _list_files(job), False
     resumed = store.num_files()
     if was_complete:
         return resumed
@@ -248,18 +262,22 @@ def _read_sources(store: Store, job: _Job, processes: int) -> int:
     with contextlib.ExitStack() as stack:
         threads = stack.enter_context(worker_threads(REMOTE_READS))
         pool = stack.enter_context(worker_processes(processes, prepare.__name__)) if processes else None
-        chunks = _chunks(_read_files(listed, job.labels, threads), chunk_files)
+        chunks = _chunks(_read_files(listed, job, threads), chunk_files)
         prepared = map_ordered(partial(prepare_files, options=job.options), chunks, pool, 3 * processes)
         _record(store, prepared, _count(job.sources), resumed)
+    for remark in job.labels.remarks() if job.labels else ():
+        say(remark)
     store.set_note("read", True)
     return resumed
 
 
-def _list_files(listed_sources: Iterable[Source]) -> Iterator[_Listed]:
+def _list_files(job: _Job) -> Iterator[_Listed]:
     number = itertools.count()
-    for source in listed_sources:
+    for source in job.sources:
         for member in source.members():
-            yield _Listed(File(next(number), member.name, member.length, member.version), member, source)
+            file = File(next(number), printable(member.name), member.length, member.version)
+            label = job.labels.of(member.name, source.kind) if job.labels else None
+            yield _Listed(file, member, source, label)
 
 
 def _skip_known(listed: Iterator[_Listed], known: Iterable[File], all_known: bool) -> str | None:
@@ -280,23 +298,20 @@ def _skip_known(listed: Iterator[_Listed], known: Iterable[File], all_known: boo
     return None
 
 
-def _read_files(listed: Iterable[_Listed], labels: Labels | None, threads: Executor) -> Iterator[RawFile]:
+def _read_files(listed: Iterable[_Listed], job: _Job, threads: Executor) -> Iterator[RawFile]:
     """Read files in order; those of buckets several at a time, because of the latency of each request."""
-    read = partial(_read_file, labels=labels)
+    read = partial(_read_file, needs_label=job.labels is not None)
     for concurrent, group in itertools.groupby(listed, lambda one: one.source.allows_concurrent_reads):
         yield from map_ordered(read, group, threads if concurrent else None, REMOTE_READS)
 
 
-def _read_file(listed: _Listed, labels: Labels | None) -> RawFile:
-    label = None
-    if labels is not None:
-        label = labels.of(listed.member.name, listed.source.kind)
-        if label is None:
-            return RawFile(listed.file, None, Rejected("no label"))
+def _read_file(listed: _Listed, needs_label: bool) -> RawFile:
+    if needs_label and listed.label is None:
+        return RawFile(listed.file, None, Rejected("no label"))
     try:
-        return RawFile(listed.file, label, listed.member.read())
+        return RawFile(listed.file, listed.label, listed.member.read())
     except ImageError as error:
-        return RawFile(listed.file, label, Rejected(str(error)))
+        return RawFile(listed.file, listed.label, Rejected(str(error)))
 
 
 def _chunks(files: Iterable[RawFile], max_files: int) -> Iterator[list[RawFile]]:
@@ -344,9 +359,7 @@ def _reject_near_duplicates(store: Store) -> None:
 
 def _write_rejections(store: Store, folder: Path, report: Report) -> None:
     """Write ``rejected.csv``, and ``rejected.png`` if any rejected image has a preview."""
-    # File names need not be UTF-8: other bytes are written as escapes.
-    path = folder / "rejected.csv"
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (folder / "rejected.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("file", "reason", "score"))
         for name, reason, score in store.rejections():

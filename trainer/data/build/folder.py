@@ -13,7 +13,7 @@ from pathlib import Path
 
 from catgan.command import UserError, say
 from catgan.files import is_at
-from catgan.location import local_path
+from catgan.location import resolved_path
 from trainer.data.build.errors import NoUsableImageError, ResumableError
 from trainer.data.build.store import STORE_FILE, holds_work
 
@@ -107,7 +107,7 @@ def partial_folder(out: str | Path) -> Path:
 
 def _vacant(out: str | Path) -> Path:
     """``out`` as an absolute path. Raises UserError unless it is missing or an empty folder."""
-    out = local_path(out).resolve()
+    out = resolved_path(out)
     try:
         if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
             raise UserError(f"{out} exists and is not an empty folder: give another OUT, or remove it first")
@@ -118,7 +118,6 @@ def _vacant(out: str | Path) -> Path:
 
 def publish(folder: Path, out: Path) -> None:
     """Rename a ``work_folder``, within its block, to ``out``. The store is deleted last, so no failure loses work."""
-    out = out.resolve()
     folder.replace(out)
     for path in (*out.glob(f"{STORE_FILE}*"), out / LOCK):
         path.unlink()

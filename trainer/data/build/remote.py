@@ -6,7 +6,7 @@ import functools
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -70,7 +70,11 @@ def exists(url: str) -> bool:
         raise UserError(f"cannot read {url}: {error}") from None
 
 
-def files(url: str) -> Iterator[RemoteFile]:
+Skip = Callable[[str, Collection[str]], Collection[str]]
+"""Called with the path of a folder, without a final slash, and the names in it; returns those to skip."""
+
+
+def files(url: str, skip: Skip = lambda folder, names: ()) -> Iterator[RemoteFile]:
     """The files below a URL in a fixed order: of each folder first its files, then its subfolders, both by name.
 
     Only one folder's listing is in memory at a time.
@@ -79,20 +83,22 @@ def files(url: str) -> Iterator[RemoteFile]:
         ResumableError: the listing failed in spite of retries.
     """
     fs, path = filesystem(url)
-    yield from _files(fs, path.rstrip("/"), "", url)
+    yield from _files(fs, path.rstrip("/"), "", url, skip)
 
 
-def _files(fs: AbstractFileSystem, path: str, prefix: str, url: str) -> Iterator[RemoteFile]:
+def _files(fs: AbstractFileSystem, path: str, prefix: str, url: str, skip: Skip) -> Iterator[RemoteFile]:
     try:
         # ls fails if the folder was deleted in the meantime, or is empty.
         found = retry(lambda: fs.ls(path, detail=True), url)
     except OSError as error:
         raise ResumableError(f"cannot list {url}: {error}") from None
+    named = sorted(((entry["name"].rstrip("/"), entry) for entry in found), key=lambda pair: pair[0])
+    named = [(full, entry) for full, entry in named if full != path]  # an object that represents the folder itself
+    skipped = skip(prefix.rstrip("/"), [full.rpartition("/")[2] for full, _ in named])
     folders = []
-    for entry in sorted(found, key=lambda entry: entry["name"]):
-        full = entry["name"].rstrip("/")
+    for full, entry in named:
         name = full.rpartition("/")[2]
-        if full == path:  # an object that represents the folder itself
+        if name in skipped:
             continue
         if entry["type"] == "directory":
             folders.append((full, f"{prefix}{name}/"))
@@ -100,7 +106,7 @@ def _files(fs: AbstractFileSystem, path: str, prefix: str, url: str) -> Iterator
             fetch = functools.partial(_fetch, fs, full, entry["size"], f"{url.rstrip('/')}/{prefix}{name}")
             yield RemoteFile(prefix + name, entry["size"] or 0, version_of(entry), fetch)
     for full, inner_prefix in folders:
-        yield from _files(fs, full, inner_prefix, url)
+        yield from _files(fs, full, inner_prefix, url, skip)
 
 
 def fetch(url: str, length: int | None) -> bytes:

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catgan.dataset import Shard, canonical_json
+from catgan.text import printable
 
 STORE_FILE = "work.sqlite"
 
@@ -31,6 +31,7 @@ MAX_PREVIEWS = 64
 
 _FORMAT = 2
 _COMMIT_SECONDS = 1.0
+_OTHER_LABEL = ", whose label is "  # in the reason of a duplicate
 _SCHEMA = f"""
 PRAGMA user_version = {_FORMAT};
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT);
@@ -49,7 +50,8 @@ CREATE TABLE uploads (name TEXT PRIMARY KEY, version TEXT);
 
 @dataclass(frozen=True)
 class File:
-    """A file of the sources: its number among all of them, and what shows whether it has changed."""
+    """A file of the sources: its number among all of them, its name (see ``text.printable``), and what shows whether it
+    has changed."""
 
     number: int
     name: str
@@ -122,6 +124,11 @@ def holds_work(folder: Path) -> bool:
             return db.execute("SELECT 1 FROM samples LIMIT 1").fetchone() is not None
         except sqlite3.DatabaseError:
             return False
+
+
+def _text(stored: bytes) -> str:
+    """Names and reasons as they were stored; earlier versions stored those that are not UTF-8 as they are."""
+    return stored.decode("utf-8", "backslashreplace")
 
 
 class Store:
@@ -197,7 +204,7 @@ class Store:
         rows = self._db.execute("SELECT file, name, length, version FROM samples ORDER BY id")
         for _, of_file in itertools.groupby(rows, key=lambda row: row[0]):
             number, name, length, version = next(of_file)
-            yield File(number, os.fsdecode(name), length, version)
+            yield File(number, _text(name), length, version)
 
     def num_files(self) -> int:
         return int(self._db.execute("SELECT count(DISTINCT file) FROM samples").fetchone()[0])
@@ -220,17 +227,19 @@ class Store:
         """
         for result in results:
             if unique and isinstance(result, Sample):
-                result = self._unless_duplicate(result)
+                result = self._unless_duplicate(result, label)
             self._insert(file, result, record, label)
         if time.monotonic() - self._committed > _COMMIT_SECONDS:
             self.commit()
 
-    def _unless_duplicate(self, sample: Sample) -> Sample | Rejected:
-        query = "SELECT name FROM samples WHERE place = ? AND kind IS NULL"
+    def _unless_duplicate(self, sample: Sample, label: str | None) -> Sample | Rejected:
+        query = "SELECT name, label FROM samples WHERE place = ? AND kind IS NULL"
         found = self._db.execute(query, (self._sort_key(sample),)).fetchone()
         if found is None:
             return sample
-        return Rejected(f"duplicate: the same pixels as {os.fsdecode(found[0])}", preview=sample.image)
+        name, label_of_kept = found
+        other = "" if label == label_of_kept else f"{_OTHER_LABEL}{label_of_kept}, not {label}"
+        return Rejected(f"duplicate: the same pixels as {_text(name)}{other}", preview=sample.image)
 
     def _sort_key(self, sample: Sample) -> bytes:
         """The column ``place``: 32 bytes that put the images in an order which only the seed and the digests decide."""
@@ -248,13 +257,13 @@ class Store:
             is_stored = self._stores_images
         else:
             image = result.preview or b""
-            row = (result.kind, os.fsencode(result.reason), result.score, None, None, None, None, None, None)
+            row = (result.kind, printable(result.reason).encode(), result.score, None, None, None, None, None, None)
             text = None
             is_stored = self._stores_images and image != b"" and self._num_previews[result.kind] < MAX_PREVIEWS
             self._num_previews[result.kind] += is_stored
         cursor = self._db.execute(
             "INSERT INTO samples VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (file.number, os.fsencode(file.name), file.length, file.version, *row, len(image)),
+            (file.number, file.name.encode(), file.length, file.version, *row, len(image)),
         )
         if is_stored:
             self._db.execute("INSERT INTO pictures VALUES (?, ?, ?)", (cursor.lastrowid, image, text))
@@ -273,6 +282,11 @@ class Store:
         query = "SELECT count(*) FROM samples WHERE kind IS NULL AND ignores_profile"
         return int(self._db.execute(query).fetchone()[0])
 
+    def num_relabelled(self) -> int:
+        """The number of duplicates whose label is not that of the image which is kept."""
+        query = "SELECT count(*) FROM samples WHERE kind = 'duplicate' AND instr(reason, ?)"
+        return int(self._db.execute(query, (_OTHER_LABEL.encode(),)).fetchone()[0])
+
     def num_rejected(self) -> collections.Counter[str]:
         """The number of rejected images by kind of reason."""
         rows = self._db.execute("SELECT kind, count(*) FROM samples WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind")
@@ -282,7 +296,7 @@ class Store:
         """(file name, reason, score) of each rejected image, in the order of the sources."""
         rows = self._db.execute("SELECT name, reason, score FROM samples WHERE kind IS NOT NULL ORDER BY id")
         for name, reason, score in rows:
-            yield os.fsdecode(name), os.fsdecode(reason), score
+            yield _text(name), _text(reason), score
 
     def previews(self, kind: str, num: int) -> list[bytes]:
         """The first rejected images of a kind that have a preview, up to ``num``."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catgan.command import Parser, number
+from catgan.location import local_path
 from trainer.features.extractors import CHOICES, MIN_FID
 from trainer.metrics.catfid.neighbours import NUM_NEAREST, NUM_ROWS
 
@@ -135,7 +136,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--neighbours",
-        type=Path,
+        type=local_path,
         metavar="PNG",
         help=f"with copies: write a sheet of {NUM_ROWS} images of FAKE, each beside the {NUM_NEAREST} nearest of REAL",
     )
@@ -149,7 +150,9 @@ def _parser() -> Parser:
         metavar="N",
         help="evaluate a gen.onnx N times with different seeds; gives mean and standard deviation",
     )
-    parser.add_argument("--save-stats", type=Path, metavar="NPZ", help="write REAL's statistics; FAKE can be left out")
+    parser.add_argument(
+        "--save-stats", type=local_path, metavar="NPZ", help="write REAL's statistics; FAKE can be left out"
+    )
     parser.add_argument("--force", action="store_true", help=f"allow fid of fewer than {MIN_FID:,} images, mostly bias")
     return parser
 

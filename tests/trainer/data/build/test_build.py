@@ -267,7 +267,7 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     for name, data in ((b"caf\xe9.png", packed(noise(0))), (b"th\xe9.png", b"x"), (b'new\n"line.png', b"y")):
         (source / os.fsdecode(name)).write_bytes(data)
     run(source, out=tmp_path / "out")
-    assert rejected(tmp_path / "out") == {"pics/th\\udce9.png": "not a picture", 'pics/new\n"line.png': "not a picture"}
+    assert rejected(tmp_path / "out") == {"pics/th\\xe9.png": "not a picture", 'pics/new\\n"line.png': "not a picture"}
     verify(tmp_path / "out")
 
 

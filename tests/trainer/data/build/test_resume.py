@@ -426,11 +426,29 @@ def test_work_is_kept_if_a_source_cannot_be_listed_any_more(
         yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "_in_folder", fail)
+        patch.setattr(sources.Source, "_in_folder", fail)
         with pytest.raises(UserError, match="stale"):
             run(pics, tmp_path / "out")
     assert "the work so far is kept in" in capfd.readouterr().err
     assert run(pics, tmp_path / "out").resumed == 7
+
+
+def test_data_set_that_changes_after_reading_is_read_again(pics: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from trainer.data.build import build as building
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stop
+
+    run(pics, tmp_path / "set")
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "write_data_set", stop)
+        with pytest.raises(Stop):
+            run(tmp_path / "set", tmp_path / "out")
+    shutil.rmtree(tmp_path / "set")
+    (pics / "0003.png").unlink()
+    run(pics, tmp_path / "set")
+    report = run(tmp_path / "set", tmp_path / "out")
+    assert (report.resumed, report.kept) == (0, NUM - 1)
 
 
 def test_sources_that_change_after_reading_are_read_again(pics: Path, tmp_path: Path, monkeypatch: Any) -> None:
