@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import export.generator
 from catgan.command import UserError
-from export.generator import MAX_ABS_DIFF, export_onnx, metadata, weights_sha256
+from export.generator import USUAL_ABS_DIFF, export_onnx, metadata, weights_sha256
 from export.graph import IR_VERSION, OPSET
 from trainer.config import ModelConfig
 from trainer.models import build_generator
@@ -36,6 +37,21 @@ class Linear(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return (z @ self.matrix).reshape(-1, 3, 8, 8)
+
+
+BIAS = np.float32(0.125)
+
+
+class Constant(Linear):
+    """Every value of an image is ``BIAS``, a sum of a product with z, which is zero, and a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix.data.zero_()
+        self.bias = nn.Parameter(torch.full((3 * 8 * 8,), float(BIAS)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z @ self.matrix + self.bias).reshape(-1, 3, 8, 8)
 
 
 def trained(config: ModelConfig) -> nn.Module:
@@ -69,8 +85,8 @@ def test_onnxruntime_generates_the_images_of_pytorch(exported: tuple[nn.Module, 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (image,) = session.run(["image"], {"z": z.numpy()})
     assert image.shape == (batch, 3, 16, 16)
-    assert np.abs(image - expected.numpy()).max() <= MAX_ABS_DIFF
-    assert 0 <= difference <= MAX_ABS_DIFF
+    assert np.abs(image - expected.numpy()).max() <= USUAL_ABS_DIFF
+    assert 0 <= difference <= USUAL_ABS_DIFF
 
 
 def test_the_file_is_self_contained_and_has_no_paths(exported: tuple[nn.Module, Path, float]) -> None:
@@ -103,21 +119,51 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_file_with_other_images_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def export_tampered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float, bool], float]:
+    """Exports a generator to gen.onnx, where each value of an image of the file is ``error`` above PyTorch's."""
     to_onnx = export.generator.to_graph
 
-    def tampered(module: nn.Module, z_dim: int) -> onnx.ModelProto:
-        model = to_onnx(module, z_dim)
-        weights = next(t for t in model.graph.initializer if np.prod(t.dims) == 4 * 3 * 8 * 8)
-        values = onnx.numpy_helper.to_array(weights).copy()
-        values[0, 0] += 0.01
-        weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
-        return model
+    def run(error: float, uint8: bool) -> float:
+        def tampered(module: nn.Module, z_dim: int) -> onnx.ModelProto:
+            model = to_onnx(module, z_dim)
+            (bias,) = (t for t in model.graph.initializer if onnx.numpy_helper.to_array(t).ravel()[0] == BIAS)
+            values = onnx.numpy_helper.to_array(bias) + np.float32(error)
+            bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+            return model
 
-    monkeypatch.setattr(export.generator, "to_graph", tampered)
+        monkeypatch.setattr(export.generator, "to_graph", tampered)
+        return export_onnx(Constant(), tmp_path / "gen.onnx", {}, uint8=uint8)
+
+    return run
+
+
+@pytest.mark.parametrize(("error", "is_warned_of"), [(0.5e-4, False), (2e-4, True), (0.9 / 255, True)])
+def test_images_may_differ_by_less_than_half_a_grey_level(
+    tmp_path: Path, export_tampered: Callable[[float, bool], float], capsys, error: float, is_warned_of: bool
+) -> None:
+    assert export_tampered(error, False) == pytest.approx(error, rel=0.01)
+    assert ("warning: images of onnxruntime and PyTorch differ" in capsys.readouterr().err) is is_warned_of
+    assert (tmp_path / "gen.onnx").is_file()
+
+
+def test_pixels_may_differ_by_less_than_a_grey_level(
+    export_tampered: Callable[[float, bool], float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a level of them is rounding."""
+    assert 0 < export_tampered(0.5e-4, True) < 1 / 255
+    assert capsys.readouterr().err == ""
+    assert 1 / 255 < export_tampered(0.9 / 255, True) < 2 / 255
+    assert "warning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "uint8"), [(1.1 / 255, False), (4.1 / 255, True), (0.5, False)])
+def test_a_file_with_other_images_is_not_written(
+    tmp_path: Path, export_tampered: Callable[[float, bool], float], error: float, uint8: bool
+) -> None:
     (tmp_path / "gen.onnx").write_text("an earlier file")
-    with pytest.raises(UserError, match=r"largest difference 0\.0.*nothing was written"):
-        export_onnx(Linear(), tmp_path / "gen.onnx", {})
+    with pytest.raises(UserError, match=r"largest difference 0\.\d+, allowed is less than 0\.00.*nothing was written"):
+        export_tampered(error, uint8)
     assert [p.name for p in tmp_path.iterdir()] == ["gen.onnx"]
     assert (tmp_path / "gen.onnx").read_text() == "an earlier file"
 
