@@ -34,7 +34,7 @@ from trainer.models import build_discriminator, build_generator, full_resolution
 from trainer.recipes import FAMILIES, SIZES, resolve
 from trainer.tracking import server
 from trainer.tracking import tracker as tracking
-from trainer.tracking.outbox import brief, redact
+from trainer.tracking.messages import brief, redact
 
 
 def main(argv: list[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from trainer.distributed.context import RayContext
 from trainer.launch.signals import stop_requests
 from trainer.launch.worker import Job, work
 from trainer.loop import Outcome
-from trainer.tracking.outbox import brief
+from trainer.tracking.messages import brief
 
 Workers = int | tuple[int, int]
 """A number of workers, or the minimum and maximum of an elastic training."""

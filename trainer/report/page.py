@@ -29,7 +29,7 @@ from catgan.files import atomic_open
 from trainer.recipes import resolve
 from trainer.report.charts import Series, chart
 from trainer.report.history import History, read
-from trainer.tracking.outbox import redact
+from trainer.tracking.messages import redact
 
 NAME = "report.html"
 

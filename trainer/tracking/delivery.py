@@ -1,11 +1,17 @@
 """How each kind of record gets into MLflow, such that sending it again changes nothing.
 
+Points (``outbox`` describes the two lanes):
+
 - ``open``: the run is created with the tag ``catgan.run`` and found by it again; params, tags and the data set are set.
 - ``scalars``: points keep the time they were logged at; MLflow stores equal points (key, step, time, value) once.
-- ``grid``, ``artifact``: files keep their names, so sending one again replaces it.
-- ``note``: a tag is set, and ``events.txt`` is written from the notes in the delivery state.
-- ``model``: the version is found again by the hash of its file, see ``Register``.
+- ``note``: a tag is set.
 - ``status``: the run's status and end time are set.
+
+Files:
+
+- ``grid``, ``artifact``: files keep their names, so sending one again replaces it.
+- ``note``: ``events.txt`` is written from all notes.
+- ``model``: the version is found again by the hash of its file, see ``Register``.
 
 All requests go through ``MlflowClient`` with an explicit run id: the fluent API keeps the active run in thread-local
 state and is neither thread-safe nor made for a run that several processes write in turn (mlflow#11782).
@@ -28,11 +34,21 @@ from PIL import Image
 
 from catgan.command import say
 from trainer.tracking.journal import Record
-from trainer.tracking.outbox import DeliveryState, brief, redact
-from trainer.tracking.server import connect, find_run, sqlite_path
+from trainer.tracking.messages import brief
+from trainer.tracking.outbox import DeliveryState, Outbox, Refused, describe_refused
+from trainer.tracking.server import (
+    artifact_location,
+    check_experiment,
+    connect,
+    find_run,
+    mlflow_errors,
+    server_name,
+    sqlite_path,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.exceptions import MlflowException
 
 Register = Callable[[str, str, str, Path, Mapping[str, Any]], Any]
 """Registers a generator: (tracking URI, run id, model name, ONNX file, info) -> version. Registering the same file of
@@ -42,6 +58,7 @@ _RUN_TAG = "catgan.run"
 _DATA_TAG = "catgan.data"
 _PARENT_TAG = "catgan.trainings_on"
 _PARENT_OF_RUN = "mlflow.parentRunId"  # MLflow's UI nests runs by it
+_REFUSED_TAG = "catgan.refused_files"
 _DESCRIPTION = "mlflow.note.content"
 _IMAGE_LINK = r"!\[[^\]]*\]\(get-artifact\?[^)\s]*\)"
 _ANIMATION = ".gif"
@@ -65,44 +82,98 @@ class Delivery:
     def __init__(self, run_dir: Path, uri: str, *, register: Register) -> None:
         """Connects to MLflow at ``uri``. Paths in records are relative to ``run_dir``."""
         self._run_dir, self._uri, self._register = run_dir, uri, register
+        self._outbox = Outbox(run_dir)
         self._client = connect(uri)
-        self._handlers: dict[str, Callable[[Record, DeliveryState], None]] = {
+        self._points: dict[str, Callable[[Record, DeliveryState], None]] = {
             "open": self._open,
-            "grid": self._grid,
-            "artifact": self._artifact,
             "note": self._note,
-            "model": self._model,
             "status": self._status,
         }
+        self._files: dict[str, Callable[[Record, str], None]] = {
+            "grid": self._grid,
+            "artifact": self._artifact,
+            "note": self._events,
+            "model": self._model,
+        }
 
-    def send(self, records: Sequence[Record], state: DeliveryState) -> int:
-        """Send the first record, or all leading ``scalars`` that fit into one request; see ``outbox.Send``.
-
-        A record that MLflow rejects for its content, or whose file is unusable, is skipped with a warning, so that it
-        does not block the others.
+    def deliver_points(self) -> None:
+        """Deliver all queued points.
 
         Raises:
             UserError: MLflow does not have the run.
-            MlflowException, SQLAlchemyError, OSError: see ``mlflow_errors``.
+            OSError: see ``Outbox.deliver_points``.
+            Exception: see ``mlflow_errors``.
+        """
+        self._outbox.deliver_points(self._send_points)
+
+    def deliver_files(self, pause: float = 0.0) -> None:
+        """Deliver queued files, and those that were refused ``pause`` seconds ago or earlier. The tag
+        ``catgan.refused_files`` names those that are refused now.
+
+        Raises:
+            As ``deliver_points``.
+        """
+        before = self._outbox.refused_files()
+        try:
+            self._outbox.deliver_files(self._send_file, pause)
+        finally:
+            refused = self._outbox.refused_files()
+        if [entry["file"] for entry in refused] != [entry["file"] for entry in before]:
+            run_id = self._outbox.state()["run_id"]
+            self._client.set_tag(
+                run_id, _REFUSED_TAG, describe_refused(refused) if refused else "none", synchronous=True
+            )
+
+    def _send_points(self, records: Sequence[Record], state: DeliveryState) -> int:
+        """Send the first record, or all leading ``scalars`` that fit into one request; see ``outbox.Send``.
+
+        A record that MLflow rejects for its content is skipped with a warning, so that it does not block the others; of
+        several values only those that are rejected.
         """
         from mlflow.exceptions import MlflowException
 
         batch = _leading_scalars(records) or records[:1]
-        kind = batch[0]["kind"]
+        first = batch[0]
         try:
-            if kind == "scalars":
+            if first["kind"] == "scalars":
                 self._scalars(batch, state)
             else:
-                self._handlers[kind](batch[0], state)
-        except (MlflowException, _UnusableFile) as error:
-            if isinstance(error, MlflowException):
-                if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST") or "run_id" not in state:
-                    raise
-                find_run(self._client, self._uri, state["run_id"])  # MLflow rejects all records of a deleted run
+                self._points[first["kind"]](first, state)
+        except MlflowException as error:
+            if not _is_rejection(error) or "run_id" not in state:
+                raise
+            find_run(self._client, self._uri, state["run_id"])  # MLflow rejects all records of a deleted run
             if len(batch) > 1:
-                return self.send(batch[:1], state)  # one by one, to skip only the one that is rejected
-            say(f"warning: MLflow at {redact(self._uri)}: skipped a record of kind {kind}: {brief(error)}")
+                return self._send_points(batch[:1], state)  # one by one, to skip only the one that is rejected
+            if len(first.get("values", ())) > 1:
+                for key, value in first["values"].items():
+                    self._send_points([first | {"values": {key: value}}], state)
+            else:
+                self._say_skipped(first, error)
         return len(batch)
+
+    def _send_file(self, record: Record, run_id: str) -> None:
+        """Send the file of a record, see ``outbox.SendFile``. One that cannot be used, or whose name MLflow rejects, is
+        skipped with a warning."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._files[record["kind"]](record, run_id)
+            return
+        except _UnusableFile as error:
+            self._say_skipped(record, error)
+            return
+        except mlflow_errors() as error:
+            failure = error
+        find_run(self._client, self._uri, run_id)  # raises if the tracking server, too, is away, or the run was deleted
+        if not (isinstance(failure, MlflowException) and _is_rejection(failure)):
+            raise Refused(brief(failure)) from failure
+        self._say_skipped(record, failure)
+
+    def _say_skipped(self, record: Record, error: Exception) -> None:
+        what = record.get("path") or ", ".join(record.get("values", ()))
+        text = f"a record of kind {record['kind']}" + (f" ({what})" if what else "")
+        say(f"warning: {server_name(self._uri)}: skipped {text}: {brief(error)}")
 
     def _open(self, record: Record, state: DeliveryState) -> None:
         """Create or reopen the run and describe it. MLflow cannot change a param: a new value becomes the tag
@@ -144,7 +215,7 @@ class Delivery:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             database = sqlite_path(self._uri)
-            location = None if database is None else str(database.parent / "mlartifacts")
+            location = None if database is None else artifact_location(database.parent / "mlartifacts")
             try:
                 return str(self._client.create_experiment(name, artifact_location=location))
             except MlflowException:
@@ -152,6 +223,7 @@ class Delivery:
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
+        check_experiment(found, self._uri)
         return str(found.experiment_id)
 
     def _add_to_parent(self, run: Run, record: Record) -> None:
@@ -197,12 +269,12 @@ class Delivery:
         ]
         self._client.log_batch(state["run_id"], metrics=points, synchronous=True)
 
-    def _grid(self, record: Record, state: DeliveryState) -> None:
+    def _grid(self, record: Record, run_id: str) -> None:
         """Log an image for the UI's image view, as ``MlflowClient.log_image`` does, but under a name that is the same
         each time. The UI parses these names; one other file in ``images/`` hides them all (mlflow#24789)."""
-        run_id, key, step = state["run_id"], record["key"], record["nimg"] // 1000
+        key, step = record["key"], record["nimg"] // 1000
         unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id}/{key}/{record['nimg']}")
-        name = f"{key}+step+{step}+timestamp+{record['time']}+{unique}"
+        name = f"{key}+step+{step}+timestamp+{record.get('shown_as', record['time'])}+{unique}"
         path = self._file(record)
         try:
             with Image.open(path) as file:
@@ -217,18 +289,17 @@ class Delivery:
             for version in (full, small):
                 self._client.log_artifact(run_id, str(version), "images")
         self._client.set_tag(run_id, "mlflow.loggedImages", True, synchronous=True)
-        self._show_on_run_page(state, f"samples/{Path(record['path']).name}", f"{key} at {step} kimg")
+        self._show_on_run_page(run_id, f"samples/{Path(record['path']).name}", f"{key} at {step} kimg")
 
-    def _artifact(self, record: Record, state: DeliveryState) -> None:
+    def _artifact(self, record: Record, run_id: str) -> None:
         path = self._file(record)
-        self._client.log_artifact(state["run_id"], str(path), record["folder"])
+        self._client.log_artifact(run_id, str(path), record["folder"])
         if path.suffix == _ANIMATION:
-            self._show_on_run_page(state, f"{record['folder']}/{path.name}", "the whole training")
+            self._show_on_run_page(run_id, f"{record['folder']}/{path.name}", "the whole training")
 
-    def _show_on_run_page(self, state: DeliveryState, path: str, text: str) -> None:
+    def _show_on_run_page(self, run_id: str, path: str, text: str) -> None:
         """Make the latest grid and the animation, artifacts at ``path``, the description on the run's page; its charts
         show grids only far below the run's options. A description that a user has written is kept."""
-        run_id = state["run_id"]
         old = self._client.get_run(run_id).data.tags.get(_DESCRIPTION, "")
         if re.fullmatch(rf"({_IMAGE_LINK}\s*)*", old) is None:
             return
@@ -237,17 +308,21 @@ class Delivery:
         self._client.set_tag(run_id, _DESCRIPTION, " ".join([*grids, new]), synchronous=True)
 
     def _note(self, record: Record, state: DeliveryState) -> None:
-        """Set a tag to the latest note of its kind, and write all notes to ``events.txt``."""
-        at = datetime.datetime.fromtimestamp(record["time"] / 1000, datetime.UTC)
-        text = f"{record['nimg'] / 1000:g} kimg: {record['text']}"
-        notes = [*state.get("notes", []), f"{at:%Y-%m-%d %H:%M:%S} UTC  {record['note']}  {text}"]
-        self._client.set_tag(state["run_id"], f"note.{record['note']}", text, synchronous=True)
-        self._client.log_text(state["run_id"], "".join(f"{line}\n" for line in notes), "events.txt")
-        state["notes"] = notes
+        """Set a tag to the latest note of its kind."""
+        self._client.set_tag(state["run_id"], f"note.{record['note']}", _text(record), synchronous=True)
 
-    def _model(self, record: Record, state: DeliveryState) -> None:
+    def _events(self, record: Record, run_id: str) -> None:
+        """Write all notes to ``events.txt``."""
+        notes = (note for note in self._outbox.journal.records() if note["kind"] == "note")
+        lines = []
+        for note in notes:
+            at = datetime.datetime.fromtimestamp(note["time"] / 1000, datetime.UTC)
+            lines.append(f"{at:%Y-%m-%d %H:%M:%S} UTC  {note['note']}  {_text(note)}\n")
+        self._client.log_text(run_id, "".join(lines), "events.txt")
+
+    def _model(self, record: Record, run_id: str) -> None:
         name = record["name"]
-        version = self._register(self._uri, state["run_id"], name, self._file(record), record["info"])
+        version = self._register(self._uri, run_id, name, self._file(record), record["info"])
         say(f"registered as models:/{name}/{version}")
 
     def _status(self, record: Record, state: DeliveryState) -> None:
@@ -258,6 +333,15 @@ class Delivery:
         if not path.is_file():
             raise _UnusableFile(f"{path} does not exist")
         return path
+
+
+def _is_rejection(error: MlflowException) -> bool:
+    """Whether MLflow rejects what was sent, so that sending it again is of no use."""
+    return error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+
+def _text(note: Record) -> str:
+    return f"{note['nimg'] / 1000:g} kimg: {note['text']}"
 
 
 def _leading_scalars(records: Sequence[Record]) -> list[Record]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from catgan.command import without_queries
 from catgan.dataset import Manifest
-from trainer.tracking.outbox import redact
+from trainer.tracking.messages import redact
 
 # MLflow's own limits (mlflow/utils/validation.py).
 _PARAM_LENGTH = 6000

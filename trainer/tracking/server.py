@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import logging
 import os
-import ssl
-import urllib.error
-import urllib.request
+import re
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock
 
 from catgan.command import UserError
 from catgan.files import atomic_path, remove_partials
-from trainer.tracking.outbox import OutboxBusy, brief, redact
+from trainer.tracking.messages import brief, redact
+from trainer.tracking.outbox import OutboxBusy
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
     from mlflow.tracking import MlflowClient
 
 _PROBE_SECONDS = 10.0
-_SQLITE = "sqlite:///"
+_SQLITE = re.compile(r"sqlite(\+pysqlite)?:///")
+
+# Module and base class of the errors of clients of artifact stores that are not OSErrors.
+_STORE_ERRORS = (
+    ("boto3.exceptions", "Boto3Error"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("google.api_core.exceptions", "GoogleAPIError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+)
 
 
 def resolve_uri(uri: str | None, out: Path) -> str:
@@ -32,16 +43,82 @@ def resolve_uri(uri: str | None, out: Path) -> str:
     absolute, since workers have other working directories.
 
     Raises:
-        UserError: a ``file:`` URI or a plain path, which MLflow no longer supports.
+        UserError: a ``file:`` URI or a plain path, which MLflow no longer supports, or an SQLite path that is not
+            UTF-8.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path(out).resolve() / 'mlflow.db'}"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path(out).resolve() / "mlflow.db")
     if uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks")):
         raise UserError(
             f"tracking URI {uri} is a file store, which MLflow no longer supports; give sqlite:///PATH.db or"
-            " http://HOST:PORT, and copy old runs with `mlflow migrate-filestore`"
+            " http://HOST:PORT, and copy old runs with `mlflow migrate-filestore --source OLD --target"
+            " sqlite:///PATH.db`"
         )
     path = sqlite_path(uri)
-    return uri if path is None else f"{_SQLITE}{path}"
+    return uri if path is None else sqlite_uri(path)
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of an SQLite file.
+
+    SQLAlchemy decodes ``%XX`` in it and ends the path at ``?``, so both characters are encoded. MLflow does not decode
+    a URI that begins with ``sqlite:///`` when it makes the file's folder, so such a URI names the driver as well.
+
+    Raises:
+        UserError: the path is not UTF-8.
+    """
+    text = _utf8(path)
+    encoded = text.replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{text}" if encoded == text else f"sqlite+pysqlite:///{encoded}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The absolute path of an SQLite URI's file; None for any other URI."""
+    match = _SQLITE.match(uri)
+    return Path(unquote(uri[match.end() :].partition("?")[0])).resolve() if match else None
+
+
+def artifact_location(folder: Path) -> str:
+    """A local folder as the artifact location of an experiment, which MLflow decodes and parses like a URL."""
+    return re.sub(r"[%?#\t\r\n]", lambda found: quote(found[0]), _utf8(folder))
+
+
+def _utf8(path: Path) -> str:
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{text}: MLflow cannot use a path that is not UTF-8; give another --out, or a server as --track.uri"
+        ) from None
+    return text
+
+
+def mlflow_command(uri: str, *args: str) -> str:
+    """The command ``mlflow ARGS`` for the server at ``uri``, for a shell."""
+    command = f"`MLFLOW_TRACKING_URI={shlex.quote(redact(uri))} {shlex.join(['mlflow', *args])}`"
+    return command if redact(uri) == uri else f"{command} (add the user and password to the address)"
+
+
+def server_name(uri: str) -> str:
+    """The server in messages: its address, and the variable with the proxy through which it is reached, if any."""
+    variable = _proxy_variable(uri)
+    return f"MLflow at {redact(uri)}" + (f" through the proxy in {variable}" if variable else "")
+
+
+def _proxy_variable(uri: str) -> str | None:
+    """The environment variable with the proxy that MLflow's client, which is requests, takes for ``uri``."""
+    scheme = uri.partition("://")[0]
+    if scheme not in ("http", "https"):
+        return None
+    from requests.utils import should_bypass_proxies  # on use: mlflow, which needs it too, takes seconds
+
+    if should_bypass_proxies(redact(uri), no_proxy=None):
+        return None
+    for kind in (f"{scheme}_proxy", "all_proxy"):
+        for variable in (kind, kind.upper()):
+            if os.environ.get(variable):
+                return variable
+    return None
 
 
 def with_password(uri: str) -> str:
@@ -49,11 +126,6 @@ def with_password(uri: str) -> str:
     workers have none."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     return given if redact(given) == uri else uri
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The absolute path of an SQLite URI's file; None for any other URI."""
-    return Path(uri.removeprefix(_SQLITE).partition("?")[0]).resolve() if uri.startswith(_SQLITE) else None
 
 
 def connect(uri: str) -> MlflowClient:
@@ -100,7 +172,7 @@ def _create(database: Path) -> None:
     interrupted."""
     remove_partials(database.parent, lambda name: name.startswith(database.name))  # and its journal
     with atomic_path(database) as temporary:
-        connect(f"{_SQLITE}{temporary}").search_experiments(max_results=1)
+        connect(sqlite_uri(temporary)).search_experiments(max_results=1)
 
 
 def _check_writable(database: Path) -> None:
@@ -119,22 +191,23 @@ def _creation_lock(database: Path | None) -> contextlib.AbstractContextManager[o
 
 
 def _probe(uri: str) -> None:
-    """Ask for the server's health with a short time limit: the client would wait much longer for one that hangs."""
+    """Ask for the server's health with a short time limit: MLflow's client waits much longer for one that hangs."""
+    import requests
+
     try:
-        urllib.request.urlopen(f"{redact(uri)}/health", timeout=_PROBE_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # it answers
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if not isinstance(reason, ssl.SSLError):  # MLflow's client has settings of its own for certificates
-            raise UserError(f"MLflow at {redact(uri)} does not answer ({reason})") from error
+        requests.get(f"{redact(uri).rstrip('/')}/health", timeout=_PROBE_SECONDS).close()
+    except requests.exceptions.SSLError:
+        pass  # MLflow's client has settings of its own for certificates
+    except (requests.RequestException, OSError) as error:
+        direct = f"; NO_PROXY={urlsplit(uri).hostname} avoids the proxy" if _proxy_variable(uri) else ""
+        raise UserError(f"{server_name(uri)} does not answer ({brief(error)}){direct}") from error
 
 
 def find_run(client: MlflowClient, uri: str, run_id: str) -> Run:
     """The run ``run_id``.
 
     Raises:
-        UserError: it does not exist, or was deleted.
+        UserError: it does not exist, or it or its experiment was deleted.
     """
     from mlflow.exceptions import MlflowException
 
@@ -147,35 +220,48 @@ def find_run(client: MlflowClient, uri: str, run_id: str) -> Run:
             f"MLflow at {redact(uri)} has no run {run_id}, to which this training belongs; give the tracking URI it"
             " was started with, or train under another --name"
         ) from None
+    check_experiment(
+        client.get_experiment(run.info.experiment_id), uri, "train under another --track.experiment and --name"
+    )
     if run.info.lifecycle_stage == "deleted":
-        raise UserError(
-            f"MLflow run {run_id} was deleted: `mlflow runs restore --run-id {run_id}`, or train under another --name"
-        )
+        restore = mlflow_command(uri, "runs", "restore", "--run-id", run_id)
+        raise UserError(f"MLflow run {run_id} was deleted: {restore} restores it, or train under another --name")
     return run
 
 
+def check_experiment(experiment: Experiment, uri: str, otherwise: str = "give another --track.experiment") -> None:
+    """Raise UserError if the experiment was deleted; ``otherwise`` is what to do instead of restoring it."""
+    if experiment.lifecycle_stage == "deleted":
+        restore = mlflow_command(uri, "experiments", "restore", "--experiment-id", experiment.experiment_id)
+        raise UserError(
+            f"MLflow experiment {experiment.name} was deleted: {restore} restores it and its runs, or {otherwise}"
+        )
+
+
 def mlflow_errors() -> tuple[type[Exception], ...]:
-    """The exceptions of MLflow's client and of clients of artifact stores when a server is unreachable or refuses."""
+    """The exceptions of MLflow's client and of clients of artifact stores when a server is unreachable or refuses, or
+    if the package of a client is missing. To be called when one is raised: it knows the clients in use by then."""
     configure()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    found: list[type[Exception]] = [MlflowException, SQLAlchemyError, OSError]
-    with contextlib.suppress(ImportError):
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        found += [Boto3Error, BotoCoreError, ClientError]
-    return tuple(found)
+    in_use = ((sys.modules.get(module), name) for module, name in _STORE_ERRORS)
+    of_stores = (getattr(module, name, None) for module, name in in_use)
+    return (
+        MlflowException,
+        SQLAlchemyError,
+        OSError,
+        ImportError,
+        *(error for error in of_stores if error is not None),
+    )
 
 
 @contextlib.contextmanager
 def as_user_errors(uri: str) -> Iterator[None]:
-    """Raise errors of MLflow and its artifact stores, and a missing package for one of these, as UserError."""
-    known: tuple[type[Exception], ...] = (*mlflow_errors(), ImportError)
+    """Raise errors of MLflow and its artifact stores as UserError."""
     try:
         yield
     except OutboxBusy as error:
         raise UserError(str(error)) from error
-    except known as error:
-        raise UserError(f"MLflow at {redact(uri)} cannot be used ({brief(error)})") from error
+    except mlflow_errors() as error:
+        raise UserError(f"{server_name(uri)} cannot be used ({brief(error)})") from error

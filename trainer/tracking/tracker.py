@@ -5,10 +5,11 @@ Each record for MLflow is first appended to the outbox in the run's folder, so a
 are delivered in that order: by a thread while training, by ``end_run``, or later by ``sync``. One that is sent twice,
 since a process was killed in between, changes nothing in MLflow (``trainer.tracking.delivery``).
 
-A training that is continued repeats the steps since its last checkpoint, and MLflow cannot delete points. So the outbox
-takes a scalar or grid once per position: MLflow keeps the values of the first attempt, and a repetition adds what is
-missing. In one process the repeated values are the same; with another number of workers, or after a rollback, they
-differ slightly. ``metrics.jsonl`` is truncated instead and has the values that led to the current networks.
+A training that is continued repeats the steps since its last checkpoint, and MLflow cannot delete points. As long as
+the repeated values are those that the outbox has already, as in one process, nothing is added. From the first value
+that differs, after a rollback or with another number of workers, all values of that name are added again: MLflow's
+charts then show both at each step, first the abandoned ones and last those that led to the current networks. A repeated
+grid replaces the one before. ``metrics.jsonl`` is truncated and never has abandoned values.
 
 Steps in MLflow are whole kimg (thousands of images seen). Points within the same kimg share a step, in order of time;
 ``metrics.jsonl`` has the exact positions.
@@ -20,8 +21,10 @@ import contextlib
 import math
 import re
 import secrets
+import shlex
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,14 +33,17 @@ from catgan.dataset import Manifest
 from trainer.tracking.delivery import Delivery, Register
 from trainer.tracking.description import describe
 from trainer.tracking.journal import Journal
-from trainer.tracking.outbox import DeliveryState, DeliveryThread, Outbox, redact
+from trainer.tracking.messages import redact
+from trainer.tracking.outbox import DeliveryState, DeliveryThread, Outbox, describe_refused
 from trainer.tracking.server import (
     as_user_errors,
+    check_experiment,
     check_reachable,
     connect,
     find_run,
     mlflow_errors,
     resolve_uri,
+    server_name,
     sqlite_path,
     with_password,
 )
@@ -45,6 +51,7 @@ from trainer.tracking.server import (
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _CLOSE_SECONDS = 30.0
+_REFUSED_PAUSE = 600.0  # seconds until a training tries a refused file again
 _OFFLINE = "offline-"
 _TAG_LENGTH = 5000  # MLflow's limit (mlflow/utils/validation.py)
 
@@ -86,8 +93,7 @@ def open_run(
         state["run_id"] = run_id
         outbox.save_state(state)
     if not offline:
-        _check_start(run_dir, uri)
-        _check_run(uri, state)
+        _check_start(run_dir, uri, experiment, state)
     recorded = next((record["run"] for record in outbox.journal.records() if record["kind"] == "open"), None)
     key = run_id or recorded or ((_OFFLINE if offline else "") + secrets.token_hex(16))
     opened = {"kind": "open", "time": _now(), "run": key, "uri": redact(uri), "experiment": experiment}
@@ -95,7 +101,8 @@ def open_run(
     if outbox.journal.has_unwritten:
         raise UserError(f"{outbox.journal.path} cannot be written; free some space and run the same command again")
     if not offline:
-        _deliver(run_dir, uri, register)
+        with as_user_errors(uri):
+            Delivery(run_dir, uri, register=register).deliver_points()
     return key if key == run_id or offline else outbox.state()["run_id"]
 
 
@@ -116,7 +123,7 @@ def end_run(run_dir: Path, uri: str, status: Status, offline: bool = False, *, r
         except UserError as error:
             reason = f"warning: {error}; "
     if num := outbox.num_undelivered():
-        say(f"{reason}{num} records are not in MLflow yet; `cattrain sync {run_dir}` delivers them")
+        say(f"{reason}{num} records are not in MLflow yet; {_sync_command(run_dir, uri)} delivers them")
 
 
 def sync(run_dir: Path, uri: str | None = None, *, register: Register) -> dict[str, Any]:
@@ -139,19 +146,18 @@ def sync(run_dir: Path, uri: str | None = None, *, register: Register) -> dict[s
         raise UserError(f"{run_dir} has no records for MLflow (outbox.jsonl); give the folder of a run")
     uri = resolve_uri(uri or with_password(opened[-1]["uri"]), run_dir.parent)
     num = outbox.num_undelivered()
-    say(f"{num} records to deliver to MLflow at {redact(uri)}")
-    delivered = 0
+    say(f"{num} records to deliver to {server_name(uri)}")
     if num:
         try:
             check_reachable(uri)
-            _check_run(uri, outbox.state())
-            delivered = _deliver(run_dir, uri, register)
+            _check_run(uri, opened[-1]["experiment"], outbox.state())
+            _deliver(run_dir, uri, register)
         except UserError as error:
             raise UserError(
                 f"{error}; {outbox.num_undelivered()} of {num} records are left; fix this, then run the same command"
                 " again"
             ) from error.__cause__
-    return {"run_dir": str(run_dir), "mlflow_run_id": mlflow_run_id(run_dir), "delivered": delivered}
+    return {"run_dir": str(run_dir), "mlflow_run_id": mlflow_run_id(run_dir), "delivered": num}
 
 
 def mlflow_run_id(run_dir: Path) -> str | None:
@@ -187,8 +193,9 @@ class Tracker:
         self._metrics = Journal(run_dir / "metrics.jsonl")
         self._outbox = Outbox(run_dir)
         self._last_time = 0
-        self._queued: set[tuple[str, int]] = set()
-        self._thread: DeliveryThread | None = None
+        self._earlier: dict[str, dict[int, float | str]] = {}
+        self._grids: dict[tuple[str, int], int] = {}
+        self._threads: list[DeliveryThread] = []
         if uri is not None:
             assert register is not None
             database = sqlite_path(uri)
@@ -197,41 +204,48 @@ class Tracker:
                     f"{uri} is not on this machine; to train on several machines start a tracking server"
                     " (mlflow/serve.sh) and give its address as --track.uri"
                 )
-            send = Delivery(run_dir, uri, register=register).send
-            errors = (*mlflow_errors(), UserError)
-            self._thread = DeliveryThread(self._outbox, send, f"MLflow at {redact(uri)}", errors)
+            for what, deliver in (
+                ("records", Delivery(run_dir, uri, register=register).deliver_points),
+                ("files", partial(Delivery(run_dir, uri, register=register).deliver_files, _REFUSED_PAUSE)),
+            ):
+                self._threads.append(DeliveryThread(deliver, server_name(uri), what, _delivery_errors))
 
     def rewind(self, nimg: int) -> None:
-        """Prepare to continue at ``nimg`` images: remove later lines of ``metrics.jsonl``, and look up the scalars and
+        """Prepare to continue at ``nimg`` images: remove later lines of ``metrics.jsonl``, and look up the values and
         grids from there on that the outbox has already."""
         self._metrics.keep(lambda record: record["nimg"] <= nimg)
-        self._queued = {
-            (key, record["nimg"])
-            for record in self._outbox.journal.records()
-            if record["kind"] in ("scalars", "grid") and record["nimg"] >= nimg
-            for key in (record["values"] if record["kind"] == "scalars" else [record["key"]])
-        }
+        self._earlier, self._grids = {}, {}
+        for record in self._outbox.journal.records():
+            self._last_time = max(self._last_time, record["time"])  # a clock that was set back must not mix up attempts
+            if record["kind"] == "scalars" and record["nimg"] >= nimg:
+                for name, value in record["values"].items():
+                    self._earlier.setdefault(name, {})[record["nimg"]] = value
+            elif record["kind"] == "grid" and record["nimg"] >= nimg:
+                self._grids.setdefault((record["key"], record["nimg"]), record["time"])
 
     def log_scalars(self, values: Mapping[str, float], nimg: int) -> None:
         """Add a line ``{"nimg", "kimg", ...}`` to ``metrics.jsonl``, with null for values that are not finite, and for
-        each value queue a point for MLflow at step ``nimg // 1000``, unless the outbox has it already."""
+        each value queue a point for MLflow at step ``nimg // 1000``, unless it repeats what the outbox has."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._metrics.append({"nimg": nimg, "kimg": nimg / 1000, **finite})
-        new = {
-            name: float(value) if math.isfinite(value) else str(float(value))
-            for name, value in values.items()
-            if (name, nimg) not in self._queued
-        }
+        new = {}
+        for name, value in values.items():
+            plain = float(value) if math.isfinite(value) else str(float(value))
+            if self._earlier.get(name, {}).get(nimg) == plain:
+                continue
+            self._earlier.pop(name, None)  # it differs: from here on all values are new
+            new[name] = plain
         if new:
             self._put({"kind": "scalars", "nimg": nimg, "values": new})
 
     def log_grid(self, key: str, nimg: int, path: Path) -> None:
-        """Queue the image ``path`` for the UI's image view at step ``nimg // 1000`` and as an artifact in ``samples/``,
-        unless the outbox has it already. For the file see ``log_artifact``."""
+        """Queue the image ``path`` for the UI's image view at step ``nimg // 1000``, where it replaces an earlier one
+        of this position, and as an artifact in ``samples/``. For the file see ``log_artifact``."""
         assert re.fullmatch("[a-z_]+", key), key
-        if (key, nimg) in self._queued:
-            return
-        self._put({"kind": "grid", "nimg": nimg, "key": key, "path": self._relative(path)})
+        grid = {"kind": "grid", "nimg": nimg, "key": key, "path": self._relative(path)}
+        if (key, nimg) in self._grids:
+            grid["shown_as"] = self._grids[key, nimg]
+        self._put(grid)
         self.log_artifact(path, "samples")
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
@@ -257,56 +271,84 @@ class Tracker:
         """Deliver queued records for up to 30 seconds. ``end_run`` or ``sync`` delivers the others."""
         self._metrics.flush()
         self._outbox.journal.flush()
-        if self._thread is not None:
-            self._thread.close(_CLOSE_SECONDS)
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for thread in self._threads:
+            thread.close(max(deadline - time.monotonic(), 0))
 
     def _put(self, record: dict[str, Any]) -> None:
         self._last_time = max(_now(), self._last_time + 1)  # MLflow drops an equal point with the same millisecond
         self._outbox.put({"time": self._last_time, **record})
-        if self._thread is not None:
-            self._thread.notify()
+        for thread in self._threads:
+            thread.notify()
 
     def _relative(self, path: Path) -> str:
         """Relative to the run's folder, which may be moved before its records are delivered."""
         return path.relative_to(self._run_dir).as_posix()
 
 
-def _check_start(run_dir: Path, uri: str) -> None:
-    """Check that MLflow answers; if not, remove ``run_dir`` if it is empty, since no training began.
+def _check_start(run_dir: Path, uri: str, experiment: str, state: DeliveryState) -> None:
+    """Check that MLflow can record the training; if not, remove ``run_dir`` if it is empty, since no training began.
 
     Raises:
-        UserError: it does not.
+        UserError: MLflow does not answer, or does not have the run, or the experiment was deleted.
     """
+    try:
+        _check_answers(uri)
+        _check_run(uri, experiment, state)
+    except UserError:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()
+        raise
+
+
+def _check_answers(uri: str) -> None:
     try:
         check_reachable(uri)
     except UserError as error:
-        with contextlib.suppress(OSError):
-            run_dir.rmdir()
         raise UserError(
             f"{error}; start the server (mlflow/serve.sh), set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD if"
             " it needs them, give another --track.uri, or train with --track.offline and deliver the records later"
         ) from error.__cause__
 
 
-def _check_run(uri: str, state: DeliveryState) -> None:
-    """Check that MLflow has the run, if it was created before.
+def _check_run(uri: str, experiment: str, state: DeliveryState) -> None:
+    """Check that MLflow has the run, if it was created before; otherwise that it can be created.
 
     Raises:
-        UserError: it does not.
-    """
-    if "run_id" in state:
-        with as_user_errors(uri):
-            find_run(connect(uri), uri, state["run_id"])
-
-
-def _deliver(run_dir: Path, uri: str, register: Register) -> int:
-    """Deliver all queued records. Returns their number.
-
-    Raises:
-        UserError: that was not possible.
+        UserError: it has not, or the experiment was deleted.
     """
     with as_user_errors(uri):
-        return Outbox(run_dir).deliver(Delivery(run_dir, uri, register=register).send)
+        client = connect(uri)
+        if "run_id" in state:
+            find_run(client, uri, state["run_id"])
+        elif found := client.get_experiment_by_name(experiment):
+            check_experiment(found, uri)
+
+
+def _deliver(run_dir: Path, uri: str, register: Register) -> None:
+    """Deliver all queued records.
+
+    Raises:
+        UserError: that was not possible, or files were refused.
+    """
+    delivery = Delivery(run_dir, uri, register=register)
+    with as_user_errors(uri):
+        delivery.deliver_points()
+        delivery.deliver_files()
+    if refused := Outbox(run_dir).refused_files():
+        raise UserError(f"{server_name(uri)} refuses {describe_refused(refused)}")
+
+
+def _delivery_errors() -> tuple[type[Exception], ...]:
+    return (*mlflow_errors(), UserError)
+
+
+def _sync_command(run_dir: Path, uri: str) -> str:
+    command = f"`cattrain sync {shlex.quote(str(run_dir))}`"
+    if redact(uri) == uri:
+        return command
+    user = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if uri.startswith("http") else "MLFLOW_TRACKING_URI"
+    return f"{command}, with {user} set,"
 
 
 def _now() -> int:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from export.generator import export_onnx
 from tests.trainer.tracking.runs import begin, track
+from trainer.config import ModelConfig
+from trainer.models import build_generator
 from trainer.tracking.server import connect, resolve_uri
 from trainer.tracking.tracker import Tracker
 
@@ -21,6 +24,13 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def client(uri: str) -> MlflowClient:
     return connect(uri)
+
+
+@pytest.fixture(scope="session")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "gen.onnx"
+    export_onnx(build_generator(ModelConfig(size=8, z_dim=4, g_width=4)), path, {})
+    return path
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from trainer.tracking.journal import Record
-from trainer.tracking.outbox import DeliveryState, DeliveryThread, Outbox, OutboxBusy, brief, redact
+from trainer.tracking.outbox import DeliveryState, DeliveryThread, Outbox, OutboxBusy, Refused, Send
 
 
 class Receiver:
@@ -31,21 +31,26 @@ class Receiver:
         return len(records[:2])
 
 
+def start(outbox: Outbox, send: Send) -> DeliveryThread:
+    return DeliveryThread(lambda: outbox.deliver_points(send), "the server", "records", lambda: (ConnectionError,))
+
+
 def fill(outbox: Outbox, *numbers: int) -> None:
     for n in numbers:
-        outbox.put({"n": n})
+        outbox.put({"kind": "status", "n": n})
 
 
 def test_records_are_delivered_in_order_and_once_by_several_processes(tmp_path: Path) -> None:
     receiver = Receiver()
     fill(Outbox(tmp_path), 0, 1, 2)
     assert Outbox(tmp_path).num_undelivered() == 3
-    assert Outbox(tmp_path).deliver(receiver.send) == 3
+    Outbox(tmp_path).deliver_points(receiver.send)
     fill(Outbox(tmp_path), 3)
     outbox = Outbox(tmp_path)
     assert outbox.num_undelivered() == 1
-    assert outbox.deliver(receiver.send) == 1
-    assert outbox.deliver(receiver.send) == 0
+    outbox.deliver_points(receiver.send)
+    assert outbox.num_undelivered() == 0
+    outbox.deliver_points(receiver.send)
     assert receiver.received == [0, 1, 2, 3]
     assert Outbox(tmp_path).state()["run_id"] == "after 3"
 
@@ -59,10 +64,10 @@ def test_records_sent_before_a_failure_are_not_sent_again(tmp_path: Path) -> Non
         return receiver.send(records, state)
 
     with pytest.raises(ConnectionError):
-        outbox.deliver(fail_after_first)
+        outbox.deliver_points(fail_after_first)
     assert (receiver.received, outbox.num_undelivered()) == ([0, 1], 1)
     receiver.away = False
-    outbox.deliver(receiver.send)
+    outbox.deliver_points(receiver.send)
     assert receiver.received == [0, 1, 2]
 
 
@@ -70,7 +75,7 @@ def test_records_sent_before_a_failure_are_not_sent_again(tmp_path: Path) -> Non
 def test_without_a_valid_state_all_records_are_sent_again(tmp_path: Path, damage: str) -> None:
     outbox, receiver = Outbox(tmp_path), Receiver()
     fill(outbox, 0, 1, 2)
-    outbox.deliver(receiver.send)
+    outbox.deliver_points(receiver.send)
     state = tmp_path / "outbox.json"
     if damage == "missing":
         state.unlink()
@@ -80,7 +85,7 @@ def test_without_a_valid_state_all_records_are_sent_again(tmp_path: Path, damage
         lines = (tmp_path / "outbox.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / "outbox.jsonl").write_text("".join(lines[:1]))
         fill(outbox, 1)
-    outbox.deliver(receiver.send)
+    outbox.deliver_points(receiver.send)
     assert receiver.received == [0, 1, 2, 0, 1] + [2] * (damage != "ahead")
 
 
@@ -93,13 +98,140 @@ def test_an_outbox_written_by_an_earlier_version_is_continued(tmp_path: Path) ->
     received: list[Record] = []
 
     def send(records: Sequence[Record], state: DeliveryState) -> int:
-        assert (state["run_id"], state["notes"]) == ("0123", ["a"])
+        assert state["run_id"] == "0123"
         received.extend(records)
         return len(records)
 
-    assert Outbox(tmp_path).deliver(send) == 1
+    Outbox(tmp_path).deliver_points(send)
     assert received == [{"time": 2, "kind": "scalars", "nimg": 2000, "values": {"x": 2.0}}]
-    assert Outbox(tmp_path).state() == {"delivered": len(first + second), "run_id": "0123", "notes": ["a"]}
+    assert Outbox(tmp_path).state()["delivered"] == len(first + second)
+    assert Outbox(tmp_path).num_undelivered() == 0
+
+
+class Store:
+    """Takes files, except those that ``refuses`` names."""
+
+    def __init__(self, *refuses: str) -> None:
+        self.refuses = set(refuses)
+        self.received: list[str] = []
+        self.seconds = 0.0
+        self.away = False
+
+    def send(self, record: Record, run_id: str) -> None:
+        assert run_id == "0123"
+        if self.away:
+            raise ConnectionError("gone")
+        name = record.get("path", "events.txt")
+        time.sleep(self.seconds)
+        if name in self.refuses:
+            raise Refused("413")
+        self.received.append(name)
+
+
+def fill_with_files(outbox: Outbox, *names: str) -> None:
+    """Queue a file and a point for each name, for a run that is open in MLflow."""
+    for name in names:
+        outbox.put({"kind": "artifact", "path": name})
+        outbox.put({"kind": "scalars", "n": name})
+    outbox.save_state(outbox.state() | {"run_id": "0123"})
+
+
+def names_of_points(outbox: Outbox) -> list[str]:
+    received: list[str] = []
+
+    def send(records: Sequence[Record], state: DeliveryState) -> int:
+        received.extend(record["n"] for record in records)
+        return len(records)
+
+    outbox.deliver_points(send)
+    return received
+
+
+def test_points_do_not_wait_for_files(tmp_path: Path) -> None:
+    outbox, store = Outbox(tmp_path), Store()
+    store.away = True
+    fill_with_files(outbox, "a", "b")
+    with pytest.raises(ConnectionError):
+        outbox.deliver_files(store.send)
+    assert names_of_points(outbox) == ["a", "b"]
+    assert outbox.num_undelivered() == 2
+    store.away = False
+    outbox.deliver_files(store.send)
+    outbox.deliver_files(store.send)
+    assert store.received == ["a", "b"]
+    assert outbox.num_undelivered() == 0
+
+
+def test_points_are_delivered_while_a_file_is_on_its_way(tmp_path: Path) -> None:
+    outbox, hanging, gate = Outbox(tmp_path), threading.Event(), threading.Event()
+    fill_with_files(outbox, "a")
+
+    def send(record: Record, run_id: str) -> None:
+        hanging.set()
+        gate.wait()
+
+    thread = DeliveryThread(lambda: outbox.deliver_files(send), "the server", "files", lambda: (ConnectionError,))
+    assert hanging.wait(30)
+    assert names_of_points(Outbox(tmp_path)) == ["a"]
+    gate.set()
+    thread.close(30)
+    assert outbox.num_undelivered() == 0
+
+
+def test_a_refused_file_is_named_and_tried_again_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outbox, store = Outbox(tmp_path), Store("b")
+    fill_with_files(outbox, "a", "b", "c")
+    outbox.put({"kind": "note", "n": "note"})
+    outbox.deliver_files(store.send)
+    assert store.received == ["a", "c", "events.txt"]
+    assert "MLflow refuses b (413); this is tried again later" in capsys.readouterr().err
+    names_of_points(outbox)
+    assert outbox.num_undelivered() == 1
+    assert [entry["file"] for entry in Outbox(tmp_path).refused_files()] == ["b"]
+    outbox.deliver_files(store.send)  # still refused: no second warning
+    store.refuses.clear()
+    outbox.deliver_files(store.send, pause=60)  # too early
+    assert capsys.readouterr().err == ""
+    assert outbox.num_undelivered() == 1
+    Outbox(tmp_path).deliver_files(store.send)
+    Outbox(tmp_path).deliver_files(store.send)
+    assert store.received == ["a", "c", "events.txt", "b"]
+    assert outbox.num_undelivered() == 0
+
+
+def test_files_of_a_slow_store_that_refuses_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal can take minutes, so that not all files can be tried each time."""
+    monkeypatch.setattr("trainer.tracking.outbox._REFUSING_SECONDS", 0.01)
+    outbox, store = Outbox(tmp_path), Store("a", "b")
+    store.seconds = 0.02
+    fill_with_files(outbox, "a", "b", "c")
+    for received in ([], [], ["c"], ["c"]):  # a; b; c and a again; b again
+        outbox.deliver_files(store.send)
+        assert store.received == received
+    store.refuses = {"a"}
+    outbox.deliver_files(store.send)  # a
+    outbox.deliver_files(store.send)  # b
+    assert store.received == ["c", "b"]
+
+
+def test_files_of_an_outbox_that_had_one_lane_are_continued(tmp_path: Path) -> None:
+    outbox, store = Outbox(tmp_path), Store()
+    fill_with_files(outbox, "a", "b")
+    first = (tmp_path / "outbox.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (tmp_path / "outbox.json").write_text(f'{{"delivered": {len(first)}, "run_id": "0123"}}')
+    assert names_of_points(outbox) == ["a", "b"]
+    outbox.deliver_files(store.send)
+    assert store.received == ["b"]
+    (tmp_path / "outbox.files.json").unlink()
+    outbox.deliver_files(store.send)
+    assert store.received == ["b", "b"]
+
+
+def test_files_wait_for_the_run(tmp_path: Path) -> None:
+    outbox, store = Outbox(tmp_path), Store()
+    outbox.put({"kind": "artifact", "path": "a"})
+    outbox.deliver_files(store.send)
+    assert (store.received, outbox.num_undelivered()) == ([], 1)
 
 
 def _deliver_forever(folder: Path, started: Path) -> None:
@@ -108,7 +240,7 @@ def _deliver_forever(folder: Path, started: Path) -> None:
         time.sleep(600)
         return 1
 
-    Outbox(folder).deliver(send)
+    Outbox(folder).deliver_points(send)
 
 
 def test_one_process_delivers_at_a_time_and_a_killed_one_releases_the_lock(
@@ -124,12 +256,12 @@ def test_one_process_delivers_at_a_time_and_a_killed_one_releases_the_lock(
             assert other.is_alive()
             time.sleep(0.01)
         with pytest.raises(OutboxBusy):
-            outbox.deliver(receiver.send)
+            outbox.deliver_points(receiver.send)
     finally:
         assert other.pid is not None
         os.kill(other.pid, signal.SIGKILL)
         other.join()
-    assert outbox.deliver(receiver.send) == 1
+    outbox.deliver_points(receiver.send)
     assert receiver.received == [0]
 
 
@@ -146,7 +278,8 @@ def test_it_delivers_on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fcntl, "flock", flock)
     outbox, receiver = Outbox(tmp_path), Receiver()
     fill(outbox, 0)
-    assert outbox.deliver(receiver.send) == 1
+    outbox.deliver_points(receiver.send)
+    assert outbox.num_undelivered() == 0
 
 
 def test_the_thread_retries_in_order(
@@ -161,7 +294,7 @@ def test_the_thread_retries_in_order(
         return receiver.send(records, state)
 
     fill(outbox, 0)
-    thread = DeliveryThread(outbox, send, "the server", (ConnectionError,))
+    thread = start(outbox, send)
     for n in (1, 2):
         fill(outbox, n)
         thread.notify()
@@ -186,7 +319,7 @@ def test_close_waits_no_longer_than_its_timeout(tmp_path: Path) -> None:
         return len(records)
 
     fill(outbox, 0)
-    thread = DeliveryThread(outbox, send, "the server", (ConnectionError,))
+    thread = start(outbox, send)
     assert hanging.wait(30)
     fill(outbox, 1)  # would block if it waited for the thread
     thread.notify()
@@ -201,23 +334,7 @@ def test_close_does_not_wait_for_a_receiver_that_is_away(tmp_path: Path) -> None
     outbox, receiver = Outbox(tmp_path), Receiver()
     receiver.away = True
     fill(outbox, 0)
-    thread = DeliveryThread(outbox, receiver.send, "the server", (ConnectionError,))
+    thread = start(outbox, receiver.send)
     thread.close(60)
     assert not thread._thread.is_alive()
     assert outbox.num_undelivered() == 1
-
-
-def test_brief_names_an_innermost_cause_of_the_operating_system() -> None:
-    outer = RuntimeError("a long paragraph")
-    outer.__cause__ = ConnectionRefusedError(111, "Connection refused")
-    assert brief(outer) == "[Errno 111] Connection refused"
-    outer.__cause__ = ValueError("an inner detail")
-    assert brief(outer) == "a long paragraph"
-    assert brief(ValueError("two\nlines of http://a:b@c/d")) == "two lines of http://c/d"
-    assert len(brief(ValueError("x" * 1000))) < 250
-
-
-def test_redact() -> None:
-    assert redact("postgresql://user:pass@host/db and a@b") == "postgresql://host/db and a@b"
-    assert redact("http://me:p@ss@host") == "http://host"
-    assert redact("http://host/a?to=b@c") == "http://host/a?to=b@c"

@@ -13,23 +13,13 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from catgan.command import UserError
-from export.generator import export_onnx
 from export.registry import register
 from tests.trainer.tracking.runs import CONFIG, MANIFEST, begin, end, events, make_image, points, track
 from trainer.cli import main
-from trainer.config import ModelConfig
-from trainer.models import build_generator
 from trainer.tracking.journal import Journal
 from trainer.tracking.tracker import Tracker, is_finished, mlflow_run_id, sync
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "gen.onnx"
-    export_onnx(build_generator(ModelConfig(size=8, z_dim=4, g_width=4)), path, {})
-    return path
 
 
 def train_offline(folder: Path, uri: str, name: str, onnx_file: Path) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from catgan.command import UserError
 from tests.trainer.tracking.runs import CONFIG, begin, end, events, images, make_image, points, track
+from trainer.report.history import read
 from trainer.tracking.tracker import Tracker, is_finished, mlflow_run_id
 
 
@@ -109,37 +112,91 @@ def test_rewind_removes_later_and_incomplete_lines(tracker: Tracker, folder: Pat
     assert [(r["nimg"], r["x"]) for r in metrics(folder)] == [(1000, 1.0), (2000, 1.0), (3000, 2.0)]
     # Hidden files are the lock and temporary files of deliveries.
     files = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
-    assert files == {"metrics.jsonl", "outbox.json", "outbox.jsonl"}
+    assert files == {"metrics.jsonl", "outbox.files.json", "outbox.json", "outbox.jsonl"}
 
 
-def test_repeated_steps_are_recorded_once(client: MlflowClient, uri: str, run_id: str, folder: Path) -> None:
-    """Killed at 5.5 kimg, continued from a checkpoint at 4: MLflow keeps the first values and gets the missing ones."""
+def test_equal_values_of_repeated_steps_are_recorded_once(
+    client: MlflowClient, uri: str, run_id: str, folder: Path
+) -> None:
+    """Killed at 5.5 kimg, continued from a checkpoint at 4."""
     first = track(folder, uri)
     first.rewind(0)
-    for nimg in (0, 4000):
-        first.log_grid("fakes", nimg, make_image(folder / f"{nimg}.png"))
     for nimg in (1000, 2000, 3000, 4000, 5000, 5500):
-        first.log_scalars({"x": nimg / 1000, "speed": 1.0}, nimg)
+        first.log_scalars({"x": nimg / 1000, "lost": math.nan, "speed": nimg + 1.0}, nimg)
     first.close()
     second = track(folder, uri)
     second.rewind(4000)
     for nimg in (5000, 5500, 6000):
-        second.log_scalars({"x": nimg / 1000, "speed": 2.0, "new": 1.0}, nimg)
-    second.log_grid("fakes", 6000, make_image(folder / "6000.png"))
+        second.log_scalars({"x": nimg / 1000, "lost": math.nan, "speed": nimg + 2.0, "new": 1.0}, nimg)
     second.close()
     assert points(client, run_id, "x") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.0), (5, 5.5), (6, 6.0)]
-    assert [value for _, value in points(client, run_id, "speed")] == [1.0] * 6 + [2.0]
+    assert [step for step, _ in points(client, run_id, "lost")] == [1, 2, 3, 4, 5, 5, 6]
+    assert points(client, run_id, "speed")[4:] == [(5, 5001.0), (5, 5501.0), (5, 5002.0), (5, 5502.0), (6, 6002.0)]
     assert [step for step, _ in points(client, run_id, "new")] == [5, 5, 6]
     assert [r["nimg"] for r in metrics(folder)] == [1000, 2000, 3000, 4000, 5000, 5500, 6000]
-    assert [r["speed"] for r in metrics(folder)] == [1.0] * 4 + [2.0] * 3
-    # Started over: killed before its first checkpoint.
-    third = track(folder, uri)
-    third.rewind(0)
-    third.log_grid("fakes", 0, make_image(folder / "0.png"))
-    third.log_scalars({"x": -1.0}, 1000)
-    third.close()
-    assert len(points(client, run_id, "x")) == 7
-    assert len(images(client, run_id)) == 6
+    assert [r["speed"] for r in metrics(folder)][3:] == [4001.0, 5002.0, 5502.0, 6002.0]
+
+
+def test_the_last_point_at_a_step_is_that_of_the_current_networks(
+    client: MlflowClient, uri: str, run_id: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an abandoned value follows an equal one, and on a machine whose clock is behind."""
+    for time, start, values in (
+        (2_000_000_000_000, 0, {4500: 4.0, 5000: 5.0, 5500: 6.0, 6000: 7.0}),
+        (1_000_000_000_000, 4000, {4500: 4.0, 5000: 8.0, 5500: 6.0}),
+        (1_500_000_000_000, 4000, {4500: 9.0, 6000: 7.0}),
+    ):
+        monkeypatch.setattr("trainer.tracking.tracker._now", lambda time=time: time)
+        tracker = track(folder, uri)
+        tracker.rewind(start)
+        for nimg, value in values.items():
+            tracker.log_scalars({"fid2k": value}, nimg)
+        tracker.close()
+    assert points(client, run_id, "fid2k") == [
+        *((4, 4.0), (5, 5.0), (5, 6.0), (6, 7.0)),
+        *((5, 8.0), (5, 6.0)),  # 4.0 is repeated
+        *((4, 9.0), (6, 7.0)),
+    ]
+    last = dict(points(client, run_id, "fid2k"))
+    assert {r["nimg"] // 1000: r["fid2k"] for r in metrics(folder)} == {4: last[4], 6: last[6]}
+
+
+def test_the_registered_metric_is_in_the_chart_after_a_rollback(
+    client: MlflowClient, uri: str, run_id: str, folder: Path, onnx_file: Path
+) -> None:
+    (folder / "best").mkdir()
+    onnx = Path(shutil.copy(onnx_file, folder / "best"))
+    for start, values in ((0, (90.0, 80.0, 60.0)), (2000, (80.0, 75.0, 65.0))):
+        tracker = track(folder, uri)
+        tracker.rewind(start)
+        for i, value in enumerate(values):
+            tracker.log_scalars({"fd16_efflite0": value}, start + 1000 * (i + 1))
+        tracker.close()
+    best = read(folder).best("fd16_efflite0")
+    assert best is not None
+    tracker = track(folder, uri)
+    metric = {"name": "fd16_efflite0", "value": best["fd16_efflite0"], "kimg": best["kimg"], "n_fake": 16}
+    tracker.log_model("rolled-back", onnx, {"recipe": "tiny", "kimg": best["kimg"], "metric": metric})
+    tracker.close()
+    version = client.get_model_version("rolled-back", "1")
+    shown = dict(points(client, run_id, version.tags["metric"]))
+    assert shown[int(float(version.tags["kimg"]))] == float(version.tags["metric_value"]) == 65.0
+
+
+def test_a_repeated_grid_replaces_the_one_before(
+    client: MlflowClient, uri: str, run_id: str, folder: Path, tmp_path: Path
+) -> None:
+    for colour in (1, 2):
+        tracker = track(folder, uri)
+        tracker.rewind(0)
+        for nimg in (0, 4000):
+            tracker.log_grid("fakes", nimg, make_image(folder / f"{nimg}.png", colour))
+        tracker.close()
+    shown = [name for name in images(client, run_id) if name.endswith(".png")]
+    assert [name.partition("+timestamp")[0] for name in shown] == ["fakes+step+0", "fakes+step+4"]
+    for path in (f"images/{shown[1]}", "samples/4000.png"):
+        with Image.open(client.download_artifacts(run_id, path, str(tmp_path))) as image:
+            assert image.getpixel((0, 0)) == (2, 0, 0)
 
 
 def test_a_run_is_reopened(client: MlflowClient, uri: str, run_id: str, folder: Path) -> None:
