@@ -11,6 +11,7 @@ cannot be read with the reason.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import stat
 import tarfile
@@ -172,12 +173,23 @@ def _identify_remote(url: str) -> Source:
     filesystem(url)  # raises UserError for URLs that are not allowed
     name = remote.name_of(url)
     # A web server cannot list a folder, but may hold a data set.
-    if "?" not in url and suffix(name) not in ARCHIVES and remote.exists(join(url, MANIFEST)):
+    if "?" not in url and suffix(name) not in ARCHIVES and _is_data_set(url):
         return Source(url, name, "set", Manifest.load(url).digest)
     found = remote.info(url)
     if found["type"] == "directory":
         return Source(url, name, "folder")
     return Source(url, name, _kind(url), f"{found['size']} {remote.version_of(found)}")
+
+
+def _is_data_set(url: str) -> bool:
+    """Whether the folder at ``url`` holds a manifest of ours; other programs write a manifest.json, too."""
+    if not remote.exists(path := join(url, MANIFEST)):
+        return False
+    try:
+        record = json.loads(remote.fetch(path, None))
+    except ValueError:
+        return False
+    return isinstance(record, dict) and {"format_version", "splits"} <= record.keys()
 
 
 def _kind(location: str) -> str:

@@ -17,7 +17,7 @@ from trainer.metrics.catfid.evaluation import Evaluation, SideEvaluator
 from trainer.metrics.catfid.measure import Measured, Networks, measure
 from trainer.metrics.catfid.neighbours import neighbour_sheet
 from trainer.metrics.catfid.options import NAME, NEED_IMAGES, Options, parse
-from trainer.metrics.catfid.sides import ImageSet, Side, num_images, open_side
+from trainer.metrics.catfid.sides import ImageSet, Side, generator_of_run, num_images, open_side
 from trainer.metrics.intervals import compare, interval
 
 
@@ -25,6 +25,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Run ``catfid`` with these arguments. Returns the JSON object for stdout."""
     began = time.perf_counter()
     options = parse(argv)
+    options = replace(
+        options,
+        real=generator_of_run(options.real),
+        fake=options.fake and generator_of_run(options.fake),
+        against=options.against and generator_of_run(options.against),
+    )
     locations = {"REAL": options.real, "FAKE": options.fake, "OTHER": options.against}
     sides = {
         name: open_side(location, split=options.split, num=options.num_generated, seed=options.seed)

@@ -22,7 +22,7 @@ NEED_IMAGES = frozenset(METRICS) - {"fid", "ppl"}
 _DESCRIPTION = """\
 Measure how far FAKE is from REAL. Each side is a folder of images, a folder of shards (all splits, or --split), an .npz
 of statistics (fid only; also from pytorch-fid --save-stats), or gen.onnx, which generates --num images of consecutive
-seeds from --seed on.
+seeds from --seed on. The folder of a training run stands for its best gen.onnx.
 
   fid     Fréchet distance of at least 2,048 images; lower is better. FID with pytorch-fid's InceptionV3 only, else fd
   kid     kernel distance, also of few images: mean over 100 random subsets of up to 1,000; lower is better
@@ -38,7 +38,7 @@ The name of a result tells how it was computed: fid50k is the FID of 50,000 imag
 
 _EXAMPLES = """\
 examples:
-  catfid out/cats out/runs/NAME/best/gen.onnx                # all splits; --split train is what training reports
+  catfid out/cats out/runs/NAME                              # all splits; --split train is what training reports
   catfid out/cats gen.onnx --metrics fid --num 50000 --weights pt_inception-2015-12-05-6726825d.pth
   catfid photos/ generated/ --metrics kid,pr                 # two folders of images of the same size
   catfid out/cats gen.onnx --split train --metrics copies --neighbours nearest.png    # does it copy? see for yourself

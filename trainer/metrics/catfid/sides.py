@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catgan.command import UserError
+from catgan.command import UserError, say
 from catgan.dataset import MANIFEST, Manifest
-from catgan.location import is_url
+from catgan.location import is_url, local_path, resolved_path
+from catgan.outputs import RUN, in_words, own_files, owner
 from infer.latents import latents
 from infer.session import Generator
 from trainer.data.images import ImageError, decode
@@ -60,7 +62,7 @@ def open_side(location: str, *, split: str | None, num: int, seed: int) -> Side:
     """
     if is_url(location):
         return _shards(str(location), split)
-    path = Path(location).expanduser()
+    path = local_path(location)
     if not path.exists():
         raise UserError(f"{location} does not exist: give a folder of images or shards, an .npz file or gen.onnx")
     if path.is_dir():
@@ -100,12 +102,35 @@ def _generated(path: Path, num: int, seed: int) -> ImageSet:
     return ImageSet("onnx", num, (generator.size, generator.size), batches, generator=generator)
 
 
+def generator_of_run(location: str) -> str:
+    """The best generator of the training run in the folder ``location``, or whose folder ``best`` it is; ``location``
+    itself if it is neither.
+
+    Raises:
+        UserError: the run has no gen.onnx.
+    """
+    if is_url(location) or not (path := local_path(location)).is_dir():
+        return location
+    if RUN in own_files([entry.name for entry in path.iterdir()]).values():
+        run, onnx = path, path / "best" / "gen.onnx"
+    elif (found := owner(resolved_path(path))) and path.name == "best":
+        run, onnx = found[0], path / "gen.onnx"
+    else:
+        return location
+    if not onnx.is_file():
+        raise UserError(f"{run} is a training run without best/gen.onnx: `catexport {run} -o gen.onnx`, then give that")
+    say(f"{run} is a training run: taking its best generator, {onnx}")
+    return str(onnx)
+
+
 def _folder(path: Path) -> ImageSet:
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
+    if found := owner(resolved_path(path)):
+        folder, kind = found
+        raise UserError(f"{path} is part of the {kind} in {folder}, and has no single images: give {folder}")
+    own: dict[str, str] = {}
+    files = sorted(file for file in _files(path, own) if file.suffix.lower() in _SUFFIXES and file.is_file())
+    if own:
+        say(f"{path}: passed over, since they are no single images, the files of {in_words(own)}")
     if not files:
         raise UserError(f"{path} has no images ({' '.join(_SUFFIXES)}) and no {MANIFEST}")
     size = _read(files[0]).shape[:2]
@@ -122,6 +147,19 @@ def _folder(path: Path) -> ImageSet:
             yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
     return ImageSet("folder", len(files), size, batches)
+
+
+def _files(folder: Path, own: dict[str, str]) -> Iterator[Path]:
+    """The files below ``folder`` that are neither hidden nor written by this project's commands.
+
+    Args:
+        own: gets the folders in which files were passed over, with their kind.
+    """
+    for here, folders, names in os.walk(folder):
+        found = own_files([*folders, *names])
+        own.update((here, kind) for kind in found.values())
+        folders[:] = [name for name in folders if name not in found]
+        yield from (Path(here, name) for name in names if name not in found and not name.startswith("."))
 
 
 def _read(file: Path) -> np.ndarray:

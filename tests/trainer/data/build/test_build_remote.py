@@ -177,6 +177,37 @@ def test_data_set_in_a_bucket_is_a_source(bucket: AbstractFileSystem, pics: Path
     assert verify("s3://cats/second").digest == second.digest
 
 
+def test_own_files_in_a_bucket_are_passed_over(bucket: AbstractFileSystem, pics: Path, tmp_path: Path) -> None:
+    run(pics, out="s3://cats/pics/set")
+    names = ("run/config.json", "run/metrics.jsonl", "run/reals.png", "run/samples/a.png", "run/mine.png")
+    put(bucket, {f"cats/pics/{name}": packed(i) for i, name in enumerate(names)})
+    put(bucket, {"cats/pics/manifest.json": b'{"name": "of a web page"}', "cats/pics/contact.png": packed(50)})
+    manifest, report = run("s3://cats/pics", out=tmp_path / "out")
+    assert kept(manifest) == {"pics/run/mine.png", "pics/contact.png"}
+    assert report.own == {"pics/set": "data set", "pics/run": "training run"}
+
+
+def test_stopped_upload_into_the_source_continues(
+    bucket: AbstractFileSystem, pics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was uploaded is no new file of the source, though its manifest, the last file, is not there yet."""
+    put(bucket, {f"cats/pics/{name}": data for name, data in IMAGES.items()})
+    original = bucket.put_file
+
+    def put_file(source: str, target: str) -> None:
+        if target.endswith("manifest.json"):
+            raise KeyboardInterrupt
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "put_file", put_file)
+        with pytest.raises(KeyboardInterrupt):
+            run("s3://cats/pics", out="s3://cats/pics/sets/a/")
+    assert bucket.exists("cats/pics/sets/a/contact.png")
+    assert run("s3://cats/pics", out="s3://cats/pics/sets/a/")[1].resumed == len(NAMES)
+    verify("s3://cats/pics/sets/a")
+
+
 def test_data_set_in_a_bucket_equals_one_in_a_folder(bucket: AbstractFileSystem, pics: Path, tmp_path: Path) -> None:
     manifest, _ = run(pics, out="s3://cats/deep/set")
     assert manifest.root == "s3://cats/deep/set"
@@ -261,8 +292,8 @@ def test_object_deleted_meanwhile_is_rejected(
     put(bucket, {f"cats/pics/{i}.png": packed(i) for i in range(3)})
     original = remote.files
 
-    def files(url: str) -> Iterator[Any]:
-        for file in list(original(url)):
+    def files(*arguments: Any) -> Iterator[Any]:
+        for file in list(original(*arguments)):
             bucket.rm_file("cats/pics/1.png") if file.path == "1.png" and bucket.exists("cats/pics/1.png") else None
             yield file
 

@@ -357,3 +357,18 @@ def test_statistics_of_shards_are_cached_for_fid(
     evaluator = Evaluator(toy, shards, num_fake=30)
     monkeypatch.setattr(Toy, "__call__", lambda *_: pytest.fail("training uses the same cache"))
     evaluator.prepare()
+
+
+def test_a_run_is_evaluated_by_its_generator(
+    toy: Toy, generator_file: Path, tmp_path: Path, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    best = tmp_path / "run" / "best"
+    best.mkdir(parents=True)
+    generator_file.rename(best / "gen.onnx")
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / "run" / name).touch()
+    options = ["--num", "50", "--repeat", "2"]
+    result = main([str(make_folder("real", 80)), str(tmp_path / "run"), *options])
+    assert capsys.readouterr().err.count("is a training run: taking its best generator") == 1
+    assert result["n_fake"] == 50
+    assert main([str(tmp_path / "real"), str(best / "gen.onnx"), *options])["metrics"] == result["metrics"]
