@@ -1,7 +1,8 @@
 """Shared CLI conventions: exit codes, stdout JSON, errors.
 
-Progress and messages go to stderr. When the work is done, one JSON object goes to stdout. A user's mistake is one line
-on stderr and exit status 2; its traceback is shown with ``--debug`` only.
+Progress and messages go to stderr. When the work is done, one JSON object goes to stdout, or to stderr if the result
+itself went to stdout. A user's mistake is one line on stderr and exit status 2; its traceback is shown with ``--debug``
+only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from catgan.text import printable, to_json
+
+STDOUT = "-"
+"""The value of an output option that stands for standard output, where a command supports that."""
 
 
 class UserError(Exception):
@@ -104,4 +108,4 @@ def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Se
             raise
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
-    print(to_json(result), flush=True)
+    print(to_json(result), file=sys.stderr if result.get("out") == STDOUT else sys.stdout, flush=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from catgan.command import UserError, say
+from catgan.command import STDOUT, UserError, say
 
 if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
@@ -41,10 +41,12 @@ def local_path(location: str | Path) -> Path:
     Functions that create or open files call this first, because ``nope/../x`` itself cannot be opened.
 
     Raises:
-        UserError: it is a URL.
+        UserError: it is a URL, or ``-``, which elsewhere stands for standard input or output.
     """
     if is_url(location):
         raise UserError(f"{location} is a URL: give a local path")
+    if str(location) == STDOUT:
+        raise UserError(f"{location} stands for standard input or output, which cannot be used here: give a path")
     path = Path(location)
     with contextlib.suppress(RuntimeError):  # no such user: a name that begins with ~
         path = path.expanduser()

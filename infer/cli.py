@@ -36,12 +36,14 @@ examples:
   catinfer --onnx gen.onnx --n 100000 --out fakes/ --shards  a WebDataset; after a stop, the same command continues
   catinfer --onnx gen.onnx --n 8 --interpolate walk.gif  from cat 0 to cat 1 ... to cat 7 and back to cat 0
   catinfer --onnx gen.onnx --n 8 --truncation-sweep      a row of the same 8 cats for each psi
+  catinfer --onnx gen.onnx --n 1 --out - > cat.png       to standard output
 
 other commands:
   catinfer doctor       which devices onnxruntime can use here, what is wrong with CUDA, and how to repair it
   catinfer serve DIR    serve the page of `catexport --web DIR` on this machine only
 
-Progress goes to stderr, one line of JSON to stdout: out, n, provider, seconds. --debug shows tracebacks.
+Progress goes to stderr, one line of JSON to stdout (with --out - to stderr): out, n, provider, seconds. --debug shows
+tracebacks.
 """
 
 
@@ -71,13 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        metavar="FILE|DIR",
+        metavar="FILE|DIR|-",
         help="a name with .png, .jpg, .jpeg or .webp: one sheet of all images; with .npy: one array, uint8 [n, size, "
-        "size, 3]; a directory, made if missing: single files named by seed, such as cat-000000.png (default cats.png; "
-        "none if only --interpolate is given)",
+        "size, 3]; a directory, made if missing: single files named by seed, such as cat-000000.png; -: one sheet, "
+        "or with --format npy one array, to standard output (default cats.png; none if only --interpolate is given)",
     )
     parser.add_argument(
-        "--format", choices=("png", "jpg", "webp", "npy"), help="of single files; WebP is lossless (default png)"
+        "--format",
+        choices=("png", "jpg", "webp", "npy"),
+        help="of single files, and with --out -; WebP is lossless (default png)",
     )
     parser.add_argument(
         "--shards",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from catgan.command import UserError, say
+from catgan.command import STDOUT, UserError, say
 from catgan.files import atomic_open
 from infer.files import encode_all, make_writable, save
 from infer.grid import cell, grid, grid_shape
@@ -66,7 +69,7 @@ def generate(order: Order) -> dict[str, Any]:
         case Sheet() as sheet:
             _write_sheet(sheet, labels, order, generator)
         case Array() as array:
-            _write_array(Path(array.out), order, generator)
+            _write_array(array, order, generator)
         case Files() | Shards() as folder:
             _write_many(folder, order, generator)
     if order.interpolate is not None:
@@ -90,7 +93,7 @@ def _prepare(order: Order) -> tuple[Generator, list[str]]:
     generator = Generator(order.onnx, order.device)
     labels = _sheet_labels(order.output, order.seeds, generator.size) if isinstance(order.output, Sheet) else []
     match order.output:
-        case Sheet(out) | Array(out):
+        case Sheet(out) | Array(out) if out != STDOUT:
             make_writable(Path(out).parent)
         case Files(out) | Shards(out):
             make_writable(Path(out))
@@ -148,21 +151,39 @@ def _images(generator: Generator, chunks: Iterable[np.ndarray], total: int, befo
 
 
 def _write_sheet(sheet: Sheet, labels: Sequence[str], order: Order, generator: Generator) -> None:
-    n, psis, path = len(order.seeds), sheet.sweep or [order.psi], Path(sheet.out)
+    n, psis = len(order.seeds), sheet.sweep or [order.psi]
     images = _images(generator, _latents(order.seeds, psis, generator), n * len(psis))
     image = grid(np.stack(list(images)), n if sheet.sweep else None, labels)
-    with atomic_open(path) as file:
-        save(image, file, path.suffix.lower())
+    with _open(sheet.out) as file:
+        encoded = io.BytesIO()  # Pillow reports a closed pipe as an error of its encoder
+        save(image, encoded, sheet.suffix)
+        file.write(encoded.getbuffer())
 
 
-def _write_array(path: Path, order: Order, generator: Generator) -> None:
+def _write_array(array: Array, order: Order, generator: Generator) -> None:
     n = len(order.seeds)
     images = _images(generator, _latents(order.seeds, [order.psi], generator), n)
-    with atomic_open(path) as file:
+    with _open(array.out) as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (n, generator.size, generator.size, 3)}
         np.lib.format.write_array_header_1_0(file, header)
         for image in images:
             file.write(image.tobytes())
+
+
+@contextmanager
+def _open(out: str) -> Iterator[BinaryIO]:
+    """``atomic_open`` of the path ``out``, or standard output."""
+    if out != STDOUT:
+        with atomic_open(Path(out)) as file:
+            yield file
+        return
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"--out -: cannot be written ({error.strerror})") from error
 
 
 def _write_many(output: Files | Shards, order: Order, generator: Generator) -> None:

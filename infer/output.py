@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from catgan.command import UserError
+from catgan.command import STDOUT, UserError
 from infer.files import ARRAY, STATE, SUFFIXES
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """All images in one image file, whose format follows from the suffix of ``out``.
+    """All images in one image file.
 
     Attributes:
+        out: its path, or ``STDOUT``.
+        suffix: of its format, such as ".png".
         labels: whether the seeds are written below the images.
         sweep: values of psi, one row of the same seeds for each; empty for a square of images with the order's psi.
     """
 
     out: str
+    suffix: str
     labels: bool = False
     sweep: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
 class Array:
-    """All images in one ``.npy`` file, uint8 ``[n, size, size, 3]``."""
+    """All images in one ``.npy`` file, uint8 ``[n, size, size, 3]``; ``out`` is its path, or ``STDOUT``."""
 
     out: str
 
@@ -62,14 +66,16 @@ def parse_output(
     Raises:
         UserError: the name fits no kind, or an option does not apply to its kind.
     """
+    to_stdout = out == STDOUT
     try:
-        is_file = out is not None and _is_one_file(out)
+        is_file = to_stdout or (out is not None and _is_one_file(out))
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from error
     is_folder = out is not None and not is_file
-    is_sheet = is_file and Path(str(out)).suffix.lower() != ARRAY
+    kind = (suffix or ".png") if to_stdout else Path(out or "").suffix.lower()
+    is_sheet = is_file and kind != ARRAY
     for is_given, applies, problem in (
-        (suffix is not None, is_folder, "--format needs --out DIR/"),
+        (suffix is not None, is_folder or to_stdout, "--format needs --out DIR/ or --out -"),
         (shards, is_folder, "--shards needs --out DIR/"),
         (shards, suffix in (None, ".png"), "--shards are always PNG: omit --format"),
         (labels, is_sheet, "--labels needs a sheet, such as --out cats.png"),
@@ -77,10 +83,14 @@ def parse_output(
     ):
         if is_given and not applies:
             raise UserError(problem + (f"; --out is {out}" if out else ""))
+    if to_stdout and (sys.stdout is None or sys.stdout.isatty()):
+        raise UserError(
+            "--out -: standard output is a terminal or closed; redirect it, as in `catinfer ... > cats.png`"
+        )
     if out is None:
         return None
     if is_sheet:
-        return Sheet(out, labels, sweep)
+        return Sheet(out, kind, labels, sweep)
     if is_file:
         return Array(out)
     return Shards(out) if shards else Files(out, suffix or ".png")

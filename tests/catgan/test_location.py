@@ -32,6 +32,11 @@ def test_paths_are_not_urls(path: str) -> None:
     assert local_path(path) == Path(path)
 
 
+def test_a_dash_is_not_a_path() -> None:
+    with pytest.raises(UserError, match="- stands for standard input or output"):
+        local_path("-")
+
+
 def test_join_of_paths_and_of_urls() -> None:
     assert join("s3://a/b/", "c") == "s3://a/b/c"
     assert join("/a/b", "c") == "/a/b/c"

@@ -75,6 +75,51 @@ def test_seeds_choose_the_images(onnx_file: Path, tmp_path: Path) -> None:
     assert (out / "cat-000012.png").read_bytes() == (tmp_path / "one" / "cat-000012.png").read_bytes()
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "npy"])
+def test_one_file_to_standard_output(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary, suffix: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--onnx", str(onnx_file), "--n", "3", "--device", "cpu"]
+    main([*options, "--out", f"cats.{suffix}"])
+    run_command(NAME, main, [*options, "--out", "-", *(["--format", suffix] if suffix != "png" else [])])
+    out, err = capfdbinary.readouterr()
+    assert out == (tmp_path / f"cats.{suffix}").read_bytes()
+    assert json.loads(err)["out"] == "-"
+    assert json.loads(err)["n"] == 3
+    assert {p.name for p in tmp_path.iterdir()} == {f"cats.{suffix}", "gen.onnx"}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--shards"], "--shards needs --out DIR/; --out is -"),
+        (["--format", "npy", "--labels"], "--labels needs a sheet"),
+        (["--interpolate", "-"], "--interpolate -: the walk is a video"),
+        (["--interpolate", "walk.gif"], "--out -: standard output is a terminal"),
+        ([], "--out -: standard output is a terminal"),
+    ],
+)
+def test_what_is_not_written_to_standard_output(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: "terminal" in problem)
+    with pytest.raises(UserError, match=problem):
+        main(["--onnx", str(onnx_file), "--out", "-", *options])
+    assert {p.name for p in tmp_path.iterdir()} == {"gen.onnx"}
+
+
+def test_standard_output_that_is_closed_or_full(onnx_file: Path) -> None:
+    command = [sys.executable, "-m", "infer.cli", "--onnx", str(onnx_file), "--n", "2000", "--out", "-"]
+    command += ["--format", "npy"]  # larger than a pipe holds
+    cut = subprocess.run(["sh", "-c", '"$@" | head -c 1', "-", *command], cwd=ROOT, capture_output=True, check=False)
+    assert (cut.stdout, cut.stderr) == (b"\x93", b"")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "catinfer: --out -: cannot be written (No space left on device)\n")
+
+
 def test_a_walk_alone_writes_no_sheet(onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     main(["--onnx", str(onnx_file), "--n", "2", "--interpolate", "walk.gif", "--device", "cpu"])

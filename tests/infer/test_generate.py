@@ -128,7 +128,7 @@ def test_a_sweep_has_a_row_for_each_psi(onnx_file: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("out", "more", "message"),
     [
-        ("cats.png", {"suffix": ".png"}, "--format needs --out DIR/; --out is cats.png"),
+        ("cats.png", {"suffix": ".png"}, "--format needs --out DIR/ or --out -; --out is cats.png"),
         ("cats.png", {"shards": True}, "--shards needs --out DIR/"),
         (None, {"shards": True}, "--shards needs --out DIR/"),
         ("cats/", {"shards": True, "suffix": ".webp"}, "--shards are always PNG"),
