@@ -26,6 +26,7 @@ from PIL import Image
 
 from catgan.command import UserError, without_queries
 from catgan.files import atomic_open
+from catgan.text import printable
 from trainer.recipes import resolve
 from trainer.report.charts import Series, chart
 from trainer.report.history import History, read
@@ -298,7 +299,7 @@ def _footer(run: History) -> str:
 
 def _text(value: object) -> str:
     """``value`` as text that is safe anywhere in HTML, attributes included."""
-    return escape(without_queries(redact(str(value))))
+    return escape(printable(without_queries(redact(str(value)))))
 
 
 def _section(title: str, body: str, kind: str = "") -> str:

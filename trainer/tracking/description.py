@@ -12,6 +12,7 @@ from typing import Any
 
 from catgan.command import without_queries
 from catgan.dataset import Manifest
+from catgan.text import printable
 from trainer.tracking.messages import redact
 
 # MLflow's own limits (mlflow/utils/validation.py).
@@ -58,14 +59,14 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            yield f"{prefix}{name}", redact(text)[:_PARAM_LENGTH]
+            yield f"{prefix}{name}", printable(redact(text))[:_PARAM_LENGTH]
 
 
 def _dataset(manifest: Manifest) -> dict[str, Any]:
     """Name, identity and counts of the data; MLflow identifies data by the first characters of the digest."""
     images = {f"{name}_images": split.images for name, split in manifest.splits.items()}
     shards = {f"{name}_shards": len(split.shards) for name, split in manifest.splits.items()}
-    root = without_queries(redact(str(manifest.root)))
+    root = printable(without_queries(redact(str(manifest.root))))
     return {
         "name": Path(root).name or "data",
         "digest": manifest.digest[:_DIGEST_LENGTH],

@@ -193,6 +193,7 @@ def test_untrusted_text_neither_runs_nor_leaks(run_dir: Path, tmp_path: Path) ->
     config = json.loads((run_dir / "config.json").read_text())
     config["track"]["experiment"] = EVIL
     config["recipe"] = EVIL
+    config["loader"]["cache"] = "caf\udce9\r/\x1b[2J"  # a path that is not UTF-8
     (run_dir / "config.json").write_text(json.dumps(config))
     tracker = Tracker(run_dir)
     tracker.note("save", f'{EVIL} at s3://key:secret@bucket/x?token=secret" onload="alert(1)', 0)
@@ -206,6 +207,7 @@ def test_untrusted_text_neither_runs_nor_leaks(run_dir: Path, tmp_path: Path) ->
     assert "&lt;script&gt;" in page
     assert "secret" not in page
     assert "s3://bucket/x" in page
+    assert r"caf\xe9\r/\x1b[2J" in page
 
 
 def test_long_trainings_have_few_points_and_grids(tmp_path: Path) -> None:
