@@ -36,6 +36,7 @@ from catgan.command import Parser, UserError, run_command, say
 from catgan.files import cache_dir
 from trainer.data.open import open_data
 from trainer.recipes import DEFAULT_CPU, resolve
+from trainer.tracking.server import sqlite_uri
 
 STAGES = {"opened": "run ", "started": "training ", "drawn": "kimg "}
 """Stages by name, with the first words of the line that appears when the stage is over."""
@@ -90,7 +91,8 @@ def _start(recipe: str, data: str, run_dir: Path, workers: int, cache: Path) -> 
         UserError: it ended before that; with its last line.
     """
     options = ["--data", data, "--out", str(run_dir.parent), "--name", run_dir.name, "--workers", str(workers)]
-    options += ["--eval.extractor", "efflite0", "--track.uri", f"sqlite:///{run_dir}.db", "--track.tick-kimg", "0.001"]
+    options += ["--eval.extractor", "efflite0", "--track.tick-kimg", "0.001"]
+    options += ["--track.uri", sqlite_uri(Path(f"{run_dir}.db"))]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     began = time.perf_counter()
     process = subprocess.Popen(

@@ -26,11 +26,17 @@ case ${1-} in
   -* | '') ;;
   *) folder=$1; shift ;;
 esac
-if ! mkdir -p "$folder" 2>/dev/null || [ ! -w "$folder" ]; then
+if ! mkdir -p -- "$folder" 2>/dev/null || [ ! -w "$folder" ]; then
   echo "serve.sh: cannot write in $folder; give another folder" >&2
   exit 2
 fi
-folder=$(cd "$folder" && pwd)
+folder=$(CDPATH='' cd -- "$folder" && pwd)
+
+# MLflow decodes both as URLs. trainer/tracking/server.py does the same, and says why the driver is named.
+encoded=${folder//%/%25}
+encoded=${encoded//\?/%3F}
+[ "$encoded" = "$folder" ] && scheme=sqlite || scheme=sqlite+pysqlite
+artifacts=${encoded//#/%23}
 
 # From the virtual environment of this checkout, otherwise from PATH.
 mlflow=$(cd "$(dirname "$0")/.." && pwd)/.venv/bin/mlflow
@@ -43,5 +49,5 @@ export MLFLOW_DISABLE_TELEMETRY=${MLFLOW_DISABLE_TELEMETRY-true}
 # It would start seven more processes, which only serve evaluations of language models.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=${MLFLOW_SERVER_ENABLE_JOB_EXECUTION-false}
 # One worker: SQLite allows one writer at a time, and each worker takes a second to start and about 200 MB of memory.
-exec "$mlflow" server --backend-store-uri "sqlite:///$folder/mlflow.db" --artifacts-destination "$folder/mlartifacts" \
-  --host 127.0.0.1 --port 5000 --workers 1 "$@"
+exec "$mlflow" server --backend-store-uri "$scheme:///$encoded/mlflow.db" \
+  --artifacts-destination "$artifacts/mlartifacts" --host 127.0.0.1 --port 5000 --workers 1 "$@"

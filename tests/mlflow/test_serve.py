@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from export.generator import export_onnx
 from export.registry import register
 from trainer.config import ModelConfig
 from trainer.models import build_generator
-from trainer.tracking.server import connect
+from trainer.tracking.server import artifact_location, connect, resolve_uri
 from trainer.tracking.tracker import Tracker, end_run, open_run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "mlflow" / "serve.sh"
@@ -43,13 +44,13 @@ def answers(uri: str) -> bool:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("served") / "runs"
+    return tmp_path_factory.mktemp("served") / "50%20 of #1, ü?" / "runs"
 
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
     port = free_port()
-    log = folder.with_suffix(".log")
+    log = folder.parents[1] / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
             [SCRIPT, str(folder), "--port", str(port)],
@@ -103,10 +104,28 @@ def test_a_training_is_recorded_by_the_server(
         path for path in (folder / "mlartifacts").rglob("model.onnx") if path.read_bytes() == onnx_path.read_bytes()
     ]
     assert len(files) == 1
-    assert (folder / "mlflow.db").is_file()
+    assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlartifacts"}
+    assert {path.name for path in folder.parents[1].iterdir()} == {folder.parent.name, "log"}, "no decoded folder"
     output = capsys.readouterr()
     message = "models:/catgan@champion moves to version 1: there was no champion\n"
     assert (output.out, output.err) == ("", message), "messages of MLflow itself must not reach a command's output"
+
+
+@pytest.mark.parametrize("name", ["runs", "a b", "a%20b", "50%", "what?", "#1", "ü", "-n", "a'b\"c", "$HOME", "a\\b"])
+def test_it_serves_the_database_of_trainings_in_the_same_folder(name: str, tmp_path: Path) -> None:
+    script = tmp_path / "checkout" / "mlflow" / "serve.sh"
+    mlflow = tmp_path / "checkout" / ".venv" / "bin" / "mlflow"
+    for path in (script, mlflow):
+        path.parent.mkdir(parents=True)
+    shutil.copy(SCRIPT, script)
+    mlflow.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    mlflow.chmod(0o755)
+    done = subprocess.run([script, f"./{name}"], capture_output=True, text=True, cwd=tmp_path, timeout=30)
+    arguments = done.stdout.splitlines()
+    served = {option: arguments[arguments.index(option) + 1] for option in arguments if option.startswith("--")}
+    assert served["--backend-store-uri"] == resolve_uri(None, tmp_path / name)
+    assert served["--artifacts-destination"] == artifact_location(tmp_path / name / "mlartifacts")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "checkout"] == [name]
 
 
 def test_help_and_a_folder_that_cannot_be_created(tmp_path: Path) -> None:

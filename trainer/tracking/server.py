@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _PROBE_SECONDS = 10.0
 _SQLITE = re.compile(r"sqlite(\+pysqlite)?:///")
+_SQLITE_HEADER = b"SQLite format 3\0"
 
 # Module and base class of the errors of clients of artifact stores that are not OSErrors.
 _STORE_ERRORS = (
@@ -179,10 +180,13 @@ def _check_writable(database: Path) -> None:
     """MLflow retries for two minutes to open a database, so try first."""
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
-        with database.open("ab"):
-            pass
+        with database.open("ab+") as file:
+            file.seek(0)
+            header = file.read(len(_SQLITE_HEADER))
     except OSError as error:
         raise UserError(f"cannot write the MLflow database {database}: {error.strerror}") from None
+    if header not in (b"", _SQLITE_HEADER):
+        raise UserError(f"{database} is not an SQLite database; move it away, or give another --track.uri")
 
 
 def _creation_lock(database: Path | None) -> contextlib.AbstractContextManager[object]:
