@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, features
 
-from trainer.data.colours import declared_profile, to_srgb
+from trainer.data.colours import declared_profile, to_srgb, without_declarations
 from trainer.data.reasons import reason_of
 
 try:
@@ -53,9 +53,6 @@ _BROKEN = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_COLOURS = (b"iCCP", b"cHRM", b"gAMA", b"sRGB")
 
 _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
@@ -152,13 +149,16 @@ def _open(data: bytes) -> Image.Image:
     Raises:
         UnidentifiedImageError and others: Pillow cannot read it.
     """
+    if brands := _brands(data):
+        if data[8:12] not in _AVIF:
+            data = data[:8] + b"mif1" + data[12:]  # the plugins look at the first brand only, and both try this one
+        # Of a damaged AVIF pillow-heif would say that a decoder is missing.
+        formats = ("AVIF",) if brands & _AVIF and not brands & _HEIC else ("AVIF", "HEIF")
+        return Image.open(io.BytesIO(data), formats=[f for f in formats if f in _FORMATS])
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.UnidentifiedImageError, ValueError):
-        if _brands(data):
-            # Pillow's plugins look at the first brand only, and each accepts this one.
-            return Image.open(io.BytesIO(data[:8] + b"mif1" + data[12:]), formats=_FORMATS)
-        if (plain := _without_colour_chunks(data)) is None:
+        if (plain := without_declarations(data)) is None:
             raise
     image = Image.open(io.BytesIO(plain), formats=_FORMATS)
     image.info["icc_profile"] = None  # as Pillow does for profiles that it finds damaged
@@ -171,21 +171,6 @@ def _brands(data: bytes) -> set[bytes]:
         return set()
     end = min(int.from_bytes(data[:4], "big"), len(data), _MAX_FTYP)
     return {data[at : at + 4] for at in (8, *range(16, end, 4))} & (_AVIF | _HEIC | _EITHER)
-
-
-def _without_colour_chunks(data: bytes) -> bytes | None:
-    """A PNG without what describes its colours; None if it has nothing of the kind, or is no PNG."""
-    if not data.startswith(_PNG):
-        return None
-    kept = [_PNG]
-    at, start = len(_PNG), len(_PNG)
-    while (kind := data[at + 4 : at + 8]) and kind != b"IDAT":
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if kind in _PNG_COLOURS:
-            kept.append(data[start:at])
-            start = end
-        at = end
-    return None if len(kept) == 1 else b"".join(kept) + data[start:]
 
 
 def _unidentified(data: bytes) -> str:
