@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from catgan.command import Parser, UserError
@@ -68,11 +68,13 @@ def parse(argv: list[str]) -> Options:
     """
     options = Options(**vars(_parser().parse_args(argv)))
     elsewhere = is_in_mlflow(options.source) or is_in_bucket(options.source)
-    if not elsewhere and not Path(options.source).exists():
-        raise UserError(
-            f"{options.source} does not exist; give a run's folder (here or in a bucket), a checkpoint folder, a"
-            " gen.safetensors, or from MLflow runs:/ID or models:/NAME@ALIAS"
-        )
+    if not elsewhere:
+        options = replace(options, source=str(local_path(options.source)))
+        if not Path(options.source).exists():
+            raise UserError(
+                f"{options.source} does not exist; give a run's folder (here or in a bucket), a checkpoint folder, a"
+                " gen.safetensors, or from MLflow runs:/ID or models:/NAME@ALIAS"
+            )
     if options.out.is_dir():
         raise UserError(f"-o {options.out} is a folder; name the file, such as {options.out / 'gen.onnx'}")
     if options.web is not None and options.uint8:

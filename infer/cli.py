@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from catgan.command import Parser, UserError, number, run_command
+from catgan.command import STDOUT, Parser, UserError, number, run_command
+from catgan.location import local_path
 
 NAME = "catinfer"
 MAX_N = 1_000_000
@@ -49,7 +50,9 @@ tracebacks.
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(NAME, _DESCRIPTION, _EPILOG)
-    parser.add_argument("--onnx", required=True, metavar="FILE", help="the generator, one ONNX file below 2 GiB")
+    parser.add_argument(
+        "--onnx", type=_path, required=True, metavar="FILE", help="the generator, one ONNX file below 2 GiB"
+    )
     parser.add_argument("--n", type=number(int, 1, MAX_N), metavar="N", help=f"number of images (default {DEFAULT_N})")
     parser.add_argument("--seed", type=number(int, 0, MAX_SEED), metavar="S", help="seed of image 0 (default 0)")
     parser.add_argument(
@@ -73,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
+        type=_path,
         metavar="FILE|DIR|-",
         help="a name with .png, .jpg, .jpeg or .webp: one sheet of all images; with .npy: one array, uint8 [n, size, "
         "size, 3]; a directory, made if missing: single files named by seed, such as cat-000000.png; -: one sheet, "
@@ -91,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", action="store_true", help="write each image's seed below it on the sheet")
     parser.add_argument(
         "--interpolate",
+        type=_path,
         metavar="FILE",
         help="an endless .gif or .webp, or an .mp4, that walks through the latents of the seeds, 20 frames (one "
         "second) from each to the next, on great circles (slerp); add --out for the images themselves",
@@ -111,6 +116,13 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: CUDA if onnxruntime can use it, else the CPU; cuda: an error if it cannot (default auto)",
     )
+
+
+def _path(text: str) -> str:
+    """A path option, see ``local_path``, or ``-``. A final slash stays, since it means a folder."""
+    if text in ("", STDOUT):
+        return text
+    return str(local_path(text)) + ("/" if text.endswith("/") else "")
 
 
 def _parse_seeds(text: str) -> Sequence[int]:

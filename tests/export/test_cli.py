@@ -126,3 +126,9 @@ def test_several_precisions_with_a_card(run_dir: Path, tmp_path: Path, capsys: p
     text = (tmp_path / "new" / "card.md").read_text()
     assert "| int8 |" in text
     assert "not evaluated" in text
+
+
+def test_paths_with_dots_are_resolved(run_dir: Path, tmp_path: Path) -> None:
+    result = main([f"{tmp_path}/nope/../{run_dir.name}", "-o", f"{tmp_path}/nope/../gen.onnx"])
+    assert result["onnx"] == str(tmp_path / "gen.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {run_dir.name, "gen.onnx"}

@@ -198,3 +198,13 @@ def test_a_mistake_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "not an ONNX model" in done.stderr
+
+
+def test_paths_with_dots_are_resolved(onnx_file: Path, tmp_path: Path) -> None:
+    def away(name: str) -> str:
+        return f"{tmp_path}/nope/../{name}"
+
+    file = away(onnx_file.name)
+    assert main(["--onnx", file, "--n", "2", "--out", away("cats.png")])["out"] == str(tmp_path / "cats.png")
+    main(["--onnx", file, "--n", "2", "--out", away("cats/"), "--interpolate", away("walk.gif")])
+    assert {path.name for path in tmp_path.iterdir()} == {onnx_file.name, "cats.png", "cats", "walk.gif"}
