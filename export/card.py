@@ -13,6 +13,7 @@ from catgan.files import atomic_path, atomic_write
 from infer.grid import grid
 from infer.latents import latents
 from infer.session import Generator
+from trainer.metrics.numbers import is_same_metric
 
 if TYPE_CHECKING:
     from export.variants import Variant
@@ -124,8 +125,8 @@ def _training_metric(metric: Mapping[str, Any] | None) -> str:
         if key in metric:
             facts[name] = f"`{metric[key]}`"
     return f"""{_table(facts)}
-Compare it only with values of the same name on the same data: another number of images, metric network, resizing or
-data set changes it more than a better model does.
+Compare it only with values of the same name and numbers of images on the same data: another number of images, metric
+network, resizing or data set changes it more than a better model does.
 """
 
 
@@ -135,7 +136,7 @@ def _file_metric(metric: Mapping[str, Any] | None, recorded: Mapping[str, str]) 
         return "The exported file itself is not evaluated.\n"
     name, value = recorded["onnx_metric"], float(recorded["onnx_metric_value"])
     text = f"The exported file itself, with onnxruntime: `{name}` **{value:.2f}**"
-    if metric is not None and metric["name"] == name:
+    if metric is not None and is_same_metric(metric, {"name": name, "n_fake": recorded.get("onnx_metric_n_fake")}):
         text += f", {value / metric['value'] - 1:+.2%} relative to training"
     return text + ".\n"
 

@@ -16,20 +16,22 @@ from infer.latents import latents
 from infer.session import Generator
 from trainer.features.extractors import MIN_FID, choose_extractor
 from trainer.metrics.evaluate import Evaluator
+from trainer.metrics.numbers import is_same_metric
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
 """Largest expected difference between the metric of an fp32 file and that of its training, from the same seeds."""
 
 
 def evaluate_file(onnx_path: Path, evaluator: Evaluator) -> dict[str, Any]:
-    """Evaluate an exported generator, and write ``onnx_metric`` and ``onnx_metric_value`` to the file's metadata.
+    """Evaluate an exported generator, and write ``onnx_metric`` with its value and number of generated images to the
+    file's metadata.
 
     If an fp32 file differs from its training by more than 0.1%, a warning is printed: training may have generated its
     images on a GPU, otherwise something is wrong.
 
     Returns:
         The result of ``evaluator``, and ``relative``, the relative difference from the training's value in the file's
-        metadata (0.01: larger by 1%), None if that has another name.
+        metadata (0.01: larger by 1%), None if that has another name or number of images.
     """
     generator = Generator(onnx_path, "auto")
     say(f"evaluating {onnx_path.name}: {evaluator.name} and its standard error")
@@ -37,14 +39,15 @@ def evaluate_file(onnx_path: Path, evaluator: Evaluator) -> dict[str, Any]:
     result = evaluator(lambda seeds: torch.from_numpy(generator(latents(seeds, generator.z_dim))).permute(0, 3, 1, 2))
     recorded = generator.metadata
     relative = None
-    if recorded.get("metric") == result["name"]:
+    if is_same_metric(result, {"name": recorded.get("metric", ""), "n_fake": recorded.get("metric_n_fake")}):
         relative = result["value"] / float(recorded["metric_value"]) - 1
         if recorded["precision"] == "fp32" and not abs(relative) <= MAX_RELATIVE_DIFFERENCE:
             say(
                 f"warning: {onnx_path.name} has {result['name']} {result['value']:.4g}, training measured"
                 f" {float(recorded['metric_value']):.4g}: they differ by more than {MAX_RELATIVE_DIFFERENCE:.1%}"
             )
-    annotate(onnx_path, {"onnx_metric": result["name"], "onnx_metric_value": str(result["value"])})
+    entries = {"": result["name"], "_value": result["value"], "_n_fake": result["n_fake"]}
+    annotate(onnx_path, {f"onnx_metric{key}": str(value) for key, value in entries.items()})
     return {**result, "relative": relative}
 
 
@@ -54,7 +57,7 @@ def with_evaluation(info: Mapping[str, Any], result: Mapping[str, Any] | None) -
     if result is None:
         return dict(info)
     metric = info.get("metric") or result
-    if metric["name"] == result["name"] and "standard_error" in result:
+    if is_same_metric(metric, result) and "standard_error" in result:
         metric = {**metric, "standard_error": result["standard_error"]}
     return {**info, "metric": metric}
 

@@ -39,6 +39,7 @@ def metadata(info: Mapping[str, Any]) -> dict[str, str]:
         "kimg": f"{info['kimg']:g}",
         "metric": metric.get("name"),
         "metric_value": metric.get("value"),
+        "metric_n_fake": metric.get("n_fake"),
         "run_id": info.get("run_id"),
         "dataset_digest": info.get("dataset_digest"),
     }

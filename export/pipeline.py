@@ -19,6 +19,7 @@ from export.registry import register
 from export.source import WEIGHTS, Source, open_source
 from export.variants import Variant, degraded, make_variants
 from trainer.metrics.evaluate import Evaluator
+from trainer.tracking.names import problem_with_model
 from trainer.tracking.server import as_user_errors, connect, find_run
 
 
@@ -32,6 +33,8 @@ def run(options: Options, uri: str | None) -> dict[str, Any]:
         UserError: there is no such generator, its file generates other images, it is much worse than fp32, or a file
             cannot be written.
     """
+    if options.register and (problem := problem_with_model(options.register, "--register")):
+        raise UserError(problem)
     source = open_source(options.source, uri)
     if options.register and not source.info.get("run_id"):
         raise UserError(f"--register: {options.source} does not tell its MLflow run")

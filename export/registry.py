@@ -159,8 +159,9 @@ def _create_version(client: MlflowClient, name: str, model: LoggedModel, release
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    existing = client.search_model_versions(f"name = '{name}' and tags.{_FILE_TAG} = '{release.tags[_FILE_TAG]}'")
-    version = next((v for v in existing if v.run_id == release.run_id), None)
+    # A condition on the name could not contain every name.
+    existing = client.search_model_versions(f"tags.{_FILE_TAG} = '{release.tags[_FILE_TAG]}'")
+    version = next((v for v in existing if (v.name, v.run_id) == (name, release.run_id)), None)
     if version is None:
         # The location instead of models:/<model_id>: an SQL registry looks that id up in the process's default store
         # instead of this client's (the TODO in mlflow/store/model_registry/sqlalchemy_store.py).

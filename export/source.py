@@ -137,16 +137,16 @@ def _artifact_location(client: MlflowClient, source: str) -> str:
     """URI of the folder with the generator's files."""
     if not source.startswith("models:/"):
         return _location_of_run(client, source.removeprefix("runs:/").strip("/"))
-    name, at, alias = source.removeprefix("models:/").partition("@")
-    if at:
-        return str(client.get_model_version_by_alias(name, alias).source)
-    name, slash, version = name.partition("/")
+    name, slash, version = source.removeprefix("models:/").partition("/")
     if not slash:
-        raise UserError(f"{source}: which version? Give {source}@champion or {source}/1")
+        name, at, alias = name.rpartition("@")
+        if not at:
+            raise UserError(f"{source}: which version? Give {source}@champion or {source}/1")
+        return str(client.get_model_version_by_alias(name, alias).source)
     if version == "latest":
-        latest = max(client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version), default=None)
+        latest = max(client.get_registered_model(name).latest_versions, key=lambda v: int(v.version), default=None)
         if latest is None:
-            raise UserError(f"{source}: no such model")
+            raise UserError(f"{source}: the model has no versions")
         return str(latest.source)
     return str(client.get_model_version(name, version).source)
 

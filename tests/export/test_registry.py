@@ -15,6 +15,7 @@ from torch import nn
 from export.card import write_card
 from export.generator import export_onnx, metadata
 from export.registry import register
+from export.source import _artifact_location
 from trainer.config import ModelConfig
 from trainer.models import build_generator
 from trainer.tracking.server import connect, resolve_uri
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow
 INFO: dict[str, Any] = {
     "recipe": "dcgan-8",
     "kimg": 12.0,
-    "metric": {"name": "fid2k", "value": 50.0, "weights_sha256": "feed"},
+    "metric": {"name": "fid2k", "value": 50.0, "weights_sha256": "feed", "n_fake": 2048},
     "run_id": "not that of the version",
     "dataset_digest": "dada",
 }
@@ -84,6 +85,7 @@ def test_a_version_is_linked_to_its_run(
         "kimg": "12",
         "metric": "fid2k",
         "metric_value": "50.0",
+        "metric_n_fake": "2048",
         "metric_weights_sha256": "feed",
         "dataset_digest": "dada",
         "onnx_sha256": hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
@@ -134,12 +136,14 @@ def test_the_champion_moves_to_better_versions_only(
     assert "moves to version 5: fid2k 9.5 against 50: better by more than noise" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("other", [{"name": "kid2k"}, {"dataset_digest": "beef"}, {"weights_sha256": "f00d"}])
+@pytest.mark.parametrize(
+    "other", [{"name": "kid2k"}, {"dataset_digest": "beef"}, {"weights_sha256": "f00d"}, {"n_fake": 2999}]
+)
 def test_a_version_that_cannot_be_compared_does_not_move_the_champion(
     client: MlflowClient,
     uri: str,
     onnx_path: Path,
-    other: dict[str, str],
+    other: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     name = "protocol-" + "-".join(other)
@@ -173,6 +177,19 @@ def test_an_interrupted_registration_is_completed_once(
     assert str(model.status) == "READY"
     assert len(client.search_logged_models([model.experiment_id], f"source_run_id = '{run_id}'")) == 1
     assert champion(client, name) == "1"
+
+
+def test_names_with_quotes_and_other_characters(client: MlflowClient, uri: str, onnx_path: Path) -> None:
+    name = """my 'best' "cats" @home 50%"""
+    first = new_run(client)
+    assert [register(uri, run_id, name, onnx_path, INFO) for run_id in (first, new_run(client), first)] == [
+        "1",
+        "2",
+        "1",
+    ]
+    assert champion(client, name) == "1"
+    for source, version in ((f"models:/{name}/latest", "2"), (f"models:/{name}@champion", "1")):
+        assert _artifact_location(client, source) == client.get_model_version(name, version).source
 
 
 def test_a_run_that_does_not_exist(client: MlflowClient, uri: str, onnx_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_each_source_gives_the_same_generator(trained: dict[str, Any], uri: str,
         ("models:/dogs@champion", "is not available from MLflow"),
         ("models:/catgan@best", "is not available from MLflow"),
         ("models:/catgan/7", "is not available from MLflow"),
-        ("models:/dogs/latest", "no such model"),
+        ("models:/dogs/latest", "is not available from MLflow"),
         ("models:/catgan", "which version"),
     ],
 )
@@ -115,6 +115,12 @@ def test_a_variant_is_evaluated_and_registered_beside_the_champion(
     assert "variant" in registered.tags["champion"]
     assert client.get_model_version_by_alias("catgan", "champion").version != version
     assert made["files"][0]["metric"]["name"] == "fd48_efflite0"
+
+
+def test_a_model_name_that_mlflow_refuses(trained: dict[str, Any], uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--register 'cats/1': MLflow takes"):
+        main([trained["run_dir"], "-o", str(tmp_path / "gen.onnx"), "--register", "cats/1", "--tracking-uri", uri])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="needs the system package npm")

@@ -22,6 +22,7 @@ from trainer.distributed.collectives import broadcast, rank, sum_over_ranks, wor
 from trainer.features.extractors import MIN_FID, Extractor
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
 from trainer.metrics.intervals import GROUPS, frechet_error
+from trainer.metrics.numbers import is_same_metric
 
 _BATCH = 64
 _ROWS = 1024  # that are converted to float64 at a time
@@ -110,9 +111,11 @@ class Evaluator:
         self.real: Gaussian | None = None  # statistics of the real images, after prepare(), on rank 0 only
 
     def is_comparable(self, result: dict[str, Any]) -> bool:
-        """Whether an earlier result on the same real images was computed in the same way as this evaluator's."""
-        own = (self.name, self.extractor.weights_sha256, self.extractor.resize, self.seed)
-        return own == tuple(result[key] for key in ("name", "weights_sha256", "resize", "seed"))
+        """Whether an earlier result on the same real images was computed in the same way as this evaluator's. One whose
+        number of generated images is unknown was not."""
+        own = (self.extractor.weights_sha256, self.extractor.resize, self.seed)
+        same_way = own == tuple(result[key] for key in ("weights_sha256", "resize", "seed"))
+        return same_way and is_same_metric(result, {"name": self.name, "n_fake": self.num_fake})
 
     def prepare(self) -> None:
         """Load the statistics of the real images from the cache, or compute them by reading the split once.

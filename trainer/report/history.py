@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,27 @@ class History:
         return list(dict.fromkeys(names))
 
     def best(self, name: str) -> Record | None:
-        """The row with the lowest ``name``."""
+        """The row with the lowest ``name`` among those that were measured as the latest one: with as many generated
+        images, on the same data."""
         rows = [row for row in self.metrics if row.get(name) is not None]
-        return min(rows, key=lambda row: row[name], default=None)
+        same = [row for row in rows if self._measured(name, row) == self._measured(name, rows[-1])]
+        return min(same, key=lambda row: row[name], default=None)
+
+    def _measured(self, name: str, row: Record) -> tuple[object, object] | None:
+        return self._settings.get((name, row["nimg"]))
+
+    @cached_property
+    def _settings(self) -> dict[tuple[str, int], tuple[object, object]]:
+        """The number of generated images and the digest of the data with which a metric was measured, by its name and
+        position."""
+        found: dict[tuple[str, int], tuple[object, object]] = {}
+        settings: tuple[object, object] = None, None
+        for record in self.records:
+            if record["kind"] == "open":
+                settings = record.get("params", {}).get("eval.num"), record.get("dataset", {}).get("digest")
+            elif record["kind"] == "scalars":
+                found |= {(name, record["nimg"]): settings for name in record["values"] if _METRIC.fullmatch(name)}
+        return found
 
     def series(self, name: str) -> Series:
         """The values of ``name`` over kimg."""

@@ -20,14 +20,22 @@ def problem_with_names(experiment: str, model: str, run_name: str | None) -> lis
     configure()
     from mlflow.utils import validation  # on use: it takes a second
 
-    model_rules = ", not blank, without / and :, not . or .."
     found = [
         _problem("--track.experiment", experiment, _EXPERIMENT_LENGTH, validation._validate_experiment_name),
-        _problem("--track.model", model, _MODEL_LENGTH, validation._validate_model_name, model_rules),
+        problem_with_model(model),
     ]
     if run_name is not None:
         found.append(_problem("--name", run_name, _RUN_LENGTH))
     return [problem for problem in found if problem is not None]
+
+
+def problem_with_model(model: str, option: str = "--track.model") -> str | None:
+    """The same for the name of a model, which ``option`` gives; None: it is taken."""
+    configure()
+    from mlflow.utils import validation
+
+    rules = ", not blank, without / and :, not . or .."
+    return _problem(option, model, _MODEL_LENGTH, validation._validate_model_name, rules)
 
 
 def _problem(

@@ -89,6 +89,22 @@ def test_the_result_has_the_distance_and_the_protocol(cache: Path, manifest: Man
     json.dumps(result)
 
 
+def test_results_are_comparable_if_they_were_computed_in_the_same_way(manifest: Manifest):
+    evaluator = Evaluator(Toy(), manifest, num_fake=2048, seed=7)
+    result = {"name": "fd2k_toy", "n_fake": 2048, "weights_sha256": "0" * 64, "resize": "none", "seed": 7}
+    assert evaluator.name == result["name"]
+    assert evaluator.is_comparable(result)
+    for change in (
+        {"n_fake": 2999},
+        {"n_fake": None},
+        {"name": "fd2k_other"},
+        {"weights_sha256": "1" * 64},
+        {"seed": 8},
+    ):
+        assert not evaluator.is_comparable(result | change), change
+    assert Evaluator(Toy(), manifest, num_fake=2999).name == result["name"], "the name does not tell"
+
+
 def test_the_distance_of_real_images_is_zero(cache: Path, manifest: Manifest):
     reals = torch.cat(list(eval_images(manifest, "train")))
     evaluator = prepared(manifest, num_fake=len(reals))
