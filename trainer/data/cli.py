@@ -42,8 +42,9 @@ example:
 
 _BUILD = """\
 Make the data set OUT from images. SRC is a folder (including its subfolders), a zip, a tar (also .gz, .bz2, .xz), a
-data set or an image; several sources are combined. All formats and colour modes are converted to 8-bit RGB: the EXIF
-orientation is applied, transparent images are composited on white, and of an animation the first frame is taken.
+data set or an image; several sources are combined. All formats and colour modes are converted to 8-bit sRGB: colour
+profiles and the EXIF orientation are applied, transparent images are composited on white, and of an animation the first
+frame is taken. HEIC needs pillow-heif.
 
 Every image is kept, or listed in OUT/rejected.csv with the reason and the measured score, if any. OUT/contact.png and
 OUT/rejected.png show samples of both. An image is rejected if it is not readable, not a picture, too small, too

@@ -36,6 +36,7 @@ from catgan.dataset import Manifest, Shard
 from trainer.config import LoaderConfig
 from trainer.data.decoded import DecodedImages, open_decoded
 from trainer.data.fetch import encoded_images, shards_ahead
+from trainer.data.reasons import reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Reader:
                     yield Sample(index, encoded)
                 problem = "images are missing"
             except (OSError, tarfile.TarError) as error:
-                problem = str(error)
+                problem = reason_of(error)
             yield from (Sample(index, b"", problem) for index in indices)
 
     def decode(self, sample: Sample) -> np.ndarray | None:
@@ -109,7 +110,7 @@ class Reader:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if self.decoded:
                 self.decoded.put_broken(index)
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+            reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason_of(error)
             self._count_broken(shard, index, reason)
             return None
         self.broken.get(shard.name, set()).discard(index)  # it may have been unreadable before, during an outage

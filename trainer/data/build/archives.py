@@ -17,6 +17,7 @@ from catgan.outputs import OwnFiles
 from trainer.data.build import remote
 from trainer.data.build.members import UNREADABLE, Member
 from trainer.data.build.names import is_listed, link_target, member_name
+from trainer.data.reasons import reason_of
 from trainer.data.tars import StrictInfo
 
 _MAX_LINK = 4096  # bytes: a longer content is no path
@@ -46,7 +47,7 @@ def in_zip(location: str, name: str, on_own: OnOwn) -> Iterator[Member]:
                 else:
                     yield Member(f"{name}/{path}", info.file_size, functools.partial(archive.read, info))
     except UNREADABLE as error:
-        yield Member(name, problem=f"not readable: {error}")
+        yield Member(name, problem=f"not readable: {reason_of(error)}")
 
 
 def _path_in_zip(info: zipfile.ZipInfo) -> str:
@@ -77,7 +78,7 @@ def _linked_in_zip(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo
                 return Member(name, problem=_broken(target))
             path = target
     except UNREADABLE as error:
-        return Member(name, problem=f"not readable: {error}")
+        return Member(name, problem=f"not readable: {reason_of(error)}")
     return Member(name, info.file_size, functools.partial(archive.read, info))
 
 
@@ -113,7 +114,7 @@ def in_tar(location: str, name: str, on_own: OnOwn) -> Iterator[Member]:
             else:
                 yield _member(tar, info, f"{name}/{path}")
     except UNREADABLE as error:
-        damage = Member(name, problem=f"not readable: the tar is truncated or damaged, {error}")
+        damage = Member(name, problem=f"not readable: the tar is truncated or damaged, {reason_of(error)}")
     for path in sorted({*held, *links}):
         if found := own.owner(path):
             on_own(*found)

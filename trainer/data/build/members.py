@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from catgan.command import without_queries
 from trainer.data.build.names import ARCHIVES, suffix
 from trainer.data.images import ImageError
+from trainer.data.reasons import reason_of
 
 MAX_BYTES = 256 << 20
 """Longer files are rejected: a file must fit into memory, and a member of a zip can unpack to any length."""
@@ -60,4 +60,4 @@ class Member:
         except (FileNotFoundError, PermissionError) as error:
             raise ImageError(f"not readable: {error.strerror or 'deleted, or no permission'}") from None
         except UNREADABLE as error:
-            raise ImageError(without_queries(f"not readable: {error}")) from None
+            raise ImageError(f"not readable: {reason_of(error)}") from None

@@ -16,6 +16,7 @@ from catgan.dataset import MANIFEST, Manifest, Shard
 from catgan.location import is_url, join
 from trainer.data.build.progress import progress
 from trainer.data.fetch import shards_ahead
+from trainer.data.reasons import reason_of
 from trainer.data.tars import StrictInfo
 
 
@@ -65,7 +66,7 @@ def _check_shard(content: bytes, shard: Shard, size: int) -> list[str]:
             try:
                 _check_member(suffix, file, size)
             except (OSError, SyntaxError, ValueError) as error:
-                raise ValueError(f"{member.name}: {error}") from None
+                raise ValueError(f"{member.name}: {reason_of(error)}") from None
     for key, suffixes in samples.items():
         if suffixes not in ({"webp", "json"}, {"png", "json"}):
             raise ValueError(f"sample {key} has {', '.join(sorted(suffixes))} instead of an image and its json")

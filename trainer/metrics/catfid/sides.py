@@ -20,6 +20,7 @@ from catgan.outputs import RUN, in_words, own_files, owner
 from infer.latents import latents
 from infer.session import Generator
 from trainer.data.images import ImageError, decode
+from trainer.data.reasons import reason_of
 from trainer.data.stream import eval_images
 from trainer.metrics.frechet import Gaussian
 
@@ -27,7 +28,7 @@ BATCH = 64
 
 T = TypeVar("T")
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _read(file: Path) -> np.ndarray:
     try:
         return np.asarray(decode(file.read_bytes()))
     except (ImageError, OSError) as error:
-        raise UserError(f"{file} cannot be read as an image ({error}): remove it") from None
+        raise UserError(f"{file} cannot be read as an image ({reason_of(error)}): remove it") from None
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

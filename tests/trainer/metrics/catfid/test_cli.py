@@ -16,6 +16,7 @@ from PIL import Image
 from catgan.command import UserError
 from infer.latents import latents
 from infer.session import Generator
+from tests.trainer.data import profiles
 from trainer.data.build.shards import write_shards
 from trainer.metrics.catfid import checks, cli
 from trainer.metrics.catfid.cli import main
@@ -372,3 +373,17 @@ def test_a_run_is_evaluated_by_its_generator(
     assert capsys.readouterr().err.count("is a training run: taking its best generator") == 1
     assert result["n_fake"] == 50
     assert main([str(tmp_path / "real"), str(best / "gen.onnx"), *options])["metrics"] == result["metrics"]
+
+
+def test_folders_are_read_in_srgb(toy: Toy, low_minimum: None, tmp_path: Path) -> None:
+    """The same photos, in sRGB and with red and blue exchanged by their profile, have the same statistics."""
+    folders = tmp_path / "srgb", tmp_path / "swapped"
+    for folder in folders:
+        folder.mkdir()
+    for seed in range(120):
+        photo = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        photo.save(folders[0] / f"{seed}.png")
+        stored = Image.merge("RGB", photo.split()[::-1])
+        stored.save(folders[1] / f"{seed}.png", icc_profile=profiles.SWAPPED)
+    metrics = main([*map(str, folders)])["metrics"]
+    assert metrics["fd120_toy"] < 1e-4
