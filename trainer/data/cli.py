@@ -49,8 +49,8 @@ frame is taken. HEIC needs pillow-heif.
 Every image is kept, or listed in OUT/rejected.csv with the reason and the measured score, if any. OUT/contact.png and
 OUT/rejected.png show samples of both. An image is rejected if it is not readable, not a picture, too small, too
 large (more than 89 million pixels), or a duplicate of an earlier image, pixel by pixel; and unless --keep disables the
-check, if it is too narrow, dark, flat or blurred, or a near-duplicate of a larger image. Hidden files and metadata
-files (.json, .txt, .csv, .tsv, .md, .xml, .yaml, .yml, .cls) are ignored.
+check, if it is too narrow, dark, flat or blurred, or a near-duplicate of a larger image. Hidden files, metadata files
+(.json, .txt, .csv, .tsv, .md, .xml, .yaml, .yml, .cls), and data sets and training runs within a source are ignored.
 
 The validation images and the order of all depend on --seed, --val-fraction and the pixels: the same images give the
 same split, however they are packed. During a build, encoded images take twice their space on disk.
@@ -163,7 +163,8 @@ def _build_parser() -> Parser:
         "--labels",
         metavar="folder|CSV",
         help="give each image a class: the name of its folder, or from a CSV file with the header file,label, which "
-        "names files as rejected.csv does, or by the end of such a path; images without a class are rejected",
+        "names files as rejected.csv does, or by the end of such a path; images without a class are rejected; classes "
+        "and rows that look wrong are named",
     )
     parser.add_argument("--dry-run", action="store_true", help="only count images that would be kept, write nothing")
     parser.add_argument(

@@ -220,7 +220,7 @@ def _complete_store(store: Store, job: _Job, processes: int) -> Report:
         name, reason, _ = next(store.rejections(), ("", "", None))
         why = f"{report}, beginning with {name} ({reason})" if report.rejected else "there are no files"
         if own:
-            why += f", except those of {in_words(own)}"
+            why += f", except those of {in_words(own)}; give photos, or the folder of a data set itself"
         locations = ", ".join(source.location for source in job.sources)
         raise NoUsableImageError(f"no usable image in {locations}: {why}")
     report.relabelled = store.num_relabelled()

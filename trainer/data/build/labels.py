@@ -73,11 +73,11 @@ class Labels:
 class _Table:
     """A table of labels, with the header ``file,label``, separated by commas, semicolons or tabs.
 
-    It is UTF-8, UTF-16 with a byte order mark, or else Windows-1252. A row applies to the files whose name (as in
-    ``rejected.csv``) equals its ``file`` or ends with ``/`` and its ``file``; if several rows apply, the longest
-    ``file`` wins. If none does, a row applies whose ``file``, a path on the machine of its author, ends with ``/`` and
-    the name. Paths are compared in one form, see ``names.comparable``, and without regard to case if nothing else
-    matches. Rows between which only this last step decides, with different labels, do not apply.
+    It is UTF-8, UTF-16, or else Windows-1252. A row applies to the files whose name (as in ``rejected.csv``) equals its
+    ``file`` or ends with ``/`` and its ``file``; if several rows apply, the longest ``file`` wins. If none does, a row
+    applies whose ``file``, a path on the machine of its author, ends with ``/`` and the name. Paths are compared in one
+    form, see ``names.comparable``, and without regard to case if nothing else matches. If several rows with different
+    labels match equally well, none applies.
     """
 
     def __init__(self, path: Path) -> None:
@@ -190,6 +190,8 @@ def _decode(data: bytes) -> tuple[str, bool]:
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
             return data.decode(encoding), True
+    if 0 in data[:2]:  # the header is ASCII, of which UTF-16 has every other byte
+        return data.decode("utf-16-le" if data[0] else "utf-16-be"), True
     try:
         return data.decode(), True
     except UnicodeDecodeError:

@@ -37,6 +37,8 @@ def found(labels: Labels, *names: str, kind: str = "folder") -> list[str | None]
         ROWS,
         ROWS.encode("utf-8-sig"),
         ROWS.encode("utf-16"),
+        ROWS.encode("utf-16-le"),
+        ROWS.encode("utf-16-be"),
         ROWS.encode("cp1252"),
         ROWS.replace("\n", "\r\n"),
         ROWS.replace("\n", "\r"),
