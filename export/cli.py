@@ -11,7 +11,6 @@ from typing import Any
 
 from catgan.command import UserError, run_command
 from export.options import NAME, Options, parse
-from export.page import check_folder, write_page
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -19,6 +18,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     options = parse(argv)
     uri = _mlflow_uri(options) if options.needs_mlflow else None
     if options.web is not None:
+        from export.page import check_folder, write_page
+
         check_folder(options.web)
         if options.source.endswith(".onnx"):
             write_page(Path(options.source), options.web)

@@ -1,20 +1,20 @@
-"""``catdata``: make data sets of images, and verify them."""
+"""``catdata``: make data sets of images, and verify them.
+
+What takes long to import is imported by the commands, where Ctrl-C is handled.
+"""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from catgan.command import Parser, dispatch, number, run_command, say
-from catgan.dataset import Manifest
 from catgan.location import is_url, join, local_path
 from catgan.outputs import in_words
-from trainer.data.build.build import build
-from trainer.data.build.prepare import OPTIONAL_CHECKS
-from trainer.data.build.progress import progress
-from trainer.data.build.shards import write_shards
-from trainer.data.build.verify import verify
-from trainer.data.drawn.synth import DRAWN_CATS, draw_many
+
+if TYPE_CHECKING:
+    from catgan.dataset import Manifest
 
 NAME = "catdata"
 
@@ -122,6 +122,11 @@ def _synth(argv: list[str]) -> dict[str, Any]:
     _add_common(parser)
     a = parser.parse_args(argv)
     a.out = str(local_path(a.out))
+
+    from trainer.data.build.progress import progress
+    from trainer.data.build.shards import write_shards
+    from trainer.data.drawn.synth import DRAWN_CATS, draw_many
+
     manifest = write_shards(
         a.out,
         progress(draw_many(a.seed, a.num, a.size, a.processes), "draw", "image", a.num),
@@ -136,6 +141,8 @@ def _synth(argv: list[str]) -> dict[str, Any]:
 
 
 def _build_parser() -> Parser:
+    from trainer.data.build.prepare import OPTIONAL_CHECKS
+
     parser = Parser(f"{NAME} build", _BUILD)
     parser.usage = f"{parser.prog} SRC... OUT [options]"
     parser.add_argument("paths", nargs="+", metavar="SRC... OUT", help="sources, then the folder to make")
@@ -154,7 +161,7 @@ def _build_parser() -> Parser:
     )
     parser.add_argument(
         "--keep",
-        type=_kinds,
+        type=lambda text: _kinds(text, OPTIONAL_CHECKS),
         default=(),
         metavar="KIND[,KIND]",
         help=f"checks to disable: {', '.join(OPTIONAL_CHECKS)}",
@@ -186,6 +193,9 @@ def _build(argv: list[str]) -> dict[str, Any]:
         parser.error(f"--faces {a.faces} needs --crop face")
     *paths, out = a.paths
     out = out if is_url(out) else str(local_path(out))
+
+    from trainer.data.build.build import build
+
     _, report = build(
         paths,
         out,
@@ -220,11 +230,11 @@ def _build(argv: list[str]) -> dict[str, Any]:
     }
 
 
-def _kinds(text: str) -> tuple[str, ...]:
+def _kinds(text: str, allowed: Collection[str]) -> tuple[str, ...]:
     kinds = tuple(text.split(","))
     for kind in kinds:
-        if kind not in OPTIONAL_CHECKS:
-            raise argparse.ArgumentTypeError(f"{kind!r} is given, allowed are {', '.join(OPTIONAL_CHECKS)}")
+        if kind not in allowed:
+            raise argparse.ArgumentTypeError(f"{kind!r} is given, allowed are {', '.join(allowed)}")
     return kinds
 
 
@@ -240,7 +250,11 @@ def _totals(manifest: Manifest) -> tuple[int, int]:
 def _verify(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"{NAME} verify", _VERIFY)
     parser.add_argument("location", metavar="DIR", help="path or URL of the data set")
-    manifest = verify(parser.parse_args(argv).location)
+    location = parser.parse_args(argv).location
+
+    from trainer.data.build.verify import verify
+
+    manifest = verify(location)
     images, shards = _totals(manifest)
     return {"ok": True, "images": images, "shards": shards, "digest": manifest.digest}
 

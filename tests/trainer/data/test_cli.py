@@ -184,10 +184,11 @@ def processes_of(group: int) -> set[int]:
     return found
 
 
-def ignores_interrupt(pid: int) -> bool:
+def is_safe_from_interrupts(pid: int) -> bool:
+    """Whether the process blocks or ignores SIGINT."""
     with contextlib.suppress(OSError):
-        (mask,) = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
-        return bool(int(mask, 16) & 1 << (signal.SIGINT - 1))
+        masks = re.findall(r"Sig(?:Blk|Ign):\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+        return any(int(mask, 16) & 1 << (signal.SIGINT - 1) for mask in masks)
     return False
 
 
@@ -219,8 +220,9 @@ def test_a_stopped_build_leaves_no_process_and_can_be_repeated(tmp_path: Path, h
         preexec_fn=restore_interrupts,
     )
     try:
-        # Two processes of multiprocessing and two workers have started; they ignore Ctrl-C.
-        wait_until(lambda: [ignores_interrupt(pid) for pid in processes_of(process.pid) - {process.pid}] == [True] * 4)
+        # Two processes of multiprocessing and two workers have started.
+        wait_until(lambda: len(processes_of(process.pid)) == 5)
+        assert all(is_safe_from_interrupts(pid) for pid in processes_of(process.pid) - {process.pid})
         if how == signal.SIGINT:
             os.killpg(process.pid, how)  # as a terminal does
         else:
@@ -237,6 +239,28 @@ def test_a_stopped_build_leaves_no_process_and_can_be_repeated(tmp_path: Path, h
     options = ["--size", "32", "--processes", "1", "--keep", "dark,flat,blurred"]
     assert main(["build", str(tmp_path / "large.png"), str(out), *options])["kept"] == 1
     assert list(tmp_path.glob(".out.*")) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
+@pytest.mark.parametrize("command", ["build", "synth"])
+def test_ctrl_c_while_processes_start_is_one_line(pics: Path, tmp_path: Path, command: str) -> None:
+    out = tmp_path / "out"
+    arguments = ["build", str(pics), str(out)] if command == "build" else ["synth", str(out), "--num", "1000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "trainer.data.cli", *arguments, "--processes", "2"],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=restore_interrupts,
+    ) as process:
+        wait_until(lambda: len(processes_of(process.pid)) == 3)  # no worker yet
+        os.killpg(process.pid, signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, "")
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "catdata: interrupted"
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_paths_with_dots_are_resolved_once(pics: Path, tmp_path: Path) -> None:

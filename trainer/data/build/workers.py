@@ -11,7 +11,9 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -48,7 +50,8 @@ def worker_threads(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 @contextlib.contextmanager
 def worker_processes(processes: int, module: str) -> Iterator[ProcessPoolExecutor]:
-    """A process pool whose processes exit at once when the block ends or this process is killed.
+    """A process pool whose processes exit at once when the block ends or this process is killed. They do not get the
+    Ctrl-C that a terminal sends to them, too.
 
     ``ProcessPoolExecutor`` alone would first finish what is queued, and its processes would outlive a killed parent.
     A script that uses this needs the usual ``if __name__ == "__main__":``.
@@ -57,26 +60,57 @@ def worker_processes(processes: int, module: str) -> Iterator[ProcessPoolExecuto
         module: imported once, in the fork server, for all processes.
     """
     # A plain fork would copy the locks of this process's threads (tqdm has one) in whatever state they are.
-    context = multiprocessing.get_context("forkserver")
+    context = _Context()
     context.set_forkserver_preload([module])
     # The parent holds the only writing end. Closing it, or the parent's death, wakes the processes that read.
     exit_reader, exit_writer = multiprocessing.Pipe(duplex=False)
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, context, _start_process, (exit_reader,))
     try:
         yield pool
     finally:
         exit_writer.close()
+        # A process that is still starting would print a traceback if it did not find the queues of the pool any more.
+        for process in set(multiprocessing.active_children()) - others:
+            process.join()
         pool.shutdown(cancel_futures=True)
         exit_reader.close()
 
 
+class _Process(ForkServerProcess):
+    def start(self) -> None:
+        resource_tracker.ensure_running()  # unblocks Ctrl-C when it starts
+        with _ctrl_c_later():
+            super().start()  # the first one starts the fork server, from which all inherit that Ctrl-C is blocked
+
+
+class _Context(ForkServerContext):
+    Process = _Process
+
+
+@contextlib.contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Block Ctrl-C, and handle it at the end of the block."""
+    is_main = threading.current_thread() is threading.main_thread()  # the one that Python interrupts
+    requests: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: requests.append(number)) if is_main else None
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+    if requests:
+        signal.raise_signal(signal.SIGINT)
+
+
 def _start_process(exit_reader: Connection) -> None:
-    """Ignore Ctrl-C, which the parent handles, and exit when the other end of ``exit_reader`` is closed.
+    """Exit when the other end of ``exit_reader`` is closed.
 
     stderr is discarded: libtiff writes about damaged files straight to it, into the parent's progress bar.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def exit_with_parent() -> None:
         multiprocessing.connection.wait([exit_reader])

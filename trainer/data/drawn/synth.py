@@ -7,11 +7,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from catgan.command import UserError
 from catgan.machine import cores
+from trainer.data.build.workers import map_ordered, worker_processes
 from trainer.data.drawn.coats import random_cat
 from trainer.data.drawn.portrait import paint
 from trainer.data.drawn.scene import random_noise
@@ -49,8 +48,7 @@ def draw_many(seed: int, num: int, size: int, processes: int | None = None) -> I
 
     Args:
         processes: None: one per core. With one, or up to 64 cats, they are drawn in this process. Otherwise processes
-            are spawned (forks would inherit locks that other threads hold), so a script needs the usual
-            ``if __name__ == "__main__":``.
+            are started (see ``worker_processes``), so a script needs the usual ``if __name__ == "__main__":``.
 
     Raises:
         UserError: at once, for values that ``draw`` refuses and for fewer than one process.
@@ -68,21 +66,14 @@ def draw_many(seed: int, num: int, size: int, processes: int | None = None) -> I
 
 
 def _draw_in_processes(seed: int, num: int, size: int, processes: int) -> Iterator[Drawn]:
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
-    ahead: deque[Future[list[Drawn]]] = deque()
-    try:
-        for start in range(0, num, CHUNK):
-            ahead.append(pool.submit(_draw_range, seed, start, min(start + CHUNK, num), size))
-            if len(ahead) > 2 * processes:  # bounded: a slow consumer must not fill the memory
-                yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    chunks = (range(start, min(start + CHUNK, num)) for start in range(0, num, CHUNK))
+    with worker_processes(processes, __name__) as pool:
+        for drawn in map_ordered(partial(_draw_chunk, seed, size), chunks, pool, ahead=2 * processes):
+            yield from drawn
 
 
-def _draw_range(seed: int, start: int, stop: int, size: int) -> list[Drawn]:
-    return [draw(seed, index, size) for index in range(start, stop)]
+def _draw_chunk(seed: int, size: int, indices: range) -> list[Drawn]:
+    return [draw(seed, index, size) for index in indices]
 
 
 def _check(seed: int, count: int, size: int) -> None:

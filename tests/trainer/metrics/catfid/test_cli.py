@@ -18,7 +18,7 @@ from infer.latents import latents
 from infer.session import Generator
 from tests.trainer.data import profiles
 from trainer.data.build.shards import write_shards
-from trainer.metrics.catfid import checks, cli
+from trainer.metrics.catfid import checks, command
 from trainer.metrics.catfid.cli import main
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.frechet import Gaussian
@@ -42,7 +42,7 @@ class Toy:
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
     extractor = Toy()
-    monkeypatch.setattr(cli, "choose_extractor", lambda *_: extractor)
+    monkeypatch.setattr(command, "choose_extractor", lambda *_: extractor)
     return extractor
 
 
@@ -232,7 +232,7 @@ def test_all_metrics_and_their_names(
         cat = (images.float().mean((1, 2, 3)) < 120).float()
         return torch.nn.functional.one_hot(torch.where(cat.bool(), 281, 207), 1000).float()
 
-    monkeypatch.setattr(cli, "imagenet_classifier", lambda: classify)
+    monkeypatch.setattr(command, "imagenet_classifier", lambda: classify)
     real, fake = make_folder("real", 150), make_folder("fake", 120, shift=50, seed=1)
     result = main([str(real), str(fake), "--metrics", "fid,kid,is,pr,cats,copies"])
     of_toy = {"fd120", "kid120", "is120", "precision120", "recall120", "density120", "coverage120", "authenticity120"}
