@@ -289,12 +289,12 @@ def test_format_of_the_store_stays_readable_for_builds_that_were_begun_earlier(
         with pytest.raises(Stop):
             run(pics, tmp_path / "out")
     with contextlib.closing(sqlite3.connect(tmp_path / ".out.partial" / "work.sqlite")) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         columns = {table: [column[1] for column in db.execute(f"PRAGMA table_info({table})")] for table in tables}
         sample = db.execute("SELECT file, name, kind, place, width, height FROM samples").fetchone()
         job = json.loads(*db.execute("SELECT value FROM notes WHERE name = 'job'").fetchone())
-    samples = "id file name length version kind reason score place width height label signature bytes"
+    samples = "id file name length version kind reason score place width height label signature ignores_profile bytes"
     assert columns == {
         "notes": ["name", "value"],
         "samples": samples.split(),
