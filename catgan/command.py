@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from catgan.text import printable, to_json
 
@@ -75,8 +75,28 @@ def without_queries(text: str) -> str:
 
 
 def say(message: str) -> None:
-    """Print one line to stderr."""
-    print(printable(without_queries(message)), file=sys.stderr, flush=True)
+    """Print one line to stderr, if it is open: without a reader, as after Ctrl-C in `... 2>&1 | tee`, work goes on."""
+    try:
+        print(printable(without_queries(message)), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Discard what is written to a stream whose reader has ended; the interpreter would fail to flush it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _print(result: dict[str, Any]) -> None:
+    """Print the JSON object of a command. Raises BrokenPipeError and UserError."""
+    stream = sys.stderr if result.get("out") == STDOUT else sys.stdout
+    try:
+        print(to_json(result), file=stream, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(stream)
+        raise UserError(f"done, but the result cannot be written ({error.strerror})") from None
 
 
 def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> None:
@@ -93,19 +113,17 @@ def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Se
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     try:
-        result = main(args)
+        _print(main(args))
     except UserError as error:
         if debug:
             raise
         say(f"{name}: {' '.join(str(error).split())}")
         raise SystemExit(2) from None
-    except BrokenPipeError:
-        # The reader of stdout has ended (`--help | head`), so the interpreter must not flush to it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of stdout has ended (`--help | head`)
+        _discard(sys.stdout)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         if debug:
             raise
-        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+        say(f"{name}: interrupted")
         raise SystemExit(130) from None
-    print(to_json(result), file=sys.stderr if result.get("out") == STDOUT else sys.stdout, flush=True)
