@@ -20,6 +20,7 @@ state and is neither thread-safe nor made for a run that several processes write
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import re
 import tempfile
@@ -106,23 +107,20 @@ class Delivery:
         """
         self._outbox.deliver_points(self._send_points)
 
-    def deliver_files(self, pause: float = 0.0) -> None:
-        """Deliver queued files, and those that were refused ``pause`` seconds ago or earlier. The tag
-        ``catgan.refused_files`` names those that are refused now.
+    def deliver_files(self, patient: bool = False) -> float | None:
+        """Deliver queued and refused files, see ``Outbox.deliver_files``. The tag ``catgan.refused_files`` names those
+        that are still refused.
 
         Raises:
             As ``deliver_points``.
         """
         before = self._outbox.refused_files()
-        try:
-            self._outbox.deliver_files(self._send_file, pause)
-        finally:
-            refused = self._outbox.refused_files()
+        pause = self._outbox.deliver_files(self._send_file, patient)
+        refused = self._outbox.refused_files()
         if [entry["file"] for entry in refused] != [entry["file"] for entry in before]:
-            run_id = self._outbox.state()["run_id"]
-            self._client.set_tag(
-                run_id, _REFUSED_TAG, describe_refused(refused) if refused else "none", synchronous=True
-            )
+            text = describe_refused(refused) if refused else "none"
+            self._client.set_tag(self._outbox.state()["run_id"], _REFUSED_TAG, text, synchronous=True)
+        return pause
 
     def _send_points(self, records: Sequence[Record], state: DeliveryState) -> int:
         """Send the first record, or all leading ``scalars`` that fit into one request; see ``outbox.Send``.
@@ -321,8 +319,10 @@ class Delivery:
         self._client.log_text(run_id, "".join(lines), "events.txt")
 
     def _model(self, record: Record, run_id: str) -> None:
-        name = record["name"]
-        version = self._register(self._uri, run_id, name, self._file(record), record["info"])
+        name, path = record["name"], self._file(record)
+        if "sha256" in record and record["sha256"] != hashlib.sha256(path.read_bytes()).hexdigest():
+            raise _UnusableFile(f"a later {path.name} has replaced it")
+        version = self._register(self._uri, run_id, name, path, record["info"])
         say(f"registered as models:/{name}/{version}")
 
     def _status(self, record: Record, state: DeliveryState) -> None:

@@ -35,7 +35,8 @@ from trainer.tracking.journal import Journal, Record
 from trainer.tracking.messages import brief
 
 _RECORDS_AT_ONCE = 200
-_RETRY_SECONDS = 5.0
+_RETRY_SECONDS = 5.0  # doubled for a file with each refusal
+_LONGEST_RETRY_SECONDS = 600.0
 _LOCK_SECONDS = 10.0
 _REFUSING_SECONDS = 60.0  # that refused files may take before the others wait for a later call; one may take minutes
 
@@ -63,6 +64,7 @@ class RefusedFile(TypedDict):
     """Byte of ``outbox.jsonl`` at which its record starts."""
     tried: float
     """Time of the latest attempt, in seconds since 1970."""
+    tries: int
     file: str
     """Its path in the run's folder."""
     reason: str
@@ -148,11 +150,17 @@ class Outbox:
                 state["delivered"] = batch[-1][1] if num_sent == len(points) else points[num_sent - 1][1]
                 self.save_state(state)
 
-    def deliver_files(self, send: SendFile, pause: float = 0.0) -> None:
-        """Deliver queued files, oldest first, then try those again that were refused ``pause`` seconds ago or earlier.
+    def deliver_files(self, send: SendFile, patient: bool = False) -> float | None:
+        """Deliver queued files, oldest first, then try refused ones again.
 
         A file that is refused stays for a later call, and the next one is sent. Does nothing before the run exists in
         MLflow.
+
+        Args:
+            patient: wait longer between the attempts for a file the more often it was refused.
+
+        Returns:
+            The seconds until the next refused file is due, None if there is none.
 
         Raises:
             OutboxBusy: another process or thread has been delivering files for ten seconds.
@@ -161,11 +169,11 @@ class Outbox:
         with self._locked(self._files_lock_file):
             run_id, state = self.state().get("run_id"), self._files_state()
             if run_id is None:
-                return
+                return None
             known = {entry["start"] for entry in state["refused"]}
             refusing = 0.0
             try:
-                for record, start, end in self._due_files(state, pause):
+                for record, start, end in self._due_files(state, patient):
                     began = time.monotonic()
                     if _send_file(send, record, start, run_id, state):
                         refusing += time.monotonic() - began
@@ -177,10 +185,12 @@ class Outbox:
             finally:
                 if new := [entry for entry in state["refused"] if entry["start"] not in known]:
                     say(f"warning: MLflow refuses {describe_refused(new)}; this is tried again later")
+            next_due = min((_due(entry) for entry in state["refused"]), default=None)
+            return None if next_due is None else max(next_due - time.time(), _RETRY_SECONDS)
 
-    def _due_files(self, state: FilesState, pause: float) -> Iterator[tuple[Record, int, int]]:
+    def _due_files(self, state: FilesState, patient: bool) -> Iterator[tuple[Record, int, int]]:
         """The records of new files, then of refused ones, the longest untried first, each with its start and end."""
-        due = [entry for entry in state["refused"] if entry["tried"] <= time.time() - pause]
+        due = [entry for entry in state["refused"] if not patient or _due(entry) <= time.time()]
         start = state["delivered"]
         for record, end in self.journal.read(start):
             if _has_file(record):
@@ -222,16 +232,21 @@ class Outbox:
 
 def _send_file(send: SendFile, record: Record, start: int, run_id: str, state: FilesState) -> bool:
     """Send a file, and note in the state whether it was refused. Returns that."""
-    others = [entry for entry in state["refused"] if entry["start"] != start]
+    tries = 1 + sum(entry["tries"] for entry in state["refused"] if entry["start"] == start)
+    state["refused"] = [entry for entry in state["refused"] if entry["start"] != start]
     try:
         send(record, run_id)
     except Refused as error:
-        file = record.get("path", "events.txt")
-        refused: RefusedFile = {"start": start, "tried": time.time(), "file": file, "reason": str(error)}
-        state["refused"] = sorted([*others, refused], key=lambda entry: entry["start"])
+        file, reason = record.get("path", "events.txt"), str(error)
+        state["refused"].append({"start": start, "tried": time.time(), "tries": tries, "file": file, "reason": reason})
+        state["refused"].sort(key=lambda entry: entry["start"])
         return True
-    state["refused"] = others
     return False
+
+
+def _due(entry: RefusedFile) -> float:
+    """When to try a refused file again, in seconds since 1970."""
+    return entry["tried"] + min(_RETRY_SECONDS * 2 ** (entry["tries"] - 1), _LONGEST_RETRY_SECONDS)
 
 
 def describe_refused(refused: Sequence[RefusedFile]) -> str:
@@ -253,12 +268,16 @@ class DeliveryThread:
     """A thread that delivers the records of an outbox as they are queued and retries while the receiver is away."""
 
     def __init__(
-        self, deliver: Callable[[], None], receiver: str, what: str, errors: Callable[[], tuple[type[Exception], ...]]
+        self,
+        deliver: Callable[[], float | None],
+        receiver: str,
+        what: str,
+        errors: Callable[[], tuple[type[Exception], ...]],
     ) -> None:
         """Starts at once, with the records that earlier processes left.
 
         Args:
-            deliver: delivers what is queued.
+            deliver: delivers what is queued. It may return the seconds after which it is to be called again.
             receiver, what: their names in messages.
             errors: what ``deliver`` raises while the receiver is away. Any other exception is a bug: the thread ends
                 with a traceback, and the records stay on disk.
@@ -283,20 +302,21 @@ class DeliveryThread:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        last = False
+        last, pause = False, None
         while not last:
-            self._new_records.wait()
+            self._new_records.wait(pause)
             self._new_records.clear()
             last = self._closing.is_set()
-            self._deliver()
+            pause = self._deliver()
             if self._failing:
                 self._closing.wait(_RETRY_SECONDS)
                 self._new_records.set()
 
-    def _deliver(self) -> None:
-        """Deliver; print one line when delivery begins to fail and one when it works again."""
+    def _deliver(self) -> float | None:
+        """Deliver; print one line when delivery begins to fail and one when it works again. Returns the seconds until
+        the next call."""
         try:
-            self._deliver_queued()
+            pause = self._deliver_queued()
         except self._errors() as error:
             if not self._failing:
                 say(
@@ -304,7 +324,8 @@ class DeliveryThread:
                     " retried"
                 )
             self._failing = True
-            return
+            return None
         if self._failing:
             say(f"{self._receiver} accepts {self._what} again")
         self._failing = False
+        return pause

@@ -18,6 +18,7 @@ Steps in MLflow are whole kimg (thousands of images seen). Points within the sam
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import re
 import secrets
@@ -51,7 +52,6 @@ from trainer.tracking.server import (
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _CLOSE_SECONDS = 30.0
-_REFUSED_PAUSE = 600.0  # seconds until a training tries a refused file again
 _OFFLINE = "offline-"
 _TAG_LENGTH = 5000  # MLflow's limit (mlflow/utils/validation.py)
 
@@ -106,12 +106,15 @@ def open_run(
     return key if key == run_id or offline else outbox.state()["run_id"]
 
 
-def end_run(run_dir: Path, uri: str, status: Status, offline: bool = False, *, register: Register) -> None:
+def end_run(
+    run_dir: Path, uri: str, status: Status, offline: bool = False, *, register: Register, location: str | None = None
+) -> None:
     """Set the run's final status and deliver all queued records. If MLflow cannot be used, print a warning.
 
     Args:
         offline: only queue the status.
         register: see ``Register``.
+        location: path or URL of the run for the printed command (default: ``run_dir``).
     """
     outbox = Outbox(run_dir)
     outbox.put({"kind": "status", "time": _now(), "status": status})
@@ -123,7 +126,9 @@ def end_run(run_dir: Path, uri: str, status: Status, offline: bool = False, *, r
         except UserError as error:
             reason = f"warning: {error}; "
     if num := outbox.num_undelivered():
-        say(f"{reason}{num} records are not in MLflow yet; {_sync_command(run_dir, uri)} delivers them")
+        say(
+            f"{reason}{num} records are not in MLflow yet; {_sync_command(location or str(run_dir), uri)} delivers them"
+        )
 
 
 def sync(run_dir: Path, uri: str | None = None, *, register: Register) -> dict[str, Any]:
@@ -206,7 +211,7 @@ class Tracker:
                 )
             for what, deliver in (
                 ("records", Delivery(run_dir, uri, register=register).deliver_points),
-                ("files", partial(Delivery(run_dir, uri, register=register).deliver_files, _REFUSED_PAUSE)),
+                ("files", partial(Delivery(run_dir, uri, register=register).deliver_files, patient=True)),
             ):
                 self._threads.append(DeliveryThread(deliver, server_name(uri), what, _delivery_errors))
 
@@ -257,8 +262,9 @@ class Tracker:
 
     def log_model(self, name: str, onnx: Path, info: Mapping[str, Any]) -> None:
         """Queue ``onnx``, a file in the run's folder, to be registered as a version of the model ``name`` with the
-        generator's origin ``info``, see ``Register``."""
-        self._put({"kind": "model", "name": name, "path": self._relative(onnx), "info": dict(info)})
+        generator's origin ``info``, see ``Register``. Once another file has replaced it, it is not registered."""
+        digest = hashlib.sha256(onnx.read_bytes()).hexdigest()
+        self._put({"kind": "model", "name": name, "path": self._relative(onnx), "sha256": digest, "info": dict(info)})
 
     def note(self, kind: str, text: str, nimg: int) -> None:
         """Queue a note on an event at ``nimg`` images, such as ``("rollback", "loss not finite, back to 512 kimg")``.
@@ -343,8 +349,8 @@ def _delivery_errors() -> tuple[type[Exception], ...]:
     return (*mlflow_errors(), UserError)
 
 
-def _sync_command(run_dir: Path, uri: str) -> str:
-    command = f"`cattrain sync {shlex.quote(str(run_dir))}`"
+def _sync_command(location: str, uri: str) -> str:
+    command = f"`cattrain sync {shlex.quote(location)}`"
     if redact(uri) == uri:
         return command
     user = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if uri.startswith("http") else "MLFLOW_TRACKING_URI"

@@ -206,8 +206,10 @@ def test_a_training_and_then_its_server_are_killed(server: Server, shards: Path,
     for key in run.data.metrics:
         expected = [line[key] for line in lines if key in line]
         values = [p.value for p in sorted(client.get_metric_history(run_id, key), key=lambda point: point.timestamp)]
-        assert len(values) == len(expected), key
-        if not key.startswith("speed/"):
+        if key.startswith("speed/"):
+            assert len(values) >= len(expected), "repeated steps take another time"
+            assert values[-1] == expected[-1]
+        else:
             assert values == expected, key
     assert [line["nimg"] for line in lines if "loss/generator" in line] == list(range(64, 641, 64))
     assert len(client.list_artifacts(run_id, "images")) == 2 * 6

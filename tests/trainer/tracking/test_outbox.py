@@ -190,10 +190,10 @@ def test_a_refused_file_is_named_and_tried_again_later(tmp_path: Path, capsys: p
     assert [entry["file"] for entry in Outbox(tmp_path).refused_files()] == ["b"]
     outbox.deliver_files(store.send)  # still refused: no second warning
     store.refuses.clear()
-    outbox.deliver_files(store.send, pause=60)  # too early
+    assert outbox.deliver_files(store.send, patient=True) == pytest.approx(10, abs=2)  # too early
     assert capsys.readouterr().err == ""
     assert outbox.num_undelivered() == 1
-    Outbox(tmp_path).deliver_files(store.send)
+    assert Outbox(tmp_path).deliver_files(store.send) is None
     Outbox(tmp_path).deliver_files(store.send)
     assert store.received == ["a", "c", "events.txt", "b"]
     assert outbox.num_undelivered() == 0
@@ -212,6 +212,25 @@ def test_files_of_a_slow_store_that_refuses_take_turns(tmp_path: Path, monkeypat
     outbox.deliver_files(store.send)  # a
     outbox.deliver_files(store.send)  # b
     assert store.received == ["c", "b"]
+
+
+def test_the_thread_tries_a_refused_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.tracking.outbox._RETRY_SECONDS", 0.02)
+    outbox, store = Outbox(tmp_path), Store("a")
+    fill_with_files(outbox, "a", "b")
+    thread = DeliveryThread(
+        lambda: outbox.deliver_files(store.send, patient=True), "the server", "files", lambda: (ConnectionError,)
+    )
+    deadline = time.monotonic() + 30
+    while [entry["tries"] for entry in outbox.refused_files()] < [3]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    store.refuses.clear()
+    while outbox.refused_files():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    thread.close(30)
+    assert store.received == ["b", "a"]
 
 
 def test_files_of_an_outbox_that_had_one_lane_are_continued(tmp_path: Path) -> None:

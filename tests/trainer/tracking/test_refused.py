@@ -110,7 +110,7 @@ def test_one_refused_file_does_not_hold_up_others(
     assert [entry["file"] for entry in Outbox(folder).refused_files()] == ["reals.png"]
     assert Outbox(folder).num_undelivered() == 1
     # The next process that trains in this folder delivers it.
-    monkeypatch.setattr("trainer.tracking.tracker._REFUSED_PAUSE", 0.0)
+    monkeypatch.setattr("trainer.tracking.outbox._LONGEST_RETRY_SECONDS", 0.0)
     track(folder, uri).close()
     assert_complete(client, run_id, folder)
 

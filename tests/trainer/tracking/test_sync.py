@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
+import shlex
 import shutil
 import socket
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -17,7 +20,7 @@ from export.registry import register
 from tests.trainer.tracking.runs import CONFIG, MANIFEST, begin, end, events, make_image, points, track
 from trainer.cli import main
 from trainer.tracking.journal import Journal
-from trainer.tracking.tracker import Tracker, is_finished, mlflow_run_id, sync
+from trainer.tracking.tracker import Tracker, end_run, is_finished, mlflow_run_id, sync
 
 pytestmark = pytest.mark.slow
 
@@ -196,6 +199,39 @@ def test_a_training_whose_server_went_away_ends_and_is_delivered_to_another(
     run_id = main(["sync", str(moved), "--uri", uri])["mlflow_run_id"]
     assert points(client, run_id, "x") == [(1, 1.0)]
     assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_model_that_was_replaced_before_it_was_delivered_is_not_registered(
+    client: MlflowClient, uri: str, folder: Path, onnx_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished training that is trained further: each version has the metric of its own file."""
+    begin(folder, uri, offline=True)
+    (folder / "best").mkdir()
+    tracker = Tracker(folder)
+    for value in (5.0, 3.0):
+        model = onnx.load(onnx_file)
+        onnx.helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, "value": str(value)})
+        onnx.save(model, folder / "best" / "gen.onnx")
+        metric = {"name": "fd16_efflite0", "value": value}
+        tracker.log_model("replaced", folder / "best" / "gen.onnx", {"recipe": "tiny", "kimg": 1.0, "metric": metric})
+    sync(folder, register=register)
+    assert "skipped a record of kind model (best/gen.onnx): a later gen.onnx has replaced it" in capsys.readouterr().err
+    (version,) = client.search_model_versions("name = 'replaced'")
+    assert version.tags["metric_value"] == "3.0"
+
+
+def test_the_printed_command_quotes_the_location(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "my cats' run"
+    folder.mkdir()
+    begin(folder, uri, offline=True)
+    end(folder, uri, "KILLED", offline=True)
+    (command,) = re.findall("`(.*)`", capsys.readouterr().err)
+    assert main(shlex.split(command)[1:])["delivered"] == 2
+    begin(folder, "http://me:secret@gpu0:5000", offline=True)
+    end_run(folder, "http://me:secret@gpu0:5000", "KILLED", True, register=register, location="s3://cats/mine")
+    printed = capsys.readouterr().err
+    assert "`cattrain sync s3://cats/mine`, with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set," in printed
+    assert "secret" not in printed
 
 
 def test_sync_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
