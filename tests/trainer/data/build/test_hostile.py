@@ -55,6 +55,7 @@ GOOD = {
     "-rf.png": packed(noise(8), "PNG"),
     "no_suffix": packed(noise(9), "PNG"),
     "lies.jpg": packed(noise(10), "BMP"),
+    "nonsense.tif": packed(noise(11), "TIFF", icc_profile=b"nonsense" * 99),
 }
 BAD = {
     "cut.jpg": (JPEG[: len(JPEG) // 2], "not readable"),
@@ -62,6 +63,10 @@ BAD = {
     "text.jpg": (b"meow", "not a picture"),
     "page.jpg": (b"<!DOCTYPE html><html><body>403</body></html>", "not a picture"),
     "empty.jpg": (b"", "empty file"),
+    "nan.tif": (
+        packed(Image.fromarray(np.full((24, 24), np.nan, np.float32)), "TIFF"),
+        "not readable: pixels that are",
+    ),
     "zeros.png": (bytes(5000), "not a picture"),
     'quote".jpg': (b"\xff\xd8\xff", "not"),
     "=cmd.jpg": (b"=1+1", "not a picture"),
