@@ -28,9 +28,9 @@ commands:
 """
 
 _SYNC = """\
-Deliver the records of a training to MLflow, in order: params, metrics, grids, notes, the model and the final status.
-A training queues them in RUN_DIR/outbox.jsonl, with --track.offline or while the server is unreachable. The command
-can be interrupted and run again at any time: no record is delivered twice.
+Deliver the records of a training to MLflow: params, metrics, notes and the final status, then grids, the model and
+other files. A training queues them in RUN_DIR/outbox.jsonl, with --track.offline or while the server is unreachable or
+refuses a file. The command can be interrupted and run again at any time: no record is delivered twice.
 
 They go to the server that the training was started with, or to --uri. User and password are not recorded: set
 MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. RUN_DIR may be a complete copy from another machine.
