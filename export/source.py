@@ -106,28 +106,24 @@ def _recorded_data(path: Path) -> str | None:
 @contextmanager
 def _download_weights(source: str, uri: str) -> Iterator[Path]:
     """A temporary copy of the generator's weights in MLflow."""
-    from trainer.tracking.messages import brief, redact
-    from trainer.tracking.server import connect
+    from trainer.tracking.messages import brief
+    from trainer.tracking.server import connect, mlflow_errors, server_name
 
     client = connect(uri)
     import mlflow.artifacts
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
 
-    failures = (MlflowException, SQLAlchemyError, RequestException, OSError)
     with tempfile.TemporaryDirectory() as folder:
         try:
             location = _artifact_location(client, source)
-        except failures as error:
-            raise UserError(f"{source} is not available from MLflow at {redact(uri)} ({brief(error)})") from error
+        except mlflow_errors() as error:
+            raise UserError(f"{source} is not available from {server_name(uri)} ({brief(error)})") from error
         try:
             path = mlflow.artifacts.download_artifacts(
                 f"{location.rstrip('/')}/{WEIGHTS}", dst_path=folder, tracking_uri=uri
             )
-        except failures as error:
+        except mlflow_errors() as error:
             raise UserError(
-                f"{source} in MLflow at {redact(uri)} has no readable {WEIGHTS} ({brief(error)}); give the run's folder"
+                f"{source} in {server_name(uri)} has no readable {WEIGHTS} ({brief(error)}); give the run's folder"
                 " instead"
             ) from error
         yield Path(path)

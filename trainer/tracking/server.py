@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _PROBE_SECONDS = 10.0
 _SQLITE = re.compile(r"sqlite(\+pysqlite)?:///")
+_DATABASES = ("postgresql", "mysql", "mssql")
 _SQLITE_HEADER = b"SQLite format 3\0"
 
 # Module and base class of the errors of clients of artifact stores that are not OSErrors.
@@ -44,8 +45,8 @@ def resolve_uri(uri: str | None, out: Path) -> str:
     absolute, since workers have other working directories.
 
     Raises:
-        UserError: a ``file:`` URI or a plain path, which MLflow no longer supports, or an SQLite path that is not
-            UTF-8.
+        UserError: a ``file:`` URI or a plain path, which MLflow no longer supports, an SQLite URI without a path, or a
+            path that is not UTF-8.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path(out).resolve() / "mlflow.db")
     if uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks")):
@@ -55,6 +56,8 @@ def resolve_uri(uri: str | None, out: Path) -> str:
             " sqlite:///PATH.db`"
         )
     path = sqlite_path(uri)
+    if path is None and uri.startswith("sqlite"):
+        raise UserError(f"tracking URI {uri}: give sqlite:///PATH.db, or sqlite:////PATH.db for an absolute path")
     return uri if path is None else sqlite_uri(path)
 
 
@@ -163,6 +166,8 @@ def check_reachable(uri: str) -> None:
     if uri.startswith(("http://", "https://")):
         _probe(uri)
     with as_user_errors(uri), _creation_lock(path):
+        if uri.startswith(_DATABASES):
+            _probe_database(uri)
         if path is not None and not path.stat().st_size:
             _create(path)
         connect(uri).search_experiments(max_results=1)
@@ -205,6 +210,16 @@ def _probe(uri: str) -> None:
     except (requests.RequestException, OSError) as error:
         direct = f"; NO_PROXY={urlsplit(uri).hostname} avoids the proxy" if _proxy_variable(uri) else ""
         raise UserError(f"{server_name(uri)} does not answer ({brief(error)}){direct}") from error
+
+
+def _probe_database(uri: str) -> None:
+    """Connect once: MLflow retries for two minutes."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri)
+    with engine.connect():
+        pass
+    engine.dispose()
 
 
 def find_run(client: MlflowClient, uri: str, run_id: str) -> Run:

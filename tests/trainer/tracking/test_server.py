@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,18 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     assert (tmp_path / "mlflow.db").read_text() == "something else"
 
 
+def test_a_database_server_that_is_away_is_not_waited_for_for_minutes() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        began = time.monotonic()
+        with pytest.raises(
+            UserError, match=r"postgresql\+psycopg2://127\.0\.0\.1:\d+/mlflow cannot be used .*refused"
+        ) as caught:
+            check_reachable(f"postgresql+psycopg2://me:secret@127.0.0.1:{closed.getsockname()[1]}/mlflow")
+    assert time.monotonic() - began < 20
+    assert "secret" not in str(caught.value)
+
+
 def test_an_interrupted_creation_of_the_database_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +113,9 @@ def test_the_uri_comes_from_the_option_the_environment_or_the_output_folder(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert resolve_uri(None, Path("out")) == "http://127.0.0.1:5000"
     assert resolve_uri("sqlite:////mine.db", Path("out")) == "sqlite:////mine.db"
+    for uri in ("sqlite://mine.db", "sqlite:mine.db", "sqlite://"):
+        with pytest.raises(UserError, match=r"give sqlite:///PATH\.db|file store"):
+            resolve_uri(uri, Path("out"))
     for file_store in ("file:./mlruns", "./mlruns", "mlruns"):
         with pytest.raises(UserError, match="file store"):
             resolve_uri(file_store, Path("out"))
