@@ -183,6 +183,8 @@ def _environment() -> dict[str, str]:
     environment.setdefault("RAY_AUTH_MODE", "token")
     # By default a node that is stopped waits 30 seconds for its jobs to end.
     environment.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")
+    # `ray job stop` kills a job after this time, by default 3 seconds; a training needs time for a checkpoint.
+    environment.setdefault("RAY_JOB_STOP_WAIT_TIME_S", "60")
     return environment
 
 
