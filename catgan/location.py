@@ -41,13 +41,13 @@ def local_path(location: str | Path) -> Path:
     Functions that create or open files call this first, because ``nope/../x`` itself cannot be opened.
 
     Raises:
-        UserError: it is a URL, or ``-``, which elsewhere stands for standard input or output.
+        UserError: it is a URL, or begins with ``-`` alone, which elsewhere stands for standard input or output.
     """
     if is_url(location):
         raise UserError(f"{location} is a URL: give a local path")
-    if str(location) == STDOUT:
-        raise UserError(f"{location} stands for standard input or output, which cannot be used here: give a path")
     path = Path(location)
+    if path.parts[:1] == (STDOUT,):
+        raise UserError(f"{location}: - stands for standard input or output, which cannot be used here; give a path")
     with contextlib.suppress(RuntimeError):  # no such user: a name that begins with ~
         path = path.expanduser()
     if ".." in path.parts:

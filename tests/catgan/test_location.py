@@ -32,9 +32,11 @@ def test_paths_are_not_urls(path: str) -> None:
     assert local_path(path) == Path(path)
 
 
-def test_a_dash_is_not_a_path() -> None:
-    with pytest.raises(UserError, match="- stands for standard input or output"):
-        local_path("-")
+@pytest.mark.parametrize("path", ["-", "-/runs"])
+def test_a_dash_is_not_a_path(path: str) -> None:
+    with pytest.raises(UserError, match=f"{path}: - stands for standard input or output"):
+        local_path(path)
+    assert local_path("-x") == Path("-x")
 
 
 def test_join_of_paths_and_of_urls() -> None:
