@@ -209,11 +209,11 @@ class Tracker:
                     f"{uri} is not on this machine; to train on several machines start a tracking server"
                     " (mlflow/serve.sh) and give its address as --track.uri"
                 )
-            for what, deliver in (
-                ("records", Delivery(run_dir, uri, register=register).deliver_points),
-                ("files", partial(Delivery(run_dir, uri, register=register).deliver_files, patient=True)),
-            ):
-                self._threads.append(DeliveryThread(deliver, server_name(uri), what, _delivery_errors))
+            delivery, name = Delivery(run_dir, uri, register=register), server_name(uri)
+            self._threads = [
+                DeliveryThread(delivery.deliver_points, name, "records", _delivery_errors),
+                DeliveryThread(partial(delivery.deliver_files, patient=True), name, "files", _delivery_errors),
+            ]
 
     def rewind(self, nimg: int) -> None:
         """Prepare to continue at ``nimg`` images: remove later lines of ``metrics.jsonl``, and look up the values and

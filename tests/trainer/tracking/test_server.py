@@ -28,8 +28,15 @@ from trainer.tracking.server import (
 from trainer.tracking.tracker import sync
 
 ODD_NAMES = [
-    *("a b", "a%20b", "50%", "what?", "x?mode=memory&uri=true", "#1", "Kätzchen 猫", "a;b", "a:b", "a'b\"c", "a\\b"),
-    *("a+b", "[x]", "~", "a@b", "$HOME", "%2e%2e", "two\nlines"),
+    "a b",
+    "a%20b",
+    "50%",
+    "x?mode=memory&uri=true",
+    "#1",
+    "Kätzchen 猫",
+    "a;b:c@d+[e]",
+    "~$HOME'\"\\",
+    "a\nb\t",
 ]
 
 
