@@ -45,6 +45,7 @@ from trainer.config import Config
 from trainer.data.build.progress import progress
 from trainer.data.open import open_data
 from trainer.distributed.context import LocalContext
+from trainer.launch import connect
 from trainer.launch import ray as launch_ray
 from trainer.launch.worker import Job, work
 from trainer.recipes import DEFAULT_CPU, resolve
@@ -193,7 +194,8 @@ def train(way: str, job_file: str, workers: str) -> None:
     torch.set_num_threads(1)
     if way == RAY:
         # A Ray of exactly as many CPUs as workers gives each worker one thread.
-        with mock.patch.object(launch_ray, "cores", return_value=int(workers)):
+        with mock.patch.object(connect, "cores", return_value=int(workers)):
+            connect.connect_ray(int(workers))
             launch_ray.run_on_ray(job, int(workers))
     else:
         work(job, TorchrunContext() if way == TORCHRUN else LocalContext())

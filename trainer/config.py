@@ -215,7 +215,7 @@ class TrackConfig:
     offline: bool = False
     """Train without MLflow: records stay in the run's folder until `cattrain sync RUN` delivers them."""
     experiment: str = "catgan"
-    """MLflow experiment."""
+    """MLflow experiment; default: MLFLOW_EXPERIMENT_NAME, else catgan."""
     model: str = "catgan"
     """Name in MLflow's model registry."""
     tick_kimg: float = 2.0

@@ -1,15 +1,29 @@
-"""Validation of a configuration, before anything starts."""
+"""Validation of the options, before anything starts."""
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
 from collections.abc import Callable
+from dataclasses import astuple
 from operator import attrgetter
+from pathlib import Path
 
+from catgan.command import UserError
+from catgan.dataset import Manifest
+from catgan.files import cache_path
+from catgan.location import local_path
+from trainer.checkpoints.storage import Bucket, Storage
 from trainer.config import Config, Schedule
 from trainer.features.extractors import MIN_FID
-from trainer.launch.options import schedules
+from trainer.features.networks import INCEPTION
+from trainer.features.weights import INCEPTION_SHA256, Unavailable, find_inception, sha256
+from trainer.launch.connect import Workers
+from trainer.launch.options import Options, schedules, values
 from trainer.losses import LOSSES
 from trainer.models import ARCHITECTURES
+from trainer.tracking.names import problem_with_names
 
 Check = Callable[[bool, str], None]
 
@@ -23,9 +37,10 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda value: value >= 0,
-        "seed loss.gamma loss.gp loss.drift loss.clip loss.lecam augment.noise optim.g_lr optim.d_lr"
-        " ema.half_life_kimg stop.patience_kimg stop.rollbacks loader.workers loader.memory_mib",
+        "loss.gamma loss.gp loss.drift loss.clip loss.lecam augment.noise optim.g_lr optim.d_lr ema.half_life_kimg"
+        " stop.patience_kimg stop.rollbacks stop.min_diversity loader.workers loader.memory_mib",
     ),
+    ("0 to 2^63 - 1", lambda value: 0 <= value < 2**63, "seed"),
     ("more than 0", lambda value: value > 0, "kimg augment.target_kimg ema.ramp track.tick_kimg"),
     (
         "0 or more, below 1",
@@ -40,6 +55,21 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 """Which values are allowed, a test for them, and the fields they apply to; in a schedule, to its start and end."""
 
 
+_LARGEST = 1e9  # of any number but the seed: above what is of use, and positions in images stay exact
+_MIN_IMAGES = 2  # whose features have a covariance
+_NAME_BYTES = 250  # file systems allow 255, MLflow 250 characters
+
+
+def check_options(options: Options, manifest: Manifest | None, workers: Workers) -> None:
+    """Check the options by themselves, against the data and the workers.
+
+    Raises:
+        UserError: all problems, in one line.
+    """
+    if found := problems(options.config()) + _problems_of_run(options, manifest, workers):
+        raise UserError("; ".join(found))
+
+
 def problems(config: Config) -> list[str]:
     """All problems of a configuration by itself, without data and workers: one sentence each, empty if it is valid."""
     found: list[str] = []
@@ -48,6 +78,9 @@ def problems(config: Config) -> list[str]:
         if not is_valid:
             found.append(sentence)
 
+    _check_numbers(config, check)
+    if found:  # the other checks compute with them
+        return found
     _check_ranges(config, check)
     _check_model(config, check)
     _check_loss(config, check)
@@ -62,6 +95,14 @@ def _is_on(schedule: Schedule) -> bool:
 
 def _option(field: str) -> str:
     return f"--{field.replace('_', '-')}"
+
+
+def _check_numbers(config: Config, check: Check) -> None:
+    for name, value in values(config).items():
+        numbers = astuple(value) if isinstance(value, Schedule) else (value,)
+        for number in {f"{n:g}": n for n in numbers if isinstance(n, int | float) and name != "--seed"}.values():
+            is_usable = math.isfinite(number) and abs(number) <= _LARGEST
+            check(is_usable, f"{name} {number:g}: give a number up to {_LARGEST:g}")
 
 
 def _check_ranges(config: Config, check: Check) -> None:
@@ -149,6 +190,10 @@ def _check_training(config: Config, check: Check) -> None:
         " batch in memory; add --loss.no-share-batch",
     )
     check(
+        config.eval.extractor != "efflite0" or not config.eval.weights,
+        "--eval.weights with --eval.extractor efflite0, which has its own weights: leave one of them out",
+    )
+    check(
         config.eval.num >= MIN_FID or config.eval.extractor != "inception" or bool(config.eval.weights),
         f"--eval.num {config.eval.num}: FID needs at least {MIN_FID}; give more, or --eval.extractor efflite0",
     )
@@ -168,3 +213,99 @@ def _check_schedules(config: Config, check: Check) -> None:
             f" {name} VALUE for a constant",
         )
         check(schedule.kimg >= 0 or start_only, f"{name}.kimg {schedule.kimg:g}: give 0 or more")
+
+
+def _problems_of_run(options: Options, manifest: Manifest | None, workers: Workers) -> list[str]:
+    found = _problems_of_data(options, manifest)
+    found += (of_name := _problems_of_name(options.name))
+    found += problem_with_names(options.track.experiment, options.track.model, None if of_name else options.name)
+    most = workers if isinstance(workers, int) else workers[1]
+    if most > options.batch:
+        found.append(
+            f"--workers {most} with --batch {options.batch}: each worker needs an image; ask for fewer workers"
+        )
+    elif options.batch // max(most, 1) < options.accumulate:
+        found.append(
+            f"--workers {most} with --batch {options.batch} and --accumulate {options.accumulate}: each part needs an"
+            " image; accumulate less"
+        )
+    return found
+
+
+def _problems_of_data(options: Options, manifest: Manifest | None) -> list[str]:
+    if manifest is None:
+        return []
+    found, size, images = [], options.model.size, manifest.splits["train"].images
+    if manifest.size != size:
+        found.append(
+            f"{options.recipe} trains at {size}x{size} but the shards hold {manifest.size}x{manifest.size} images;"
+            f" take a recipe of that size or build shards with --size {size}"
+        )
+    if images < _MIN_IMAGES:
+        found.append(
+            f"--data {options.data}: {images or 'no'} images in the train split, at least {_MIN_IMAGES} are needed"
+        )
+    return found
+
+
+def _problems_of_name(name: str | None) -> list[str]:
+    """The name of a run becomes the name of a folder or the end of a URL."""
+    if name is None:
+        return []
+    rules = {
+        "without slashes": not set(name) & set("/\\"),
+        "of printable characters": name.isprintable(),
+        "without blanks at its ends": name == name.strip(),
+        "other than . and ..": name not in (".", ".."),
+        f"of at most {_NAME_BYTES} bytes": len(name.encode(errors="surrogateescape")) <= _NAME_BYTES,
+    }
+    broken = [rule for rule, holds in rules.items() if not holds]
+    return [f"--name {name[:80]!r}: give a name {', '.join(broken)}"] if broken else []
+
+
+def check_machine(options: Options, storage: Storage, elsewhere: bool) -> None:
+    """Check that this machine has what training needs: folders to write in, weights of the metric network. Writes
+    nothing, except that it downloads weights for a training that cannot do without.
+
+    Args:
+        elsewhere: training runs on a cluster, whose machines may have other files.
+
+    Raises:
+        UserError: something is missing.
+    """
+    _check_writable(cache_path(), "the cache folder", "set CATGAN_CACHE to another")
+    if not isinstance(storage, Bucket):
+        _check_writable(storage.work, "the run's folder", "give another --out")
+    if options.loader.cache:
+        _check_writable(local_path(options.loader.cache), "--loader.cache", "give another folder")
+    if not elsewhere:
+        _check_metric_network(options)
+
+
+def _check_writable(folder: Path, what: str, advice: str) -> None:
+    """Try to create a file in ``folder``, or in the nearest folder above it that exists."""
+    try:
+        while not folder.exists():
+            folder = folder.absolute().parent
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"cannot write {what}: {folder} ({error.strerror}); {advice}") from error
+
+
+def _check_metric_network(options: Options) -> None:
+    wanted = options.eval
+    is_named = bool(wanted.weights or os.environ.get("CATGAN_INCEPTION_WEIGHTS"))
+    if wanted.extractor == "efflite0" or (wanted.extractor == "auto" and not wanted.weights and wanted.num < MIN_FID):
+        return
+    if not is_named and (wanted.extractor == "auto" or options.dry_run):
+        return  # it is downloaded if need be
+    try:
+        path = find_inception(wanted.weights)
+    except Unavailable as reason:
+        raise UserError(f"--eval.extractor inception: no weights ({reason}); give --eval.weights or another") from None
+    if sha256(path) != INCEPTION_SHA256:
+        INCEPTION.load(path)  # raises UserError
+    elif wanted.num < MIN_FID:
+        raise UserError(
+            f"--eval.num {wanted.num}: FID needs at least {MIN_FID}; give more, or --eval.extractor efflite0"
+        )

@@ -13,23 +13,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from catgan.command import UserError, say
 from catgan.dataset import Manifest
 from catgan.location import join
 from export.registry import register
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.saver import BEST
-from trainer.checkpoints.state import Position
 from trainer.checkpoints.storage import Bucket, Storage, open_storage
 from trainer.config import Config
 from trainer.data.open import NUM_DRAWN, open_data
-from trainer.launch.checks import problems
+from trainer.launch.checks import check_machine, check_options
+from trainer.launch.connect import Workers, cluster_address, cluster_gpus, connect_ray
 from trainer.launch.finish import finish, summary, write_final_report
-from trainer.launch.options import Options, parse, parse_workers, split_recipe, value_of
-from trainer.launch.ray import Workers, cluster_gpus, run_on_ray
+from trainer.launch.options import Options, asks_for_help, parse, parse_workers, split_recipe, value_of
+from trainer.launch.ray import run_on_ray
 from trainer.launch.signals import Stopped
+from trainer.launch.start import Start, find_start, is_complete, is_finished, only_training
 from trainer.launch.worker import Job, run_in_process
-from trainer.loop import Outcome, plan, stalled
+from trainer.loop import Outcome, plan
 from trainer.models import build_discriminator, build_generator, full_resolution_kimg, num_parameters
 from trainer.recipes import FAMILIES, SIZES, resolve
 from trainer.tracking import server
@@ -40,20 +43,46 @@ from trainer.tracking.messages import brief, redact
 def main(argv: list[str]) -> dict[str, Any]:
     """Train, or with ``--dry-run`` print the plan of the training. Returns the JSON object for stdout."""
     name, rest = split_recipe(argv)
-    data = value_of(rest, "--data")
+    data = None if asks_for_help(rest) else value_of(rest, "--data")
     manifest = Manifest.load(data) if data else None
-    gpus = cluster_gpus()
+    gpus = _num_gpus(rest)
     recipe = resolve(name, manifest.size if manifest else None, gpus > 0)
-    options = parse(rest, recipe, _description())
+    options = parse(rest, _with_environment(recipe), _description())
     workers: Workers = parse_workers(options.workers) if options.workers is not None else max(gpus, 1)
-    _check(options, manifest, workers)
+    check_options(options, manifest, workers)
     storage = _open(options)
-    resume_from = _resume_from(options.resume, storage)
-    init_from = _init_from(options, resume_from, storage)
+    uri = server.resolve_uri(options.track.uri, _beside(storage))
+    check_machine(options, storage, elsewhere=workers != 0 and cluster_address() is not None)
     _warn(options)
     if options.dry_run:
-        return _dry_run(options, manifest, workers, storage, resume_from)
-    return _train(options, workers, storage, resume_from, init_from)
+        return _dry_run(options, manifest, workers, storage)
+    with only_training(storage):
+        start = find_start(options, storage)
+        if is_complete(options, start.position):
+            workers = 0  # the export at most is left
+        if workers:
+            connect_ray(workers)
+        return _train(options, workers, storage, uri, start)
+
+
+def _num_gpus(argv: list[str]) -> int:
+    """Number of GPUs to train on: of the cluster at RAY_ADDRESS if it is set, else of this machine. Where a plan cannot
+    ask the cluster, it is that of this machine, with a message."""
+    if cluster_address() is None or asks_for_help(argv) or value_of(argv, "--workers") == "0":
+        return torch.cuda.device_count()
+    try:
+        return cluster_gpus()
+    except UserError as error:
+        if "--dry-run" not in (word.replace("_", "-") for word in argv):
+            raise
+        say(f"the cluster is not asked for its GPUs, so this is the plan on this machine: {error}")
+        return torch.cuda.device_count()
+
+
+def _with_environment(recipe: Config) -> Config:
+    """``recipe`` with the experiment that MLflow's own variable names."""
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or recipe.track.experiment
+    return replace(recipe, track=replace(recipe.track, experiment=name))
 
 
 def _description() -> str:
@@ -72,37 +101,6 @@ def _description() -> str:
     )
 
 
-def _check(options: Options, manifest: Manifest | None, workers: Workers) -> None:
-    """Check the configuration against the data and the workers.
-
-    Raises:
-        UserError: all problems, in one line.
-    """
-    found = problems(options.config())
-    size = options.model.size
-    if manifest and manifest.size != size:
-        found.append(
-            f"{options.recipe} trains at {size}x{size} but the shards hold {manifest.size}x{manifest.size} images;"
-            f" take a recipe of that size or build shards with --size {size}"
-        )
-    if manifest and not manifest.splits["train"].images:
-        found.append(f"--data {options.data}: no images in the train split")
-    most = workers if isinstance(workers, int) else workers[1]
-    if most > options.batch:
-        found.append(
-            f"--workers {most} with --batch {options.batch}: each worker needs an image; ask for fewer workers"
-        )
-    elif options.batch // max(most, 1) < options.accumulate:
-        found.append(
-            f"--workers {most} with --batch {options.batch} and --accumulate {options.accumulate}: each part needs an"
-            " image; accumulate less"
-        )
-    if options.name is not None and Path(options.name).name != options.name:
-        found.append(f"--name {options.name!r}: give a plain name without slashes")
-    if found:
-        raise UserError("; ".join(found))
-
-
 def _open(options: Options) -> Storage:
     """The storage of the run called ``--name``, or of a new name."""
     tail = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -115,36 +113,15 @@ def _default_out() -> Path:
     return Path.home() / "catgan" / "runs" if in_job else Path("out", "runs").resolve()
 
 
-def _resume_from(resume: str, storage: Storage) -> str | None:
-    """The checkpoint of another run to start from. None: continue from the latest one of this run, or start anew.
-
-    Raises:
-        UserError: ``--resume never`` and this run has checkpoints, or the given path is not a checkpoint or run.
-    """
-    if resume == "auto":
-        return None
-    has_own = bool(storage.checkpoints())
-    if resume == "never":
-        if has_own:
-            raise UserError(
-                f"--resume never: {storage.location} already holds checkpoints; give another --name, or --resume auto"
-                " to continue"
-            )
-        return None
-    if has_own:
-        say(f"--resume {resume} has no effect: continuing from {storage.location}")
-        return None
-    given = open_storage(resume)
-    if names := given.checkpoints():
-        return given.join(names[-1])
-    parent, _, name = given.location.rpartition("/")
-    if name in open_storage(parent).checkpoints():
-        return given.location
-    raise UserError(f"--resume {resume}: neither auto nor never, nor a checkpoint or run folder")
+def _beside(storage: Storage) -> Path:
+    """The folder for MLflow's SQLite file: that of the runs. Such a file cannot be in a bucket."""
+    return _default_out() if isinstance(storage, Bucket) else storage.work.parent
 
 
 def _warn(options: Options) -> None:
     """Warn about legal but unlikely settings."""
+    if os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        say("warning: MLFLOW_EXPERIMENT_ID is not used; name the experiment by MLFLOW_EXPERIMENT_NAME")
     if options.kimg < (needed := full_resolution_kimg(options)):
         say(
             f"warning: --kimg {options.kimg:g}, but {options.recipe} reaches full resolution at {needed:g}; give more,"
@@ -152,45 +129,28 @@ def _warn(options: Options) -> None:
         )
 
 
-def _init_from(options: Options, resume_from: str | None, storage: Storage) -> Path | None:
-    """The run, checkpoint or file that a new run takes its weights from, if any.
-
-    Raises:
-        UserError: there are no weights at the given path.
-    """
-    if options.init_from is None:
-        return None
-    if resume_from is not None or storage.checkpoints():
-        say(f"--init-from has no effect: continuing from {resume_from or storage.location}")
-        return None
-    path = Path(options.init_from).expanduser().resolve()
-    if not checkpoint.holds_weights(path):
-        raise UserError(f"--init-from {options.init_from}: give a run's folder, a checkpoint or a .safetensors file")
-    return path
-
-
-def _dry_run(
-    options: Options, manifest: Manifest | None, workers: Workers, storage: Storage, resume_from: str | None
-) -> dict[str, Any]:
+def _dry_run(options: Options, manifest: Manifest | None, workers: Workers, storage: Storage) -> dict[str, Any]:
     """Print the plan of the training. Returns the JSON object for stdout."""
-    config = options.config()
+    config, start = options.config(), find_start(options, storage)
     most = workers if isinstance(workers, int) else workers[1]
     tick, snapshot, steps = plan(config)
     data = options.data or f"{NUM_DRAWN} drawn cats"
-    begin = resume_from or next((storage.join(name) for name in storage.checkpoints()[-1:]), None)
+    if is_complete(config, start.position):
+        is_finished(config, start.position, storage)
     parameters = {
         "generator": num_parameters(build_generator(config.model)),
         "discriminator": num_parameters(build_discriminator(config.model)),
     }
     say(f"would train {config.recipe} on {data}, {config.kimg:g} kimg in {steps} steps of {config.batch} images,")
     where = f"with {options.workers or most} worker(s)" if most else "in this process"
-    say(f"{where}, from {begin or 'the beginning'}, in {storage.location}")
+    begin = f"{start.checkpoint} ({start.position.nimg / 1000:g} kimg)" if start.checkpoint else "the beginning"
+    say(f"{where}, from {begin}, in {storage.location}")
     say(", ".join(f"{name} {number / 1e6:.2f} million parameters" for name, number in parameters.items()))
     return {
         "recipe": config.recipe,
         "config": config.to_dict(),
         "run_dir": storage.location,
-        "resume_from": begin,
+        "resume_from": start.checkpoint,
         "parameters": parameters,
         "workers": workers,
         "batch_per_worker": config.batch / max(most, 1),
@@ -203,10 +163,11 @@ def _dry_run(
     }
 
 
-def _train(
-    options: Options, workers: Workers, storage: Storage, resume_from: str | None, init_from: Path | None
-) -> dict[str, Any]:
+def _train(options: Options, workers: Workers, storage: Storage, uri: str, start: Start) -> dict[str, Any]:
     """Train, export the best generator and register it. Returns the JSON object for stdout.
+
+    Args:
+        uri: MLflow's tracking URI.
 
     Raises:
         UserError: the data, the run's folder or MLflow cannot be used, or the training failed.
@@ -216,23 +177,25 @@ def _train(
     storage.make()
     with _storage_errors(storage):
         storage.pull()
-    # An SQLite file cannot be in a bucket.
-    beside = _default_out() if isinstance(storage, Bucket) else storage.work.parent
-    uri = server.resolve_uri(options.track.uri, beside)
     config = _without_password(options.config(), uri, workers)
-    run_id, position = _latest(storage) or (_recorded_run_id(storage.work, uri), Position())
-    if _is_finished(config, position, storage):
+    if is_finished(config, start.position, storage):
         return summary(storage)
-    run_id = _open_run(config, manifest, storage, uri, run_id)
+    run_id = _open_run(config, manifest, storage, uri, start.run_id or _recorded_run_id(storage.work, uri))
     job = Job(
         config=config.to_dict(),
         data=manifest.root if options.data else None,
         location=storage.location,
         tracking_uri=redact(uri),
         run_id=run_id,
-        resume_from=resume_from,
-        init_from=str(init_from) if init_from else None,
+        resume_from=None if start.is_own else start.checkpoint,
+        init_from=str(start.init_from) if start.init_from else None,
     )
+    _run(job, workers, config, storage, uri)
+    return summary(storage)
+
+
+def _run(job: Job, workers: Workers, config: Config, storage: Storage, uri: str) -> None:
+    """Run the training of an MLflow run that is open, export its best generator, and close it however that ends."""
     with contextlib.ExitStack() as end:
         try:
             outcome = run_in_process(job) if workers == 0 else run_on_ray(job, workers)
@@ -242,7 +205,6 @@ def _train(
                 storage.pull()
             end.enter_context(_recorded_end(storage, uri, config.track.offline))
         _export(outcome, config, storage)
-    return summary(storage)
 
 
 def _without_password(config: Config, uri: str, workers: Workers) -> Config:
@@ -251,21 +213,12 @@ def _without_password(config: Config, uri: str, workers: Workers) -> Config:
     if not config.track.uri or config.track.uri == (public := redact(config.track.uri)):
         return config
     os.environ["MLFLOW_TRACKING_URI"] = uri
-    if workers and "RAY_ADDRESS" in os.environ:
+    if workers and cluster_address() is not None:
         say(
             "warning: the password in --track.uri is not sent to the cluster; without one in the environment of its"
             " nodes (docs/cluster.md) MLflow gets the records at the end"
         )
     return replace(config, track=replace(config.track, uri=public))
-
-
-def _latest(storage: Storage) -> tuple[str, Position] | None:
-    """MLflow run and position of the latest checkpoint; None: there is no checkpoint."""
-    latest = storage.latest()
-    if latest is None:
-        return None
-    _, state = latest
-    return state["run_id"], Position(state["nimg"], state["best"], state["last_metric"])
 
 
 def _recorded_run_id(run_dir: Path, uri: str) -> str | None:
@@ -276,17 +229,6 @@ def _recorded_run_id(run_dir: Path, uri: str) -> str | None:
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return recorded.get("mlflow_run_id") if recorded.get("tracking_uri") == redact(uri) else None
-
-
-def _is_finished(config: Config, position: Position, storage: Storage) -> bool:
-    """Whether the training has reached its end at ``position``, with its generator exported and registered. Prints
-    which option trains it further."""
-    has_seen_all = position.nimg >= config.kimg * 1000
-    if not (has_seen_all or stalled(config, position)) or not tracking.is_finished(storage.work):
-        return False
-    longer = "--kimg" if has_seen_all else "--stop.patience-kimg"
-    say(f"{storage.location} is finished; a larger {longer} trains it further")
-    return True
 
 
 def _open_run(config: Config, manifest: Manifest, storage: Storage, uri: str, run_id: str | None) -> str:
@@ -324,8 +266,8 @@ def _export(outcome: Outcome, config: Config, storage: Storage) -> None:
     if has_best:
         with _storage_errors(storage):
             finish(storage.work, config.track.model)
-    if outcome.status == "done" and not has_best:  # stopped before its first snapshot, then continued to an earlier end
-        raise UserError(f"{storage.location} has no evaluated generator yet; a larger --kimg trains it further")
+    if outcome.status == "done" and not has_best:
+        raise UserError(f"{storage.location} has no evaluated generator; a larger --kimg trains it further")
     if outcome.status == "diverged":
         kept = "the best generator until then is exported" if has_best else "there is no generator to export"
         raise UserError(f"{outcome.message}; {kept}; lower --optim.g-lr and --optim.d-lr, or give --stop.rollbacks")
@@ -350,7 +292,7 @@ def _recorded_end(storage: Storage, uri: str, offline: bool) -> Iterator[None]:
     finally:
         write_final_report(storage.work, status)
         with _storage_errors(storage):
-            tracking.end_run(storage.work, uri, status, offline, register=register)
+            tracking.end_run(storage.work, uri, status, offline, register=register, location=storage.location)
             storage.push()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
+from typing import Any
 
 import tyro
 
@@ -44,6 +46,8 @@ class Options(Config):
 
 def split_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
     """The recipe's name, which is the first word unless that begins with a dash, and the remaining words."""
+    if argv and not argv[0]:
+        raise UserError("the first word, the name of the recipe, is empty; give one, or leave it out for the default")
     if argv and not argv[0].startswith("-"):
         return argv[0], argv[1:]
     return None, argv
@@ -52,19 +56,25 @@ def split_recipe(argv: list[str]) -> tuple[str | None, list[str]]:
 def value_of(argv: list[str], option: str) -> str | None:
     """The value given for ``option``. Reads ``--data`` before the rest is parsed: the size of the images selects the
     recipe, and the recipe has the default values of all options."""
-    for i, word in enumerate(argv):
-        if word == option and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(option + "="):
-            return word.partition("=")[2]
-    return None
+    found = None  # the last one counts, as in ``parse``
+    for word, following in itertools.zip_longest(argv, argv[1:]):
+        if word == option:
+            found = following
+        elif word.startswith(option + "="):
+            found = word.partition("=")[2]
+    return found
+
+
+def asks_for_help(argv: list[str]) -> bool:
+    """Whether ``parse`` prints something and exits."""
+    return any(word in ("-h", "--help") or word.startswith("--tyro-") for word in argv)
 
 
 def parse(argv: list[str], recipe: Config, description: str) -> Options:
     """Parse ``argv`` with the values of ``recipe`` as defaults. ``--help`` prints the help and exits.
 
     Raises:
-        UserError: an unknown option or an unusable value.
+        UserError: an unknown option or an unusable value, such as an empty one, which a variable that is not set gives.
     """
     cli = partial(
         tyro.cli,
@@ -75,13 +85,13 @@ def parse(argv: list[str], recipe: Config, description: str) -> Options:
         default=Options(**{f.name: getattr(recipe, f.name) for f in fields(Config)}),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    if any(word in ("-h", "--help") or word.startswith("--tyro-") for word in argv):  # prints and exits
+    if asks_for_help(argv):  # prints and exits
         return cli()
     printed = io.StringIO()
     try:
         # Without a terminal, tyro draws its boxes as plain text: sections between rules of dashes.
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            return cli()
+            options = cli()
     except SystemExit:
         title, message, *hints = re.split(r"\n *-{3,} *\n", printed.getvalue())
         similar = re.findall(r"^ {6}(--\S+)", "\n".join(hints), re.MULTILINE) if "Unrecognized" in title else []
@@ -90,6 +100,9 @@ def parse(argv: list[str], recipe: Config, description: str) -> Options:
         if "--recipe" in message:
             meant = "; the recipe is the first word, without dashes"
         raise UserError(f"{' '.join(message.split()).rstrip('.')}{meant}; --help lists the options") from None
+    if empty := [name for name, value in values(options).items() if value == ""]:
+        raise UserError(f"{', '.join(empty)}: the value is empty; give one, or leave the option out for its default")
+    return options
 
 
 def parse_workers(text: str) -> int | tuple[int, int]:
@@ -107,18 +120,23 @@ def parse_workers(text: str) -> int | tuple[int, int]:
     raise UserError(f"--workers {text}: give N, 0 or more, or MIN:MAX with 1 <= MIN <= MAX")
 
 
-def schedules(config: Config) -> dict[str, Schedule]:
-    """Every schedule of a configuration, by the name of its option, such as ``--optim.g-lr``."""
+def values(config: Config) -> dict[str, Any]:
+    """The value of every option by its name, such as ``--optim.g-lr``; a schedule is one value."""
 
-    def walk(values: object, prefix: str) -> Iterator[tuple[str, Schedule]]:
-        for f in fields(values):  # type: ignore[arg-type]
-            name, value = f"{prefix}{f.name.replace('_', '-')}", getattr(values, f.name)
-            if isinstance(value, Schedule):
-                yield name, value
-            elif is_dataclass(value):
+    def walk(group: object, prefix: str) -> Iterator[tuple[str, Any]]:
+        for f in fields(group):  # type: ignore[arg-type]
+            name, value = f"{prefix}{f.name.replace('_', '-')}", getattr(group, f.name)
+            if is_dataclass(value) and not isinstance(value, Schedule):
                 yield from walk(value, f"{name}.")
+            else:
+                yield name, value
 
     return dict(walk(config, "--"))
+
+
+def schedules(config: Config) -> dict[str, Schedule]:
+    """Every schedule of a configuration, by the name of its option."""
+    return {name: value for name, value in values(config).items() if isinstance(value, Schedule)}
 
 
 def _expand_constants(argv: list[str], recipe: Config) -> list[str]:

@@ -1,12 +1,8 @@
-"""Training with Ray Train: connecting to a cluster, starting workers, retrying after lost workers, stopping."""
+"""Training with Ray Train: starting workers, retrying after lost workers, stopping."""
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import socket
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -14,79 +10,18 @@ from typing import Any
 import torch
 
 from catgan.command import UserError, say
-from catgan.machine import cores
 from trainer.checkpoints.storage import Bucket, Storage, open_storage
 from trainer.distributed.context import RayContext
+from trainer.launch.connect import Workers, resource_unit
 from trainer.launch.signals import stop_requests
 from trainer.launch.worker import Job, work
 from trainer.loop import Outcome
 from trainer.tracking.messages import brief
 
-Workers = int | tuple[int, int]
-"""A number of workers, or the minimum and maximum of an elastic training."""
-
 MAX_FAILURES = 4
 """Give up after this many worker failures without a new checkpoint."""
 
 _RESIZE_SECONDS = 30.0  # interval of the checks whether an elastic training can grow
-
-# Switch off Ray's deduplicated and coloured log lines, Ray Train's second copy of each print, and metrics without a
-# reader. A snapshot waits until its report is collected, up to the health check interval (Ray's default: two seconds);
-# a shorter interval wakes several processes more often, which slows down workers on CPUs.
-_ENVIRONMENT = {
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_COLOR_PREFIX": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-}
-
-
-def connect_ray(max_workers: int) -> None:
-    """Connect to the cluster at RAY_ADDRESS, which is set in submitted jobs. Without one, start a cluster on this
-    machine that ends with this process."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
-        return
-    _start_or_join(max_workers)
-    # As of a process without a handler. Ray's handler exits with 15.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-
-
-def _start_or_join(max_workers: int) -> None:
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level=logging.ERROR)
-        return
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preempted
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # Ray Train's actors query the dashboard. Without an address they search for one among all clusters of this machine,
-    # and fail if they find that of another training, too.
-    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-    ray.init(
-        dashboard_port=port,
-        num_cpus=max(cores(), max_workers),
-        object_store_memory=200 << 20,  # no large objects are stored; the default is a third of the memory
-        include_dashboard=True,  # on loopback; without it Ray Train logs every second that it is missing
-        logging_level=logging.ERROR,
-    )
-
-
-def cluster_gpus() -> int:
-    """Number of GPUs to train on: of the Ray cluster at RAY_ADDRESS if it is set, else of this machine."""
-    if "RAY_ADDRESS" in os.environ:
-        connect_ray(1)
-        import ray
-
-        return int(ray.cluster_resources().get("GPU", 0))
-    return torch.cuda.device_count()
 
 
 def run_on_ray(job: Job, workers: Workers) -> Outcome:
@@ -96,23 +31,18 @@ def run_on_ray(job: Job, workers: Workers) -> Outcome:
     The training saves its checkpoints itself, in the same format and place as in one process, so that either can
     continue the other. Ray Train keeps only its own state next to them.
 
+    Call ``connect_ray`` first.
+
     Raises:
-        UserError: the cluster is too small, a worker raised a ``UserError``, or there were too many failures.
+        UserError: a worker raised a ``UserError``, or there were too many failures.
         Stopped: after Ctrl-C or SIGTERM, with a checkpoint.
         KeyboardInterrupt: after a second Ctrl-C.
     """
-    least, most = (workers, workers) if isinstance(workers, int) else workers
-    connect_ray(most)
     import ray
 
-    resources = ray.cluster_resources()
-    unit = "GPU" if resources.get("GPU", 0) else "CPU"
-    available = int(resources.get(unit, 0))
-    if available < least:  # Ray Train would wait for them silently
-        raise UserError(f"--workers {least}: the Ray cluster has {available} {unit}s; ask for fewer or add nodes")
     storage = open_storage(job.location)
     stop_flag = _create_stop_flag()
-    trainer = _ray_trainer(job, workers, unit == "GPU", storage, stop_flag)
+    trainer = _ray_trainer(job, workers, resource_unit() == "GPU", storage, stop_flag)
     try:
         with stop_requests(stop_flag.set.remote):
             return Outcome(**_fit_with_retries(trainer.fit, storage).return_value)

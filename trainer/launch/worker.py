@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from catgan.command import say
+from catgan.command import UserError, say
+from catgan.machine import shorten_tmpdir
 from export.registry import register
 from trainer.checkpoints.storage import open_storage
 from trainer.config import Config
@@ -17,6 +18,7 @@ from trainer.distributed.context import Context, LocalContext
 from trainer.distributed.memory import keep_freed_memory
 from trainer.launch.signals import stop_requests
 from trainer.loop import Outcome, Run, train
+from trainer.tracking.messages import brief
 from trainer.tracking.recorder import NullRecorder, Recorder
 from trainer.tracking.server import with_password
 from trainer.tracking.tracker import Tracker
@@ -37,6 +39,9 @@ class Job:
     init_from: str | None = None
 
 
+_MEMORY_IS_FULL = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
 def run_in_process(job: Job) -> Outcome:
     """Train in this process, on a GPU if there is one.
 
@@ -49,10 +54,33 @@ def run_in_process(job: Job) -> Outcome:
 
 
 def work(job: Job, context: Context) -> Outcome:
-    """Train as the worker of rank ``context.rank``. Every worker calls this; rank 0 records the training."""
+    """Train as the worker of rank ``context.rank``. Every worker calls this; rank 0 records the training.
+
+    Raises:
+        UserError: also if memory, of the GPU or of the machine, is not enough.
+    """
+    config = Config.from_dict(job.config)
+    try:
+        return _work(job, config, context)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY_IS_FULL):
+            raise UserError(_advice_on_memory(config, context, error)) from error
+        raise
+
+
+def _advice_on_memory(config: Config, context: Context, error: Exception) -> str:
+    where = "the GPU" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) else "this machine"
+    parts = f"--accumulate {2 * config.accumulate}" + (" --loss.no-share-batch" if config.loss.share_batch else "")
+    return (
+        f"the memory of {where} is not enough for --batch {config.batch} on {context.world_size} worker(s)"
+        f" ({brief(error)}): process it in parts ({parts}), or give a smaller --batch, more workers or a smaller recipe"
+    )
+
+
+def _work(job: Job, config: Config, context: Context) -> Outcome:
+    shorten_tmpdir()  # readers use sockets
     if context.device.type == "cpu":
         keep_freed_memory()
-    config = Config.from_dict(job.config)
     manifest = open_data(job.data, config.model.size, config.loader)
     init_from = Path(job.init_from) if job.init_from else None
     run = Run(open_storage(job.location), job.run_id, job.resume_from, init_from)

@@ -31,7 +31,8 @@ from trainer.cli import main as cattrain
 from trainer.config import Config
 from trainer.distributed.context import LocalContext, Request
 from trainer.launch import driver
-from trainer.launch.ray import Workers
+from trainer.launch.connect import Workers
+from trainer.launch.signals import Stopped
 from trainer.launch.worker import Job
 from trainer.loop import Outcome, Run, train
 from trainer.tracking.outbox import Outbox
@@ -150,11 +151,10 @@ def test_the_driver_adds_to_records_of_rank_zero_on_another_machine(
         Outbox(storage.work).put({"kind": "scalars", "time": 1, "nimg": 32, "values": {"loss/generator": 1.0}})
         storage.push()
         monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "cache"))
-        if ending == "stopped":
-            return Outcome("stopped")
-        raise KeyboardInterrupt if ending == "interrupted" else UserError("lost")
+        raise {"stopped": Stopped(143), "interrupted": KeyboardInterrupt(), "failed": UserError("lost")}[ending]
 
     monkeypatch.setattr(driver, "run_on_ray", elsewhere)
+    monkeypatch.setattr(driver, "connect_ray", lambda _: None)
     command = ["--data", str(shards), "--out", "s3://cats/runs", "--name", "one", "--workers", "1", "--track.offline"]
     with pytest.raises({"stopped": SystemExit, "interrupted": KeyboardInterrupt, "failed": UserError}[ending]):
         driver.main(command)

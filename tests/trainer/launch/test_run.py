@@ -22,7 +22,7 @@ from trainer.checkpoints import checkpoint
 from trainer.checkpoints.storage import Storage
 from trainer.launch import driver
 from trainer.launch import ray as launch_ray
-from trainer.launch.ray import Workers
+from trainer.launch.connect import Workers
 from trainer.launch.signals import Stopped
 from trainer.launch.worker import Job
 from trainer.loop import Outcome
@@ -274,6 +274,7 @@ def test_a_password_is_not_sent_to_workers(shards: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(driver, "run_on_ray", run_on_ray)
     monkeypatch.setattr(driver, "cluster_gpus", lambda: 0)
+    monkeypatch.setattr(driver, "connect_ray", lambda _: None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     options = ["--data", str(shards), "--out", str(tmp_path), "--name", "a", "--workers", "1", "--track.offline"]

@@ -1,0 +1,48 @@
+"""The temporary folder is one in which sockets can be created."""
+
+from __future__ import annotations
+
+import multiprocessing.connection
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from catgan.machine import shorten_tmpdir
+
+
+@pytest.fixture
+def tmpdir_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A TMPDIR deeper than the path of a socket may be."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+def test_a_tmpdir_that_is_too_long_for_sockets_is_replaced(
+    tmpdir_of_a_job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shorten_tmpdir()
+    assert os.environ["TMPDIR"] == tempfile.gettempdir() != str(tmpdir_of_a_job)
+    assert f"{tmpdir_of_a_job} is too long for sockets" in capsys.readouterr().err
+    socket = Path(tempfile.mkdtemp()) / "listener-12345678"
+    multiprocessing.connection.Listener(str(socket), "AF_UNIX").close()
+    socket.parent.rmdir()
+
+
+def test_a_short_tmpdir_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    shorten_tmpdir()
+    assert os.environ["TMPDIR"] == tempfile.gettempdir() == "/tmp"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_tmpdir_that_cannot_be_written_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/dev/null/tmp")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    shorten_tmpdir()
+    assert os.access(os.environ["TMPDIR"], os.W_OK)

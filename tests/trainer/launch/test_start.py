@@ -1,0 +1,122 @@
+"""One training at a time in a run, and what the environment and memory have to say."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from catgan.command import UserError
+from tests.trainer.launch.runs import OPTIONS, content, save_checkpoint
+from trainer.checkpoints.storage import Storage
+from trainer.launch import driver, start, worker
+from trainer.launch.start import only_training
+from trainer.launch.worker import Job
+from trainer.loop import Outcome
+
+TRAINING = """
+import sys
+from trainer.checkpoints.storage import Storage
+from trainer.launch.start import only_training
+
+with only_training(Storage(sys.argv[1])):
+    print("training", flush=True)
+    input()
+"""
+
+
+def test_one_training_at_a_time(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(start, "_LOCK_SECONDS", 0.2)
+    command = ["--data", str(shards), "--out", str(tmp_path), "--name", "a", "--workers", "0", *OPTIONS]
+    pipe = subprocess.PIPE
+    other = [sys.executable, "-c", TRAINING, str(tmp_path / "a")]
+    with subprocess.Popen(other, stdin=pipe, stdout=pipe, cwd=Path(__file__).parents[3]) as first:
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline() == b"training\n"
+            before = content(tmp_path)
+            with pytest.raises(UserError, match=f"{tmp_path / 'a'} is being trained by another process"):
+                driver.main(command)
+            assert content(tmp_path) == before
+            driver.main([*command, "--dry-run"])
+        finally:
+            first.kill()
+        assert first.wait() == -signal.SIGKILL
+    with only_training(Storage(tmp_path / "a")):
+        assert len(content(tmp_path / "a")) == 1
+
+
+def test_folders_of_a_lock_stay_only_if_something_else_is_in_them(tmp_path: Path):
+    with only_training(Storage(tmp_path / "out" / "a")):
+        pass
+    assert content(tmp_path) == {}
+    with only_training(Storage(tmp_path / "out" / "a")):
+        (tmp_path / "out" / "mlflow.db").touch()
+    assert list(content(tmp_path)) == [str(tmp_path / "out"), str(tmp_path / "out" / "mlflow.db")]
+
+
+@pytest.mark.parametrize(("options", "experiment"), [([], "mine"), (["--track.experiment", "other"], "other")])
+def test_mlflow_names_the_experiment_by_a_variable_of_its_own(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], experiment: str
+):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    plan = ["--data", str(shards), "--out", str(tmp_path), "--workers", "0", "--dry-run", *options]
+    assert driver.main(plan)["config"]["track"]["experiment"] == experiment
+
+
+def test_an_experiment_given_by_its_number_is_not_ignored_in_silence(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "3")
+    driver.main(["--data", str(shards), "--out", str(tmp_path), "--workers", "0", "--dry-run"])
+    assert "MLFLOW_EXPERIMENT_ID is not used" in capsys.readouterr().err
+
+
+def test_a_complete_run_starts_no_ray(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_checkpoint(tmp_path / "a", shards, 64)
+    jobs: list[Job] = []
+
+    def run_in_process(job: Job) -> Outcome:
+        jobs.append(job)
+        raise UserError("the end")
+
+    monkeypatch.setattr(driver, "run_in_process", run_in_process)
+    command = ["dcgan-cpu-32", "--data", str(shards), "--out", str(tmp_path), "--workers", "2", *OPTIONS]
+    with pytest.raises(UserError, match="the end"):
+        driver.main([*command, "--name", "a", "--kimg", "0.064"])
+    assert len(jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), "the memory of the GPU"),
+        (RuntimeError("CUDA error: out of memory"), "the memory of the GPU"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "the memory of this machine"),
+        (MemoryError(), "the memory of this machine"),
+    ],
+)
+def test_too_little_memory_is_one_line_with_advice(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+):
+    def train(*_: object) -> Outcome:
+        raise error
+
+    monkeypatch.setattr(worker, "train", train)
+    command = ["dcgan-cpu-32", "--data", str(shards), "--out", str(tmp_path), "--workers", "0", *OPTIONS]
+    with pytest.raises(UserError, match=r"--accumulate 2 --loss.no-share-batch") as caught:
+        driver.main(command)
+    assert where in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors_of_a_worker_stay_what_they_are(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def train(*_: object) -> Outcome:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(worker, "train", train)
+    command = ["dcgan-cpu-32", "--data", str(shards), "--out", str(tmp_path), "--workers", "0", *OPTIONS]
+    with pytest.raises(RuntimeError, match="a bug"):
+        driver.main(command)
