@@ -98,6 +98,17 @@ def run(
     return train(config, manifest, context or LocalContext(), Run(storage, "the-run", init_from=init_from), recorder)
 
 
+class Requests(LocalContext):
+    """Answers the first tick with ``first``."""
+
+    def __init__(self, first: Request) -> None:
+        super().__init__()
+        self.answers: list[Request] = [first]
+
+    def request(self) -> Request | None:
+        return self.answers.pop() if self.answers else None
+
+
 def same(a: object, b: object) -> bool:
     """Bit for bit."""
     if isinstance(a, torch.Tensor):
@@ -144,7 +155,8 @@ def test_resumed_is_bit_for_bit_uninterrupted(manifest: Manifest, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_recipe_resumes_as_if_uninterrupted_and_exports(family: str, manifest: Manifest, tmp_path: Path):
-    """Cut off in the middle of a fade where it grows; steered by its critic where the loss allows that."""
+    """Cut off in the middle of a fade where it grows, then stopped between snapshots; steered by its critic where the
+    loss allows that."""
     config = tiny(family)
     if LOSSES[config.loss.name].has_level:
         policy = AugmentConfig(policy=("colour", "cutout"), p=constant(0.5), target=0.6, target_kimg=0.3)
@@ -153,6 +165,8 @@ def test_every_recipe_resumes_as_if_uninterrupted_and_exports(family: str, manif
     whole, parts = Notes(), Notes()
     run(config, manifest, tmp_path / "whole", whole)
     run(replace(config, kimg=0.064), manifest, tmp_path / "parts", parts)
+    run(config, manifest, tmp_path / "parts", parts, context=Requests("stop"))
+    assert checkpoint.find_all(tmp_path / "parts")[-1].name == checkpoint.folder_name(96), "not between snapshots"
     run(config, manifest, tmp_path / "parts", parts)
     a, b = (checkpoint.load(checkpoint.find_all(tmp_path / name)[-1]) for name in ("whole", "parts"))
     assert a["nimg"] == 192
@@ -160,17 +174,6 @@ def test_every_recipe_resumes_as_if_uninterrupted_and_exports(family: str, manif
 
     generator, info = checkpoint.load_generator(tmp_path / "whole")
     assert export_onnx(generator, tmp_path / "gen.onnx", metadata(info)) <= USUAL_ABS_DIFF
-
-
-class Requests(LocalContext):
-    """Answers the first tick with ``first``."""
-
-    def __init__(self, first: Request) -> None:
-        super().__init__()
-        self.answers: list[Request] = [first]
-
-    def request(self) -> Request | None:
-        return self.answers.pop() if self.answers else None
 
 
 @pytest.mark.parametrize("request_", ["stop", "save"])
