@@ -133,8 +133,10 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, boo
     """
     if profile is None:
         return _without_profile(image), True
+    if image.mode == "LAB":  # which Pillow converts itself; a profile can only say the same
+        return _without_profile(image), profile[16:20] == b"Lab "
     conversion = _conversion(profile)
-    if conversion is None or (image.mode == "CMYK") != (conversion.space == "CMYK") or image.mode == "LAB":
+    if conversion is None or (image.mode == "CMYK") != (conversion.space == "CMYK"):
         return _without_profile(image), False
     if conversion.space == "CMYK":
         assert conversion.transform is not None

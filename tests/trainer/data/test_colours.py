@@ -169,6 +169,14 @@ def test_a_profile_of_another_space_leaves_inks(profile: bytes) -> None:
     assert ignores(data)
 
 
+def test_lab() -> None:
+    lab = motif().convert("LAB")  # with a profile that says so
+    assert lab.info["icc_profile"]
+    assert difference(decode(packed(lab, "TIFF")), motif()) <= 10  # 8 bits of Lab are coarse
+    assert not ignores(packed(lab, "TIFF"))
+    assert ignores(packed(lab, "TIFF", icc_profile=profiles.DISPLAY_P3))
+
+
 def test_incomplete_profile_of_a_jpeg() -> None:
     data = packed(motif(), "JPEG", icc_profile=profiles.DISPLAY_P3 + bytes(70_000))  # two segments
     second = data.index(b"ICC_PROFILE\0\x02\x02")
