@@ -256,7 +256,7 @@ def _problems_of_name(name: str | None) -> list[str]:
         "without slashes": not set(name) & set("/\\"),
         "of printable characters": name.isprintable(),
         "without blanks at its ends": name == name.strip(),
-        "other than . and ..": name not in (".", ".."),
+        "other than -, . and ..": name not in ("-", ".", ".."),
         f"of at most {_NAME_BYTES} bytes": len(name.encode(errors="surrogateescape")) <= _NAME_BYTES,
     }
     broken = [rule for rule, holds in rules.items() if not holds]
