@@ -25,6 +25,7 @@ import psutil
 from catgan.command import Parser, UserError, dispatch, number, run_command, say
 from catgan.files import atomic_write
 from catgan.location import local_path
+from catgan.machine import shorten_tmpdir, spin_less
 
 NAME = "python -m cluster.local"
 # A short path, since Ray puts Unix sockets below it, whose paths are limited to 107 bytes.
@@ -177,6 +178,8 @@ def _wait_for_nodes(folder: Path, cluster: Cluster) -> None:
 
 def _environment() -> dict[str, str]:
     """The environment of the nodes and of their jobs: ``python`` is this Python, and no other cluster is configured."""
+    shorten_tmpdir()  # the dashboard of a node uses sockets there
+    spin_less()
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     # Unlike the dashboard, nodes listen on every interface of the machine, and a connection can run code.

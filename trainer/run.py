@@ -10,6 +10,9 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
     from catgan.command import run_command
+    from catgan.machine import spin_less
+
+    spin_less()
 
     def main(argv: list[str]) -> dict[str, Any]:
         from trainer.launch.driver import main  # takes seconds, in which Ctrl-C is handled too

@@ -1,4 +1,4 @@
-"""The temporary folder is one in which sockets can be created."""
+"""The temporary folder is one in which sockets can be created, and threads sleep soon, unless the user has chosen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from catgan.machine import shorten_tmpdir
+from catgan.machine import SPIN_COUNT, shorten_tmpdir, spin_less
 
 
 @pytest.fixture
@@ -46,3 +46,17 @@ def test_a_tmpdir_that_cannot_be_written_is_replaced(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tempfile, "tempdir", None)
     shorten_tmpdir()
     assert os.access(os.environ["TMPDIR"], os.W_OK)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "count"),
+    [({}, str(SPIN_COUNT)), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_sleep_soon(monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], count: str | None) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # restored at the end
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    spin_less()
+    assert os.environ.get("GOMP_SPINCOUNT") == count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from catgan.command import UserError, say
 from trainer.checkpoints.storage import Bucket, Storage, open_storage
 from trainer.distributed.context import RayContext
-from trainer.launch.connect import Workers, resource_unit
+from trainer.launch.connect import Workers, cluster_address, resource_unit
 from trainer.launch.signals import stop_requests
 from trainer.launch.worker import Job, work
 from trainer.loop import Outcome
@@ -62,7 +63,7 @@ def _ray_trainer(job: Job, workers: Workers, use_gpu: bool, storage: Storage, st
     most = workers if isinstance(workers, int) else workers[1]
     return Trainer(
         _ray_worker,  # type: ignore[arg-type]  # the stubs lack its return value
-        train_loop_config={"job": asdict(job), "stop_flag": stop_flag},
+        train_loop_config={"job": asdict(job), "stop_flag": stop_flag, "max_threads": _max_threads()},
         scaling_config=ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]  # the stubs are those of Ray Train V1
             use_gpu=use_gpu,
@@ -149,11 +150,19 @@ def _cpus_per_worker(workers: int) -> int:
     return next(fitting, 1)
 
 
+def _max_threads() -> int | None:
+    """The number of threads that the user sets for this machine, if any. Where Ray has started this process as a job,
+    the variable is Ray's."""
+    is_chosen = "OMP_NUM_THREADS" in os.environ and cluster_address() is None
+    return torch.get_num_threads() if is_chosen else None
+
+
 def _ray_worker(values: dict[str, Any]) -> dict[str, Any]:
     """Train as one worker of Ray Train, in a thread of its process. Returns the fields of the ``Outcome``."""
     import ray
 
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs each report through the root logger
     if not torch.cuda.is_available():
-        torch.set_num_threads(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
+        torch.set_num_threads(min(cpus, values["max_threads"] or cpus))
     return asdict(work(Job(**values["job"]), RayContext(values["stop_flag"])))

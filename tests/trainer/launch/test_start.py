@@ -1,5 +1,6 @@
 """One training at a time in a run, and what the environment and memory have to say."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from catgan.command import UserError
 from tests.trainer.launch.runs import OPTIONS, content, save_checkpoint
 from trainer.checkpoints.storage import Storage
 from trainer.launch import driver, start, worker
+from trainer.launch import ray as launch_ray
 from trainer.launch.start import only_training
 from trainer.launch.worker import Job
 from trainer.loop import Outcome
@@ -120,3 +122,29 @@ def test_other_errors_of_a_worker_stay_what_they_are(shards: Path, tmp_path: Pat
     command = ["dcgan-cpu-32", "--data", str(shards), "--out", str(tmp_path), "--workers", "0", *OPTIONS]
     with pytest.raises(RuntimeError, match="a bug"):
         driver.main(command)
+
+
+def test_threads_that_other_processes_will_hold_up(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    plan = ["--data", str(shards), "--out", str(tmp_path), "--workers", "0", "--dry-run"]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for chosen, load, is_warned in ((False, 1.5, True), (False, 0.5, False), (True, 1.5, False)):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if chosen:
+            monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        driver.main(plan)
+        assert ("OMP_NUM_THREADS=1 is probably faster" in capsys.readouterr().err) == is_warned
+
+
+def test_workers_of_this_machine_have_no_more_threads_than_the_user_sets(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert launch_ray._max_threads() == 3
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # a job: Ray sets the variable for its driver
+    assert launch_ray._max_threads() is None
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert launch_ray._max_threads() is None
