@@ -216,7 +216,7 @@ def _build(argv: list[str]) -> dict[str, Any]:
     if report.relabelled:
         say(f"labels: {report.relabelled} duplicates have another label than the image that is kept")
     if report.own:
-        say(f"passed over, since they are no photos: the files of {in_words(report.own)}")
+        say(f"skipped, since they are no photos: the files of {in_words(report.own)}")
     if report.enlarged:
         say(f"enlarged: {report.enlarged} images smaller than {a.size} pixels; --min-size {a.size} rejects them")
     if report.ignored_profiles:

@@ -296,7 +296,7 @@ def test_data_sets_in_a_source_are_passed_over_in_one_line(
     assert (again["read"], again["kept"]) == (first["read"] + 1, first["kept"] + 1), (
         "the user's own contact.png is read"
     )
-    assert "passed over, since they are no photos: the files of pics/shards (data set)\n" in capsys.readouterr().err
+    assert "skipped, since they are no photos: the files of pics/shards (data set)\n" in capsys.readouterr().err
 
 
 def test_sheets_and_folders_of_sheets_are_no_sources(pics: Path, tmp_path: Path) -> None:

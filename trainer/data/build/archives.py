@@ -1,7 +1,7 @@
 """The members of zips and tars.
 
 Links are followed within the archive only: a link gives the content of the file that it leads to, under its own name.
-Files of data sets and runs in an archive are passed over.
+Files of data sets and runs in an archive are skipped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MSDOS_FOLDER = 1 << 4
 _UNIX = 3
 
 OnOwn = Callable[[str, str], object]
-"""Called with the path and the kind of a folder whose files are passed over, see ``outputs.OwnFiles``."""
+"""Called with the path and the kind of a folder whose files are skipped, see ``outputs.OwnFiles``."""
 
 
 def in_zip(location: str, name: str, on_own: OnOwn) -> Iterator[Member]:

@@ -60,7 +60,7 @@ class Report:
         ignored_profiles: number of kept images with a colour profile that cannot be used.
         resumed: number of files that an earlier process had read already.
         relabelled: number of duplicates with another label than the image that is kept.
-        own: folders in the sources whose files were passed over because this project's commands wrote them, with their
+        own: folders in the sources whose files were skipped because this project's commands wrote them, with their
             kind; empty if an earlier process had read all sources.
     """
 

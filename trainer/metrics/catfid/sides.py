@@ -131,7 +131,7 @@ def _folder(path: Path) -> ImageSet:
     own: dict[str, str] = {}
     files = sorted(file for file in _files(path, own) if file.suffix.lower() in _SUFFIXES and file.is_file())
     if own:
-        say(f"{path}: passed over, since they are no single images, the files of {in_words(own)}")
+        say(f"{path}: skipped, since they are no single images, the files of {in_words(own)}")
     if not files:
         raise UserError(f"{path} has no images ({' '.join(_SUFFIXES)}) and no {MANIFEST}")
     size = _read(files[0]).shape[:2]
@@ -154,7 +154,7 @@ def _files(folder: Path, own: dict[str, str]) -> Iterator[Path]:
     """The files below ``folder`` that are neither hidden nor written by this project's commands.
 
     Args:
-        own: gets the folders in which files were passed over, with their kind.
+        own: gets the folders in which files were skipped, with their kind.
     """
     for here, folders, names in os.walk(folder):
         found = own_files([*folders, *names])
