@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -124,7 +124,8 @@ class _Training:
         rollbacks = self.config.stop.rollbacks
         for attempt in range(rollbacks + 1):
             try:
-                return Outcome(self._train_from_checkpoint(lr_scale))
+                with ExitStack() as end:
+                    return Outcome(self._train_from_checkpoint(lr_scale, end))
             except Diverged as error:
                 message, lr_scale = str(error), error.lr_scale / 2
             self.recorder.finish()
@@ -132,11 +133,12 @@ class _Training:
                 self.recorder.warn("rollback", f"{message}: back to the latest checkpoint with half the learning rates")
         return Outcome("diverged", message)
 
-    def _train_from_checkpoint(self, lr_scale: float | None) -> Literal["done", "stopped"]:
+    def _train_from_checkpoint(self, lr_scale: float | None, end: ExitStack) -> Literal["done", "stopped"]:
         """Train from the latest checkpoint.
 
         Args:
             lr_scale: factor of the configuration's learning rates after a rollback; None: the checkpoint's.
+            end: gets what is to be closed.
 
         Raises:
             Diverged: at the end of a tick a loss is not finite, or a weight that is about to be saved.
@@ -149,7 +151,7 @@ class _Training:
         if lr_scale is not None:
             gan.lr_scale = lr_scale
         tick, snapshot, total = plan(config)
-        batches = self._batches(gan, position)
+        batches = end.enter_context(closing(self._batches(gan, position)))
         recorder.start(gan, position.nimg)
 
         meter = Meter(position.nimg)

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         return _dry_run(options, manifest, workers, storage)
     with only_training(storage):
         start = find_start(options, storage)
-        if is_complete(options, start.position):
+        if start.position.nimg >= options.kimg * 1000:
             workers = 0  # the export at most is left
         if workers:
             connect_ray(workers)

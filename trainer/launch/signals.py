@@ -38,12 +38,12 @@ def stop_requests(stop: Callable[[], object]) -> Iterator[None]:
         for handled in before:
             signal.signal(handled, _AT_ONCE[handled])
         requests.append(number)
+        stop()  # before the message, which fails if the signal interrupts another one
         name, again = _NAMES[signal.Signals(number)]
         say(
             f"{name}: saving a checkpoint at the next tick, after an evaluation or upload that is running, then"
             f" exiting; {again} to stop at once"
         )
-        stop()
 
     before = {n: handler for n in _AT_ONCE if (handler := signal.getsignal(n)) != signal.SIG_IGN}
     for number in before:

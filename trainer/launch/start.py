@@ -68,8 +68,9 @@ def find_start(options: Options, storage: Storage) -> Start:
     if options.init_from is not None:
         say(f"--init-from has no effect: continuing from {origin}")
     check_fits(config, state, origin)
-    position = Position(state["nimg"], state["best"], state["last_metric"])
     own = latest is not None
+    # Another run's best metric is reset, so that its patience does not count.
+    position = Position(state["nimg"], state["best"], state["last_metric"]) if own else Position(state["nimg"])
     _check_remaining(config, position, storage.location if own else None, origin)
     return Start(origin, own, position, state["run_id"] if own else None, None)
 

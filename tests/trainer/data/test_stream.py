@@ -79,6 +79,16 @@ def test_readers_leave_ctrl_c_and_sigterm_to_the_training(manifest: Manifest):
     assert reader.exitcode == -signal.SIGTERM
 
 
+def test_closing_ends_the_readers(manifest: Manifest):
+    """Readers that are left while something, as a traceback, refers to the stream keep the process from ending."""
+    before = set(multiprocessing.active_children())
+    batches = stream(manifest, readers=2)
+    take(batches, 1)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    batches.close()
+    assert set(multiprocessing.active_children()) <= before
+
+
 def test_order_depends_on_rank_and_seed_alone(manifest: Manifest):
     orders = [take(stream(manifest, rank=r, seed=s), 6) for r, s in [(0, 0), (1, 0), (0, 1)]]
     assert len({tuple(o) for o in orders}) == 3
