@@ -14,9 +14,11 @@ from tests.trainer.launch.runs import OPTIONS, content, save_checkpoint
 from trainer.checkpoints.storage import Storage
 from trainer.launch import driver, start, worker
 from trainer.launch import ray as launch_ray
+from trainer.launch.options import parse
 from trainer.launch.start import only_training
 from trainer.launch.worker import Job
 from trainer.loop import Outcome
+from trainer.recipes import resolve
 
 TRAINING = """
 import sys
@@ -74,6 +76,17 @@ def test_an_experiment_given_by_its_number_is_not_ignored_in_silence(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "3")
     driver.main(["--data", str(shards), "--out", str(tmp_path), "--workers", "0", "--dry-run"])
     assert "MLFLOW_EXPERIMENT_ID is not used" in capsys.readouterr().err
+
+
+def test_the_best_metric_of_another_run_does_not_count(shards: Path, tmp_path: Path):
+    """Else a training that starts from a run which has ended by its patience would count as complete."""
+    save_checkpoint(tmp_path / "a", shards, 64)
+    for name, has_best in (("a", True), ("b", False)):
+        argv = [*OPTIONS, "--resume", str(tmp_path / "a"), "--kimg", "1"]
+        options = parse(argv, resolve("dcgan-cpu-32", None, gpu=False), "")
+        position = start.find_start(options, Storage(tmp_path / name)).position
+        assert position.nimg == 64
+        assert (position.best is not None) == (position.last_metric is not None) == has_best
 
 
 def test_a_complete_run_starts_no_ray(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
