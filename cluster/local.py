@@ -149,6 +149,8 @@ def _start_node(cluster: Cluster, folder: Path, index: int, arguments: list[str]
     # A folder per node: nodes that share one delete the working folders of each other's jobs.
     command = [RAY, "start", "--block", "--disable-usage-stats", f"--temp-dir={folder / f'ray{index}'}"]
     command += [f"--num-cpus={cluster.cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", *arguments]
+    # Any free port: without its agent, whose port another Ray on this machine may have, a node starts no jobs.
+    command.append("--dashboard-agent-listen-port=0")
     with (folder / f"node{index}.log").open("wb") as log:
         process = subprocess.Popen(
             command,

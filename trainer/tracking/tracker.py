@@ -17,7 +17,6 @@ Steps in MLflow are whole kimg (thousands of images seen). Points within the sam
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import re
@@ -93,7 +92,7 @@ def open_run(
         state["run_id"] = run_id
         outbox.save_state(state)
     if not offline:
-        _check_start(run_dir, uri, experiment, state)
+        _check_start(uri, experiment, state)
     recorded = next((record["run"] for record in outbox.journal.records() if record["kind"] == "open"), None)
     key = run_id or recorded or ((_OFFLINE if offline else "") + secrets.token_hex(16))
     opened = {"kind": "open", "time": _now(), "run": key, "uri": redact(uri), "experiment": experiment}
@@ -292,19 +291,14 @@ class Tracker:
         return path.relative_to(self._run_dir).as_posix()
 
 
-def _check_start(run_dir: Path, uri: str, experiment: str, state: DeliveryState) -> None:
-    """Check that MLflow can record the training; if not, remove ``run_dir`` if it is empty, since no training began.
+def _check_start(uri: str, experiment: str, state: DeliveryState) -> None:
+    """Check that MLflow can record the training.
 
     Raises:
         UserError: MLflow does not answer, or does not have the run, or the experiment was deleted.
     """
-    try:
-        _check_answers(uri)
-        _check_run(uri, experiment, state)
-    except UserError:
-        with contextlib.suppress(OSError):
-            run_dir.rmdir()
-        raise
+    _check_answers(uri)
+    _check_run(uri, experiment, state)
 
 
 def _check_answers(uri: str) -> None:

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import TypeVar
 
+from catgan.machine import shorten_tmpdir
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -59,6 +61,7 @@ def worker_processes(processes: int, module: str) -> Iterator[ProcessPoolExecuto
     Args:
         module: imported once, in the fork server, for all processes.
     """
+    shorten_tmpdir()  # the fork server uses sockets
     # A plain fork would copy the locks of this process's threads (tqdm has one) in whatever state they are.
     context = _Context()
     context.set_forkserver_preload([module])

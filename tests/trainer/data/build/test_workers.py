@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,22 @@ def test_work_runs_in_other_processes() -> None:
         assert list(pool.map(abs, [-1, -2])) == [1, 2]
         assert pool.submit(os.getpid).result() != os.getpid()
     assert multiprocessing.active_children() == []
+
+
+def test_processes_work_in_a_tmpdir_that_is_too_long_for_sockets(tmp_path: Path):
+    """As clusters give jobs; a process of its own, since the fork server starts once in each."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from trainer.data.build.workers import worker_processes\n"
+        "if __name__ == '__main__':\n"
+        "    with worker_processes(1, 'math') as pool:\n"
+        "        print(pool.submit(abs, -1).result())\n"
+    )
+    env = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(Path(__file__).parents[4])}
+    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "1\n", done.stderr
 
 
 def leave_block_with(error: type[BaseException]) -> None:
