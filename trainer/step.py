@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from trainer.augment import AdaptiveProbability, augment, random_flip
 from trainer.config import Config
 from trainer.distributed.collectives import batch_mean, mean_over_ranks
-from trainer.distributed.shared_sums import shared_sums
+from trainer.distributed.parallel import frozen, sync_gradients, wrap
 from trainer.losses import LOSSES, interpolate, lecam, one_centred_penalty, zero_centred_penalty
 from trainer.models import resize_to_level
 from trainer.networks import Networks, to_float
+from trainer.projected import ProjectedDiscriminator
 
 Stats = dict[str, Tensor]
 """Scalars on the device by metric name."""
@@ -24,23 +23,11 @@ MakeFakes = Callable[[Tensor], Tensor]
 """As many fakes as the given reals ``[n, 3, h, w]``."""
 
 
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """No gradients for ``module``'s parameters inside; gradients still flow through it to its input."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
-
-
 class GAN(Networks):
     """The networks and their optimisers; ``step`` trains them.
 
     With several ranks each network has a DistributedDataParallel wrapper of its own, used only in the phase that
-    trains it (one joint wrapper would see unused parameters: pytorch-lightning#20328). Buffers are not broadcast:
-    batch norm's statistics are equal on all ranks anyway (``models.batchnorm``), and a broadcast between two forwards
-    of one backward breaks autograd (pytorch#22095).
+    trains it (one joint wrapper would see unused parameters: pytorch-lightning#20328).
     """
 
     def __init__(self, config: Config, device: torch.device, world_size: int = 1) -> None:
@@ -59,13 +46,16 @@ class GAN(Networks):
         a = config.augment
         self.adaptive = AdaptiveProbability(a.p.start, a.target, a.target_kimg, device) if a.target else None
         self.anchors = torch.zeros(2, device=device)  # LeCam's running means of the logits of reals and fakes
-        self._g = _wrap(self.generator, world_size, self.generator.grows)
-        self._d = _wrap(self.discriminator, world_size, self.generator.grows)
+        self._g = wrap(self.generator, world_size, self.generator.grows)
+        self._d = wrap(self.discriminator, world_size, self.generator.grows)
+        with_projected = config.projected.weight > 0
+        self.projected = ProjectedDiscriminator(config, device, world_size, self.bf16) if with_projected else None
         self.schedule(0)
 
     def schedule(self, nimg: int) -> None:
         """Set everything that follows from the position: learning rates, penalty, augmentation, resolution."""
         c, o = self.config, self.config.optim
+        self.nimg = nimg
         beta2 = o.beta2(nimg)
         decay = {"betas": (o.beta1, beta2)} if o.name == "adam" else {"alpha": beta2}
         for optimiser, lr in ((self.g_optimiser, o.g_lr), (self.d_optimiser, o.d_lr)):
@@ -109,7 +99,7 @@ class GAN(Networks):
         stats: Stats = {}
         self.d_optimiser.zero_grad(set_to_none=True)
         for i, reals in enumerate(parts):
-            _sync_gradients(self._d, i == len(parts) - 1)
+            sync_gradients(self._d, i == len(parts) - 1)
             self._discriminator_loss(reals, make_fakes(reals), stats).backward()
         self.d_optimiser.step()
         if clip := self.config.loss.clip:
@@ -159,7 +149,7 @@ class GAN(Networks):
         self.g_optimiser.zero_grad(set_to_none=True)
         with frozen(self.discriminator):
             for i, reals in enumerate(parts):
-                _sync_gradients(self._g, i == len(parts) - 1)
+                sync_gradients(self._g, i == len(parts) - 1)
                 fakes = make_fakes(reals)
                 real = fakes.new_empty(0)
                 if self.loss.relativistic:
@@ -167,10 +157,20 @@ class GAN(Networks):
                 else:
                     (fake,) = self.autocast(self.discriminator, self._view(fakes))
                 loss = self._mean(self.loss.generator(*self._relative(real, fake)))
-                loss.backward()
+                self._backward(loss, reals, fakes, stats)
                 _add(stats, "loss/generator", loss)
         self.g_optimiser.step()
         return stats
+
+    def _backward(self, loss: Tensor, reals: Tensor, fakes: Tensor, stats: Stats) -> None:
+        """The generator's gradients of ``loss``, with those of the projected discriminator once it has joined."""
+        if self.projected is None or not self.projected.has_joined(self.nimg):
+            loss.backward()
+            return
+        (gradient,) = torch.autograd.grad(loss, fakes)
+        gradient, found = self.projected.add_to(gradient, reals, fakes)
+        fakes.backward(gradient)
+        stats.update(found)
 
     def _fakes(self, reals: Tensor) -> Tensor:
         """As many fakes as reals, with the generator's graph."""
@@ -226,7 +226,8 @@ class GAN(Networks):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """``state`` is that of a GAN of the same model configuration."""
         for name, part in self._stateful().items():
-            if name != "adaptive" or name in state:  # a checkpoint from before ADA was switched on has none
+            # A checkpoint from before ADA or the projected discriminator was switched on has none.
+            if name in state or name not in ("adaptive", "projected"):
                 part.load_state_dict(state[name])
         self.num_steps, self.lr_scale = state["num_steps"], state["lr_scale"]
         self.anchors.copy_(state["anchors"])
@@ -239,30 +240,8 @@ class GAN(Networks):
             "g_optimiser": self.g_optimiser,
             "d_optimiser": self.d_optimiser,
         }
-        return parts | ({"adaptive": self.adaptive} if self.adaptive else {})
-
-
-def _wrap(module: nn.Module, world_size: int, progressive: bool) -> nn.Module:
-    """``module`` with DistributedDataParallel if there are several ranks."""
-    if world_size == 1:
-        return module
-    wrapper = DistributedDataParallel(
-        module,
-        forward_sync_buffers=False,
-        find_unused_parameters=progressive,  # layers above the current resolution are not in use yet
-        gradient_as_bucket_view=True,
-    )
-    on_cpu = next(module.parameters()).device.type == "cpu"
-    if on_cpu and (sums := shared_sums()):
-        wrapper.register_comm_hook(None, lambda _, bucket: sums.average(bucket))
-    return wrapper
-
-
-def _sync_gradients(module: nn.Module, sync: bool) -> None:
-    """Whether DDP averages gradients over ranks in the next backward; to be set before the forward (no_sync would be
-    a context for each part)."""
-    if isinstance(module, DistributedDataParallel):
-        module.require_backward_grad_sync = sync
+        optional = {"adaptive": self.adaptive, "projected": self.projected}
+        return parts | {name: part for name, part in optional.items() if part}
 
 
 def _add(stats: Stats, name: str, value: Tensor) -> None:

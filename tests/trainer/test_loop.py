@@ -27,6 +27,7 @@ from trainer.config import (
     LoaderConfig,
     LossConfig,
     ModelConfig,
+    ProjectedConfig,
     StopConfig,
     TrackConfig,
     constant,
@@ -150,6 +151,26 @@ def test_resumed_is_bit_for_bit_uninterrupted(manifest: Manifest, tmp_path: Path
 
     assert values(whole) == values(parts)
     assert whole.grids == parts.grids == [0, 64, 128, 192]
+
+
+def test_resumed_with_a_projected_discriminator_is_bit_for_bit_uninterrupted(
+    manifest: Manifest, tmp_path: Path, monkeypatch
+):
+    """Cut off before it joins, and stopped after that."""
+    monkeypatch.setattr("trainer.projected._ALONE", 16)
+    config = replace(tiny("dcgan-cpu"), projected=ProjectedConfig(weight=3.0, start_kimg=0.07))
+    config = replace(config, eval=replace(config.eval, extractor="opennsfw"))
+    run(config, manifest, tmp_path / "whole", Notes())
+    notes = Notes()
+    run(replace(config, kimg=0.064), manifest, tmp_path / "parts", notes)
+    run(config, manifest, tmp_path / "parts", notes, context=Requests("stop"))
+    run(config, manifest, tmp_path / "parts", notes)
+    a, b = (checkpoint.load(checkpoint.find_all(tmp_path / name)[-1]) for name in ("whole", "parts"))
+    assert a["nimg"] == 192
+    assert a["projected"]["num_images"] == 192 - 72
+    assert same(without_times(a), without_times(b))
+    joined = [nimg for nimg, values in notes.points if "projected/real" in values]
+    assert joined == [96, 128, 160, 192]
 
 
 @pytest.mark.slow

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from catgan.command import UserError, say
 from catgan.files import atomic_path, cache_dir
 from trainer.distributed.collectives import broadcast, rank, sum_over_ranks, world_size
-from trainer.features.networks import EFFLITE0, INCEPTION, Network
+from trainer.features import opennsfw
+from trainer.features.networks import EFFLITE0, INCEPTION, OPENNSFW, Network
 from trainer.features.weights import INCEPTION_SHA256, Unavailable, find_efflite0, find_inception, sha256
 
-CHOICES = ("auto", "inception", "efflite0")
+OFFLINE = ("efflite0", "opennsfw")
+"""The networks whose weights are Python packages."""
+CHOICES = ("auto", "inception", *OFFLINE)
 
 MIN_FID = 2048
 """Fewest images for a FID: with fewer the covariance of Inception's 2,048 features is singular and the value mostly
@@ -170,15 +173,17 @@ def choose_extractor(
     weights: str | Path | None = None,
     device: torch.device | None = None,
     num_fake: int = MIN_FID,
+    offline: str = "efflite0",
 ) -> Extractor:
     """Open the metric network ``name``, the same one on every rank; rank 0 logs which one and why.
 
     Args:
-        name: "inception", "efflite0", or "auto": Inception if its weights are found or can be downloaded, else
-            EfficientNet-Lite0, whose weights are installed.
+        name: "inception", an entry of ``OFFLINE``, or "auto": Inception if its weights are found or can be downloaded,
+            else ``offline``, whose weights are installed.
         weights: file with InceptionV3's weights; implies "inception".
         device: default: the current GPU if there is one, else the CPU.
-        num_fake: number of generated images; "auto" takes EfficientNet-Lite0 if they are too few for FID.
+        num_fake: number of generated images; "auto" takes ``offline`` if they are too few for FID.
+        offline: see ``name``.
 
     Raises:
         UserError: unknown name; weights that are missing or not Inception's; "inception" without its weights.
@@ -187,12 +192,12 @@ def choose_extractor(
         raise UserError(f"unknown extractor {name!r}: choose one of {', '.join(CHOICES)}")
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "efflite0":
+    if name in OFFLINE:
         if weights:
-            raise UserError("weights are given for extractor efflite0, which has its own: leave one of them out")
-        return _efflite0(device)
+            raise UserError(f"weights are given for extractor {name}, which has its own: leave one of them out")
+        return _installed(name, device)
     if name == "auto" and not weights and num_fake < MIN_FID:
-        return _efflite0(device, f"FID needs {MIN_FID:,} generated images, not {num_fake:,}")
+        return _installed(offline, device, f"FID needs {MIN_FID:,} generated images, not {num_fake:,}")
     path, problem = _inception_on_all_ranks(weights)
     if path is None:
         if name == "inception":
@@ -200,7 +205,7 @@ def choose_extractor(
                 f"no Inception weights ({problem}): give the file pt_inception-2015-12-05-6726825d.pth as weights, "
                 "or choose the extractor efflite0"
             )
-        return _efflite0(device, f"no Inception weights: {problem}")
+        return _installed(offline, device, f"no Inception weights: {problem}")
     extractor = NetworkExtractor(INCEPTION, path, device)
     if rank() == 0 and extractor.name == INCEPTION.name:
         say(f"metric network: inception ({path}), so distances are FID")
@@ -212,11 +217,16 @@ def choose_extractor(
     return extractor
 
 
-def _efflite0(device: torch.device, reason: str | None = None) -> Extractor:
-    weights = find_efflite0("extractor efflite0")
+def _installed(name: str, device: torch.device, reason: str | None = None) -> Extractor:
+    if name == "efflite0":
+        network, weights = EFFLITE0, find_efflite0("extractor efflite0")
+        what = "EfficientNet-Lite0 with ImageNet weights"
+    else:
+        network, weights = OPENNSFW, opennsfw.find_weights("extractor opennsfw")
+        what = "open_nsfw's ResNet-50"
     if rank() == 0:
-        say(f"metric network: efflite0, EfficientNet-Lite0 with ImageNet weights{f' ({reason})' if reason else ''}")
-    return NetworkExtractor(EFFLITE0, weights, device)
+        say(f"metric network: {name}, {what}{f' ({reason})' if reason else ''}")
+    return NetworkExtractor(network, weights, device)
 
 
 def _inception_on_all_ranks(weights: str | Path | None) -> tuple[Path | None, str]:

