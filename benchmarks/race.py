@@ -6,12 +6,15 @@ second seed trains the recipes in reverse order, so that a machine that slows do
 
 Recipes are those of trainer/run.py, and "plain": the DCGAN loop of plain_dcgan.py with the EMA of the recipe dcgan.
 
-  distance       Fréchet distance of the EMA generator, the one that a training exports; lower is better
-  distance_live  the same of the raw generator with batch norm's running statistics
-  distance_std   standard deviation of `distance` over the seeds; smaller differences mean nothing
-  kid            kernel distance of the EMA generator; lower is better
-  precision      share of the generated images that look like real ones; higher is better
-  recall         share of the real images that look like generated ones (variety); higher is better
+All values are medians over the seeds. One seed is luck: the default is three.
+
+  distance         Fréchet distance of the EMA generator, the one that a training exports; lower is better
+  distance_worst   that of the worst seed
+  distance_second  the same as `distance` in the features of a second network, opennsfw
+  distance_live    that of the raw generator with batch norm's running statistics
+  kid              kernel distance of the EMA generator; lower is better
+  precision        share of the generated images that look like real ones; higher is better
+  recall           share of the real images that look like generated ones (variety); higher is better
 
 Interrupted? The same command continues after the last finished training. The folder --out gets results.json, table.md,
 curves.png and sample grids NAME-seedS-II.png.
@@ -32,7 +35,7 @@ from typing import Any
 
 import torch
 from measure import ROOT, count, device, machine, positive, table
-from race_report import check_matplotlib, draw_curves, load_trainings, mean_row, write_results, write_table
+from race_report import check_matplotlib, draw_curves, load_trainings, median_row, write_results, write_table
 from race_training import MIN_NUM, Contestant, Scores, choose_split, plain_contestant, recipe_contestant, train
 
 from catgan.command import Parser, UserError, run_command, say
@@ -46,7 +49,8 @@ from trainer.metrics.evaluate import Evaluator
 from trainer.recipes import resolve
 
 PLAIN = "plain"
-PRINTED = ("recipe", "distance", "distance_std", "distance_live", "kid", "precision", "recall", "kimg")
+PRINTED = ("recipe", "distance", "distance_worst", "distance_second", "kid", "precision", "recall", "kimg")
+SECOND = "opennsfw"
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -58,16 +62,18 @@ def main(argv: list[str]) -> dict[str, Any]:
     out = _make_folder(a.out)
     manifest = data or open_data(None, size, LoaderConfig())
     split = choose_split(manifest, a.split, a.num)
-    scores = Scores(Evaluator(choose_extractor(a.extractor), manifest, a.num, split))
+    first, second = (Evaluator(choose_extractor(name), manifest, a.num, split) for name in (a.extractor, SECOND))
+    scores = Scores(first, second)
     conditions = {
-        "metric": scores.evaluator.name,
+        "metric": first.name,
+        "second": second.name,
         "split": split,
         "minutes": a.minutes,
         "size": size,
         "dataset_digest": manifest.digest,
         "machine": machine(),
     }
-    header = conditions | {"n_real": scores.evaluator.num_real, "seeds": a.seeds}
+    header = conditions | {"n_real": first.num_real, "seeds": a.seeds}
     conditions |= {"intervals": a.intervals, "num": a.num, "code": _code_digest()}
     plan = [
         _settings(name, seed, recipes[name], conditions)
@@ -93,7 +99,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         write_results(out, header, trainings)
     finished = [_find(trainings, settings) for settings in plan]
     raced = {name: [t for t in finished if t and t["settings"]["recipe"] == name] for name in recipes}
-    record = header | {"results": [mean_row(name, found) for name, found in raced.items()], "out": str(out)}
+    record = header | {"results": [median_row(name, found) for name, found in raced.items()], "out": str(out)}
     write_results(out, record, trainings)
     write_table(out, record)
     draw_curves(out, record, raced)

@@ -18,6 +18,7 @@ _DIGITS = {
     "minutes": 3,
     "distance": 2,
     "distance_live": 2,
+    "distance_second": 2,
     "kid": 5,
     "precision": 4,
     "recall": 4,
@@ -26,6 +27,8 @@ _DIGITS = {
     "seconds": 2,
 }
 _COLUMNS = {  # heading: key and format of a row's entry
+    "worst": ("distance_worst", ".1f"),
+    "second": ("distance_second", ".1f"),
     "raw": ("distance_live", ".1f"),
     "KID": ("kid", ".3g"),
     "precision": ("precision", ".3f"),
@@ -64,27 +67,27 @@ def load_trainings(folder: Path) -> list[dict[str, Any]]:
     return trainings
 
 
-def mean_row(name: str, trainings: Sequence[Training]) -> dict[str, Any]:
-    """The row of one recipe: means over its trainings, one per seed, of the final values and of the curves."""
-    curve = [_mean(points) for points in zip(*(training["curve"] for training in trainings), strict=True)]
-    speed = _mean([{key: training[key] for key in ("images_per_second", "seconds")} for training in trainings])
-    finals = [training["curve"][-1]["distance"] for training in trainings]
-    keys = ("distance", "distance_live", "kid", "precision", "recall")
+def median_row(name: str, trainings: Sequence[Training]) -> dict[str, Any]:
+    """The row of one recipe: medians over its trainings, one per seed, of the final values and of the curves, and the
+    worst final distance."""
+    curve = [_median(points) for points in zip(*(training["curve"] for training in trainings), strict=True)]
+    speed = _median([{key: training[key] for key in ("images_per_second", "seconds")} for training in trainings])
+    keys = ("distance", "distance_second", "distance_live", "kid", "precision", "recall")
     return {
         "recipe": name,
         **{key: curve[-1][key] for key in keys},
         "images_per_second": speed["images_per_second"],
         "kimg": curve[-1]["kimg"],
-        "distance_std": round(statistics.stdev(finals), 2) if len(finals) > 1 else None,
+        "distance_worst": max(training["curve"][-1]["distance"] for training in trainings),
         "seconds": speed["seconds"],
         "seeds": len(trainings),
         "curve": curve,
     }
 
 
-def _mean(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each entry."""
-    return {key: round(statistics.fmean(record[key] for record in records), _DIGITS[key]) for key in records[0]}
+def _median(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each entry."""
+    return {key: round(statistics.median(record[key] for record in records), _DIGITS[key]) for key in records[0]}
 
 
 def write_results(folder: Path, record: Mapping[str, Any], trainings: Sequence[Training]) -> None:
@@ -95,19 +98,18 @@ def write_results(folder: Path, record: Mapping[str, Any], trainings: Sequence[T
 
 def write_table(folder: Path, record: Mapping[str, Any]) -> None:
     """Write table.md: a line on how it was measured, and the results as a table, the smallest distance first."""
-    seeds = "one seed" if record["seeds"] == 1 else f"means over {record['seeds']} seeds"
+    seeds = "ONE SEED" if record["seeds"] == 1 else f"medians over {record['seeds']} seeds, and the worst distance"
     headings = ("recipe", "distance", *_COLUMNS)
     lines = [
         f"{record['metric']} (distance, of the EMA generator) against {record['n_real']:,} images of the"
         f" {record['split']} split at {record['size']}x{record['size']} after {record['minutes']:g} minutes of"
-        f" training, {seeds}; {record['machine']}.",
+        f" training, {seeds}; second: {record['second']}; {record['machine']}.",
         "",
         f"| {' | '.join(headings)} |",
         "|---" * len(headings) + "|",
     ]
     for row in sorted(record["results"], key=lambda row: row["distance"]):
-        spread = "" if row["distance_std"] is None else f" ± {row['distance_std']:.1f}"
-        cells = [row["recipe"], f"{row['distance']:.1f}{spread}"]
+        cells = [row["recipe"], f"{row['distance']:.1f}"]
         cells += [format(row[key], form) for key, form in _COLUMNS.values()]
         lines.append(f"| {' | '.join(cells)} |")
     with atomic_path(folder / TABLE) as temporary:
@@ -115,7 +117,7 @@ def write_table(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def draw_curves(folder: Path, record: Mapping[str, Any], trainings: Mapping[str, Sequence[Training]]) -> None:
-    """Draw curves.png: the distance by minutes and by images, a thin line per seed and a thick one for their mean.
+    """Draw curves.png: the distance by minutes and by images, a thin line per seed and a thick one for their median.
 
     Args:
         record: what race.py prints.

@@ -117,27 +117,34 @@ def choose_split(manifest: Manifest, wanted: str, num: int) -> str:
 
 
 class Scores:
-    """Evaluates generators, each the same way."""
+    """Evaluates generators, each the same way.
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator
+    Args:
+        evaluator: of the distances that decide.
+        second: of the distance in the features of another network, one that no discriminator contains.
+    """
+
+    def __init__(self, evaluator: Evaluator, second: Evaluator) -> None:
+        self.evaluator, self.second = evaluator, second
         self._real: Tensor | None = None
 
     def prepare(self) -> None:
         """Read the real images: all for the Fréchet distance (cached), as many as there are fakes for the rest."""
         e = self.evaluator
         e.prepare()
+        self.second.prepare()
         batches = itertools.islice(eval_images(e.manifest, e.split, batch_size=64), -(-e.num_fake // 64))
         self._real = torch.cat([e.extractor(images) for images in batches])[: e.num_fake]
 
     def measure(self, sample: Sample) -> dict[str, float]:
-        """distance, kid, precision and recall, from one pass through the metric network."""
+        """distance, kid, precision and recall, from one pass through the metric network, and distance_second."""
         assert self._real is not None, "prepare() first"
         fake = self.evaluator.features(sample)
         distance = self.evaluator.measure(fake, error_below=-math.inf)["value"]
         precision, recall = precision_recall(self._real, fake)
         return {
             "distance": round(distance, 2),
+            "distance_second": round(self.second(sample, error_below=-math.inf)["value"], 2),
             "kid": round(kernel_distance(self._real, fake)[0], 5),
             "precision": round(precision, 4),
             "recall": round(recall, 4),

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +22,8 @@ Sample = Callable[[Sequence[int]], Tensor]
 
 class Clock(Protocol):
     now: float
+
+    def __call__(self) -> float: ...
 
 
 class ColourExtractor:
@@ -44,7 +45,13 @@ class SlowScores:
         self.clock, self.evaluations = clock, 0
 
     def measure(self, sample: Sample) -> dict[str, float]:
-        return {"distance": self.distance(sample), "kid": 0.5, "precision": 0.25, "recall": 0.125}
+        return {
+            "distance": self.distance(sample),
+            "distance_second": 3.0,
+            "kid": 0.5,
+            "precision": 0.25,
+            "recall": 0.125,
+        }
 
     def distance(self, sample: Sample) -> float:
         self.clock.now += 1000.0
@@ -66,8 +73,11 @@ def grey(seeds: Sequence[int]) -> Tensor:
     return torch.full((len(seeds), 3, 4, 4), 7, dtype=torch.uint8)
 
 
-def test_clock_counts_training_only(script: Script, clock: Clock, tmp_path: Path) -> None:
+def test_clock_counts_training_only(
+    script: Script, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = script("race_training")
+    monkeypatch.setattr(training, "training_clock", clock)
     seen: list[int] = []
     recomputed: list[float] = []
 
@@ -102,18 +112,16 @@ def test_plain_loop_has_raw_and_ema_images(script: Script) -> None:
     assert torch.equal(plain.sample_raw(range(3))[1:], plain.sample_raw(range(1, 3))), "running statistics"
 
 
-def test_rows_are_means_over_seeds(script: Script) -> None:
+def test_rows_are_medians_over_seeds_and_the_worst(script: Script) -> None:
     def training(distance: float) -> dict[str, Any]:
-        point = {"distance_live": 1.0, "kid": 0.5, "precision": 0.2, "recall": 0.1}
+        point = {"distance_second": 2.0, "distance_live": 1.0, "kid": 0.5, "precision": 0.2, "recall": 0.1}
         curve = [{"minutes": i / 2, "kimg": i, "distance": distance / i} | point for i in (1, 2)]
         return {"curve": curve, "images_per_second": 10 * distance, "kimg": 2, "seconds": 60.0}
 
-    row = script("race_report").mean_row("a", [training(90.0), training(100.0), training(122.0)])
-    assert [point["distance"] for point in row["curve"]] == [104.0, 52.0]
-    assert (row["distance"], row["distance_std"]) == (52.0, pytest.approx(np.std([45, 50, 61], ddof=1), abs=0.01))
-    assert (row["images_per_second"], row["kimg"], row["kid"], row["seeds"]) == (1040.0, 2, 0.5, 3)
-    alone = script("race_report").mean_row("a", [training(90.0)])
-    assert (alone["distance"], alone["distance_std"]) == (45.0, None)
+    row = script("race_report").median_row("a", [training(90.0), training(122.0), training(100.0)])
+    assert [point["distance"] for point in row["curve"]] == [100.0, 50.0]
+    assert (row["distance"], row["distance_worst"], row["distance_second"]) == (50.0, 61.0, 2.0)
+    assert (row["images_per_second"], row["kimg"], row["kid"], row["seeds"]) == (1000.0, 2, 0.5, 3)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +192,8 @@ def test_interrupted_race_continues(
     for row in record["results"]:
         assert [point["minutes"] >= 0.001 * (i + 1) for i, point in enumerate(row["curve"])] == [True, True]
         assert row["distance"] > 0 < row["distance_live"]
-        assert row["distance_std"] >= 0
+        assert row["distance_worst"] >= row["distance"]
+        assert row["distance_second"] > 0
     kept = json.loads((out / "results.json").read_text())
     assert kept["results"] == record["results"]
     assert len(kept["trainings"]) == 4
