@@ -1,8 +1,9 @@
-"""Signs of a failing training that losses do not show: an overfitted discriminator, mode collapse."""
+"""Signs of a failing training: a discriminator that wins or overfits, mode collapse."""
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 
@@ -18,6 +19,7 @@ _NUM = 512
 _BATCH = 64
 _GRACE, _GRACE_KIMG = 0.2, 10.0  # of the training, in kimg: no warnings before both
 _OVERFITTED = 0.5
+_WON = 0.4  # of bce, where 2 ln 2 = 1.39 is chance; DCGANs that failed had 0.31 to 0.39, others 0.46 and more
 
 
 class OverfittingCheck:
@@ -51,13 +53,20 @@ class OverfittingCheck:
 
 
 def warnings(signs: dict[str, float], config: Config, nimg: int) -> list[str]:
-    """Warnings about an evaluation's ``diversity`` and ``d/overfitting`` at ``nimg`` images.
+    """Warnings about an evaluation's ``diversity`` and ``d/overfitting`` and the latest ``loss/discriminator`` at
+    ``nimg`` images.
 
     None early in a training and below full resolution, where low diversity is normal.
     """
     found: list[str] = []
     if nimg / 1000 < max(_GRACE * config.kimg, _GRACE_KIMG, full_resolution_kimg(config)):
         return found
+    if config.loss.name == "bce" and signs.get("loss/discriminator", math.inf) < _WON:
+        found.append(
+            f"the discriminator wins (its loss is {signs['loss/discriminator']:.2f}; 1.39 is chance), and the generator"
+            " may learn nothing or collapse. If samples do not improve, augment more, for example --augment.policy"
+            " translation cutout --augment.p 1, or train longer with another --seed"
+        )
     if signs["diversity"] < config.stop.min_diversity:
         found.append(
             f"possible mode collapse: the spread of the generated images' features is {signs['diversity']:.2f} of the"

@@ -72,6 +72,7 @@ class Recorder(NullRecorder):
         self.saver = Saver(storage, lambda problem: self.warn("save", problem))
         self.overfitting = OverfittingCheck(manifest)
         self.nimg = 0
+        self.d_loss = math.inf
         self.started_at, self.started = 0, time.perf_counter()
 
     def start(self, gan: GAN, nimg: int) -> None:
@@ -94,7 +95,7 @@ class Recorder(NullRecorder):
         self.tracker.note(kind, text, self.nimg)
 
     def tick(self, values: dict[str, float], nimg: int) -> None:
-        self.nimg = nimg
+        self.nimg, self.d_loss = nimg, values["loss/discriminator"]
         self.saver.poll()
         self.tracker.log_scalars(values, nimg)
         rate = (nimg - self.started_at) / (time.perf_counter() - self.started)
@@ -125,7 +126,7 @@ class Recorder(NullRecorder):
             self.saver.keep_best(gan.ema.module.state_dict(), self._origin(gan, best))
         noise = f" +- {result['standard_error']:.2f}" if "standard_error" in result else ""
         say(f"{name} {value:.2f}{noise}" + (" (best so far)" if is_best else f" (best {best['value']:.2f})"))
-        for warning in warnings(signs, gan.config, position.nimg):
+        for warning in warnings({**signs, "loss/discriminator": self.d_loss}, gan.config, position.nimg):
             self.warn("quality", warning)
 
     def save(self, gan: GAN, position: Position, rng: list[dict[str, Any]]) -> None:
