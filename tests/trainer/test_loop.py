@@ -338,6 +338,14 @@ def test_another_model_is_refused(manifest: Manifest, tmp_path: Path):
         run(replace(CONFIG, model=replace(CONFIG.model, z_dim=9)), manifest, tmp_path, Notes())
 
 
+def test_a_projected_discriminator_of_other_maps_is_refused(manifest: Manifest, tmp_path: Path):
+    config = replace(tiny("dcgan-cpu"), kimg=0.064, projected=ProjectedConfig(weight=1.0, strides=(4, 8)))
+    run(config, manifest, tmp_path, Notes())
+    other = replace(config, kimg=0.128, projected=ProjectedConfig(weight=1.0, strides=(4, 16)))
+    with pytest.raises(UserError, match="give --projected.strides 4 8, or another --name"):
+        run(other, manifest, tmp_path, Notes())
+
+
 def test_plan_makes_snapshots_of_whole_ticks():
     config = replace(CONFIG, track=TrackConfig(tick_kimg=0.03, snapshot_kimg=0.1), kimg=1.0)
     tick, snapshot, total = plan(config)

@@ -70,6 +70,13 @@ def check_fits(config: Config, state: dict[str, Any], origin: str) -> None:
             f"checkpoint {origin} has another model, growth or optimiser than this configuration; give the same"
             " --model, --grow and --optim.name options, or another --name to start from scratch"
         )
+    if own["projected"]["weight"] and "projected" in state:
+        strides = saved["projected"]["strides"]
+        if list(strides) != list(own["projected"]["strides"]):
+            raise UserError(
+                f"checkpoint {origin} has a projected discriminator with other maps: give --projected.strides"
+                f" {' '.join(map(str, strides))}, or another --name to start from scratch"
+            )
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
