@@ -342,7 +342,7 @@ def test_a_projected_discriminator_of_other_maps_is_refused(manifest: Manifest, 
     config = replace(tiny("dcgan-cpu"), kimg=0.064, projected=ProjectedConfig(weight=1.0, strides=(4, 8)))
     run(config, manifest, tmp_path, Notes())
     other = replace(config, kimg=0.128, projected=ProjectedConfig(weight=1.0, strides=(4, 16)))
-    with pytest.raises(UserError, match="give --projected.strides 4 8, or another --name"):
+    with pytest.raises(UserError, match=r"give --projected\.strides 4 8, or another --name"):
         run(other, manifest, tmp_path, Notes())
 
 
