@@ -113,7 +113,7 @@ class _Training:
 
     def __init__(self, config: Config, manifest: Manifest, context: Context, run: Run, recorder: NullRecorder) -> None:
         self.config, self.manifest, self.context, self.start, self.recorder = config, manifest, context, run, recorder
-        # A network that a discriminator contains is no judge.
+        # The metric must not be in the features that a discriminator sees.
         offline = "opennsfw" if config.projected.weight else "efflite0"
         e = config.eval
         extractor = choose_extractor(e.extractor, e.weights, context.device, e.num, offline)

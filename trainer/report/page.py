@@ -272,13 +272,17 @@ def _usage(run: History) -> str:
     if not onnx.is_file():
         return ""
     file = shlex.quote(str(onnx))
-    commands = f"catinfer --onnx {file} --n 16 --out cats.png\ncatinfer --onnx {file} --n 8 --interpolate walk.gif"
+    commands = (
+        f"catinfer --onnx {file} --n 16 --out cats.png",
+        f"catinfer --onnx {file} --n 8 --interpolate walk.gif",
+    )
+    lines = "\n".join(map(_text, commands))
     mebibytes = onnx.stat().st_size / 2**20
     return _section(
         "Generate images",
         f"<p>The best generator is one file of {mebibytes:.1f} MiB, described in <code>best/card.md</code>. It needs"
         f" <code>pip install 'catgan[infer]'</code> and no PyTorch.</p>"
-        f"<pre><code>{_text(commands)}</code></pre>",
+        f"<pre><code>{lines}</code></pre>",
     )
 
 

