@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from trainer.config import Config
-from trainer.distributed.collectives import mean_over_ranks, sum_over_ranks
+from trainer.distributed.collectives import sum_over_ranks
 from trainer.distributed.parallel import frozen, wrap
 from trainer.features.networks import EFFLITE0
 from trainer.features.weights import find_efflite0
@@ -64,7 +64,8 @@ class ProjectedDiscriminator:
         with torch.no_grad():
             real_maps = self.stages(reals)
             if self.num_images == 0:
-                self.projection.calibrate(mean_over_ranks(self.projection.mean_squares(real_maps)))
+                squares = sum_over_ranks(self.projection.mean_squares(real_maps) * len(reals))
+                self.projection.calibrate(squares / self.batch)
         real_features, fake_features = (self._autocast(self.projection, maps) for maps in (real_maps, fake_maps))
         stats = self._train_heads(real_features, [x.detach() for x in fake_features])
         self.num_images += self.batch
