@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from cluster import local
+from tests.processes import training_workers
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Sandbox:
         found = local.Cluster.load(self.home / "c")
         assert found is not None
         processes = (process for node in found.nodes for process in local._processes(node))
-        return [p for p in processes if "ray::RayTrainWorker" in " ".join(p.cmdline())]
+        return training_workers(processes)
 
     def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.local("start", "--port", str(self.port), "--dashboard-port", str(self.dashboard), *arguments)

@@ -22,6 +22,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from cluster import local
+from tests.processes import training_workers
 from trainer.checkpoints import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +67,7 @@ class Nodes:
 
     def workers(self) -> list[psutil.Process]:
         """The training workers."""
-        return [p for node in self.processes() for p in node if "ray::RayTrainWorker" in " ".join(cmdline(p))]
+        return training_workers(process for node in self.processes() for process in node)
 
     def live(self) -> dict[str, bool]:
         """The ids of the nodes that are alive -> whether it is the head."""
@@ -126,13 +127,6 @@ class Training:
     def wait_for_checkpoint(self, after: str) -> None:
         before = self.latest()
         self.wait_for(lambda: self.latest() > before, f"checkpoint after {after}")
-
-
-def cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
 
 
 def kill(*processes: psutil.Process) -> None:

@@ -21,6 +21,7 @@ from catgan.command import UserError
 from catgan.dataset import Manifest
 from export.cli import main as catexport
 from infer.cli import main as catinfer
+from tests.processes import training_workers
 from tests.trainer.launch.test_failures import Watch, last_state
 from tests.trainer.launch.test_run import TINY
 from tests.trainer.test_loop import CONFIG, Notes, run, same, without_times
@@ -301,7 +302,7 @@ def test_a_ray_worker_is_killed_and_the_generator_is_in_the_bucket(
     try:
         until(storage.checkpoints, training)
         processes = psutil.Process(training.pid).children(recursive=True)
-        (worker,) = (p for p in processes if "ray::RayTrainWorker" in " ".join(p.cmdline()))
+        (worker,) = training_workers(processes)
         worker.kill()
         output, _ = training.communicate(timeout=300)
     finally:
