@@ -31,6 +31,7 @@ from trainer.sample import generate
 from trainer.step import GAN
 
 PLAIN_BATCH = 64
+IMAGES = 64  # generated or read at a time in an evaluation
 GRID = 64  # images in a sample grid
 MIN_NUM = NEIGHBOURS + 1
 STEPS_PER_CLOCK = 10  # steps between two looks at the clock where each means waiting for a GPU
@@ -133,18 +134,25 @@ class Scores:
         e = self.evaluator
         e.prepare()
         self.second.prepare()
-        batches = itertools.islice(eval_images(e.manifest, e.split, batch_size=64), -(-e.num_fake // 64))
+        batches = itertools.islice(eval_images(e.manifest, e.split, batch_size=IMAGES), -(-e.num_fake // IMAGES))
         self._real = torch.cat([e.extractor(images) for images in batches])[: e.num_fake]
 
     def measure(self, sample: Sample) -> dict[str, float]:
-        """distance, kid, precision and recall, from one pass through the metric network, and distance_second."""
+        """distance, kid, precision and recall, and distance_second in the second network, all of the same
+        images."""
         assert self._real is not None, "prepare() first"
-        fake = self.evaluator.features(sample)
+        seeds = range(self.evaluator.seed, self.evaluator.seed + self.evaluator.num_fake)
+        images = torch.cat([sample(seeds[i : i + IMAGES]) for i in range(0, len(seeds), IMAGES)])
+
+        def generated(wanted: Sequence[int]) -> Tensor:
+            return images[[seed - self.evaluator.seed for seed in wanted]]
+
+        fake = self.evaluator.features(generated)
         distance = self.evaluator.measure(fake, error_below=-math.inf)["value"]
         precision, recall = precision_recall(self._real, fake)
         return {
             "distance": round(distance, 2),
-            "distance_second": round(self.second(sample, error_below=-math.inf)["value"], 2),
+            "distance_second": round(self.second(generated, error_below=-math.inf)["value"], 2),
             "kid": round(kernel_distance(self._real, fake)[0], 5),
             "precision": round(precision, 4),
             "recall": round(recall, 4),
