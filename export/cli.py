@@ -6,6 +6,7 @@ PyTorch is imported after the arguments are checked, so that ``--help`` and mist
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -44,4 +45,6 @@ def _mlflow_uri(options: Options) -> str:
 
 
 def entry() -> None:
+    # As Ctrl-C, so that temporary folders are removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_command(NAME, main)

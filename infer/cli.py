@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from catgan.command import STDOUT, Parser, UserError, number, run_command
@@ -51,7 +52,11 @@ tracebacks.
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(NAME, _DESCRIPTION, _EPILOG)
     parser.add_argument(
-        "--onnx", type=_path, required=True, metavar="FILE", help="the generator, one ONNX file below 2 GiB"
+        "--onnx",
+        type=_model,
+        required=True,
+        metavar="FILE",
+        help="the generator, one ONNX file below 2 GiB, or the folder of a training run, which stands for its best one",
     )
     parser.add_argument("--n", type=number(int, 1, MAX_N), metavar="N", help=f"number of images (default {DEFAULT_N})")
     parser.add_argument("--seed", type=number(int, 0, MAX_SEED), metavar="S", help="seed of image 0 (default 0)")
@@ -123,6 +128,12 @@ def _path(text: str) -> str:
     if text in ("", STDOUT):
         return text
     return str(local_path(text)) + ("/" if text.endswith("/") else "")
+
+
+def _model(text: str) -> str:
+    """A path option whose value is a generator, or the folder of a training run."""
+    path = _path(text)
+    return str(Path(path, "best", "gen.onnx")) if path and Path(path).is_dir() else path
 
 
 def _parse_seeds(text: str) -> Sequence[int]:

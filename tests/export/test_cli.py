@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,27 @@ def run(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
         code = int(left.code or 0)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def test_a_terminated_export_leaves_nothing(run_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    command = [
+        sys.executable,
+        "-c",
+        "from export.cli import entry; entry()",
+        str(run_dir),
+        "-o",
+        str(out / "cats.onnx"),
+    ]
+    export = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob(".catexport-*")):
+        assert export.poll() is None
+        time.sleep(0.01)
+    export.terminate()
+    _, err = export.communicate(timeout=60)
+    assert export.returncode == 130
+    assert err.endswith("catexport: interrupted\n")
+    assert list(out.iterdir()) == []
 
 
 def test_a_run_is_exported(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

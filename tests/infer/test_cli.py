@@ -126,6 +126,12 @@ def test_a_walk_alone_writes_no_sheet(onnx_file: Path, tmp_path: Path, monkeypat
     assert {p.name for p in tmp_path.iterdir()} == {"walk.gif", "gen.onnx"}
 
 
+def test_the_folder_of_a_run_stands_for_its_best_generator(onnx_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "best").mkdir(parents=True)
+    onnx_file.rename(tmp_path / "run" / "best" / "gen.onnx")
+    assert main(["--onnx", str(tmp_path / "run"), "--n", "2", "--out", str(tmp_path / "two.png")])["n"] == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -158,6 +164,7 @@ def test_a_walk_alone_writes_no_sheet(onnx_file: Path, tmp_path: Path, monkeypat
         (["--benchmark", "--out", "x/"], "--benchmark writes no images: omit --out and --interpolate"),
         (["--out", "cats.tiff"], "--out cats.tiff: one sheet ends with"),
         (["--onnx", "none.onnx"], "none.onnx: no such file"),
+        (["--onnx", "."], "best/gen.onnx: no such file"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -99,7 +99,10 @@ def parse(argv: list[str], recipe: Config, description: str) -> Options:
         meant = f"; did you mean {' or '.join(similar)}?" if similar else ""
         if "--recipe" in message:
             meant = "; the recipe is the first word, without dashes"
-        raise UserError(f"{' '.join(message.split()).rstrip('.')}{meant}; --help lists the options") from None
+        message = " ".join(message.split()).rstrip(".")
+        message = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", message)
+        message = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", message)
+        raise UserError(f"{message}{meant}; --help lists the options") from None
     if empty := [name for name, value in values(options).items() if value == ""]:
         raise UserError(f"{', '.join(empty)}: the value is empty; give one, or leave the option out for its default")
     return options

@@ -31,8 +31,8 @@ def test_options_change_a_recipe():
     [
         (["--kimg"], ["--kimg"]),
         (["stray"], ["stray"]),
-        (["--batch", "1.5"], ["--batch", "'1.5'"]),
-        (["--kimg", "x", "--batch", "8"], ["--kimg", "'x'"]),
+        (["--batch", "1.5"], ["--batch", "'1.5' is not a whole number;"]),
+        (["--kimg", "x", "--batch", "8"], ["--kimg", "'x' is not a number;"]),
         (["--model.g-head", "foo"], ["--model.g-head", "'foo'", "'conv', 'dense'"]),
         (["--eval.nun", "5"], ["--eval.nun", "did you mean --eval.num?"]),
         (["--kimgs", "5"], ["--kimgs", "did you mean --kimg?"]),
