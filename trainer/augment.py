@@ -2,6 +2,9 @@
 
 Each transform is applied to each image with probability ``p``, so a ramp of ``p`` from 0 fades augmentation in
 (R3GAN ramps its augmentation the same way). Reals and fakes go through the same pipeline; gradients flow through.
+
+Images are ``[n, c, h, w]``, or versions of the same images ``[versions, n, c, h, w]``: all versions of an image get the
+same augmentation.
 """
 
 from __future__ import annotations
@@ -21,21 +24,21 @@ def random_flip(images: Tensor) -> Tensor:
 
 
 def _factor(images: Tensor, low: float, high: float) -> Tensor:
-    return torch.empty(len(images), 1, 1, 1, device=images.device).uniform_(low, high)
+    return torch.empty(images.shape[-4], 1, 1, 1, device=images.device).uniform_(low, high)
 
 
 def colour(images: Tensor) -> Tensor:
     """Brightness +-0.5, saturation x0..2 and contrast x0.5..1.5, for images in [-1, 1]."""
     images = images + _factor(images, -0.5, 0.5)
-    grey = images.mean(dim=1, keepdim=True)
+    grey = images.mean(dim=-3, keepdim=True)
     images = (images - grey) * _factor(images, 0.0, 2.0) + grey
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    mean = images.mean(dim=(-3, -2, -1), keepdim=True)
     return (images - mean) * _factor(images, 0.5, 1.5) + mean
 
 
 def translation(images: Tensor, ratio: float = 0.125) -> Tensor:
     """Shift by up to ``ratio`` of the side in whole pixels; the border is filled with zeros."""
-    n, _, height, width = images.shape
+    n, c, height, width = images.shape[-4:]
     pad_y, pad_x = round(height * ratio), round(width * ratio)
     shift_y = torch.randint(2 * pad_y + 1, (n, 1), device=images.device)
     shift_x = torch.randint(2 * pad_x + 1, (n, 1), device=images.device)
@@ -43,13 +46,13 @@ def translation(images: Tensor, ratio: float = 0.125) -> Tensor:
     columns = (torch.arange(width, device=images.device) + shift_x)[:, None, None, :]
     padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
     samples = torch.arange(n, device=images.device)[:, None, None, None]
-    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return padded[samples, channels, rows, columns]
+    channels = torch.arange(c, device=images.device)[None, :, None, None]
+    return padded[..., samples, channels, rows, columns]
 
 
 def cutout(images: Tensor, ratio: float = 0.5) -> Tensor:
     """Blank a square of ``ratio`` of the side around a random centre."""
-    n, _, height, width = images.shape
+    n, _, height, width = images.shape[-4:]
     half_y, half_x = height * ratio / 2, width * ratio / 2
     centre_y = torch.rand(n, 1, 1, 1, device=images.device) * height
     centre_x = torch.rand(n, 1, 1, 1, device=images.device) * width
@@ -67,14 +70,14 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def augment(images: Tensor, policy: tuple[str, ...], p: float | Tensor) -> Tensor:
-    """Apply each transform of ``policy`` to each image of ``[n, c, h, w]`` with probability ``p`` in 0..1.
+    """Apply each transform of ``policy`` to each image with probability ``p`` in 0..1.
 
     ``p`` may be a scalar on the device; nothing here waits for it.
     """
     if not isinstance(p, Tensor) and p <= 0.0:
         return images
     for name in policy:
-        chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < p
+        chosen = torch.rand(images.shape[-4], 1, 1, 1, device=images.device) < p
         images = torch.where(chosen, TRANSFORMS[name](images), images)
     return images
 

@@ -95,6 +95,29 @@ def zero_centred_penalty(images: Sequence[Tensor], logits: Tensor) -> Tensor:
     return torch.stack([g.float().square().sum(dim=(1, 2, 3)) for g in gradients]).sum(dim=0)
 
 
+FINITE_STEP = 0.01
+
+
+def perturb(images: Tensor) -> Tensor:
+    """``images + s e`` with e ~ N(0, 1) for each value and s = ``FINITE_STEP``, for ``finite_difference_penalty``."""
+    return images + FINITE_STEP * torch.randn_like(images)
+
+
+def finite_difference_penalty(logits: Sequence[Tensor], perturbed: Sequence[Tensor]) -> Tensor:
+    """An estimate of ``zero_centred_penalty`` without a second derivative: ``sum_k ((D(x_k + s e) - D(x_k)) / s)^2``
+    with e ~ N(0, I), ``[n]``, as in Adversarial Flow Models (arXiv 2511.22475) and GAT (arXiv 2509.24935).
+
+    Its mean over e is the penalty plus O(s^2), since E[(g . e)^2] = |g|^2. Its standard deviation over e is sqrt(2)
+    times the penalty of one batch.
+
+    Args:
+        logits, perturbed: of batches of images and of those images from ``perturb``, float32 ``[n]`` each, computed in
+            fp32: the difference of two logits in bf16 would be mostly rounding.
+    """
+    differences = torch.stack(list(perturbed)) - torch.stack(list(logits))
+    return (differences / FINITE_STEP).square().sum(dim=0)
+
+
 def one_centred_penalty(images: Tensor, logits: Tensor) -> Tensor:
     """``(|d logit / d images| - 1)^2`` of each image ``[n, c, h, w]``: ``[n]`` (Gulrajani et al. 2017, eq. 3, at
     points between reals and fakes)."""

@@ -12,7 +12,15 @@ from trainer.augment import AdaptiveProbability, augment, random_flip
 from trainer.config import Config
 from trainer.distributed.collectives import batch_mean, mean_over_ranks
 from trainer.distributed.parallel import frozen, sync_gradients, wrap
-from trainer.losses import LOSSES, interpolate, lecam, one_centred_penalty, zero_centred_penalty
+from trainer.losses import (
+    LOSSES,
+    finite_difference_penalty,
+    interpolate,
+    lecam,
+    one_centred_penalty,
+    perturb,
+    zero_centred_penalty,
+)
 from trainer.models import resize_to_level
 from trainer.networks import Networks, to_float
 from trainer.projected import ProjectedDiscriminator
@@ -112,16 +120,21 @@ class GAN(Networks):
     def _discriminator_loss(self, reals: Tensor, fakes: Tensor, stats: Stats) -> Tensor:
         """The loss of one part of the batch, penalties included; adds to ``stats``.
 
-        All images take one forward, see ``Discriminator``. R1 and R2 differentiate with respect to the images before
-        augmentation (Huang et al. 2024), every ``penalty_every`` steps.
+        All images take one forward, see ``Discriminator``. R1 and R2 are those of the images before augmentation (Huang
+        et al. 2024), every ``penalty_every`` steps.
         """
         c = self.config.loss
         penalise = self.gamma > 0 and (self.num_steps - 1) % c.penalty_every == 0
-        reals, fakes = reals.detach().requires_grad_(penalise), fakes.detach().requires_grad_(penalise)
-        views = [self._view(reals), self._view(fakes)]
+        exact, finite = penalise and c.penalty == "exact", penalise and c.penalty == "finite-difference"
+        reals, fakes = reals.detach().requires_grad_(exact), fakes.detach().requires_grad_(exact)
+        if finite:
+            pairs = [self._view(torch.stack([images, perturb(images)])) for images in (reals, fakes)]
+            views = [pair[version] for version in (0, 1) for pair in pairs]
+        else:
+            views = [self._view(reals), self._view(fakes)]
         if c.gp:
             views.append(interpolate(*views))
-        real, fake, *between = self.autocast(self._d, *views)
+        real, fake, *more = self.autocast(self._d, *views, fp32=finite)
         loss = self._mean(self.loss.discriminator(*self._relative(real, fake)))
         if c.smoothing:  # -(1-s) log p - s log(1-p) = -log p + s x, where p = sigmoid(x)
             loss = loss + c.smoothing * self._mean(real)
@@ -130,11 +143,14 @@ class GAN(Networks):
         _add(stats, "d/fake", self._mean(fake))
         _add(stats, "d/sign", self._mean(real.sign()))
         if penalise:
-            r1r2 = self._mean(zero_centred_penalty([reals, fakes], torch.cat([real, fake])))
+            if finite:
+                r1r2 = self._mean(finite_difference_penalty([real, fake], more))
+            else:
+                r1r2 = self._mean(zero_centred_penalty([reals, fakes], torch.cat([real, fake])))
             loss = loss + self.gamma * c.penalty_every / 2 * r1r2
             _add(stats, "loss/r1r2", r1r2)
         if c.gp:
-            gp = self._mean(one_centred_penalty(views[2], between[0]))
+            gp = self._mean(one_centred_penalty(views[2], more[0]))
             loss = loss + c.gp * gp
             _add(stats, "loss/gp", gp)
         if c.drift:  # Karras et al. 2018, appendix A.1
@@ -194,9 +210,10 @@ class GAN(Networks):
         return reals.contiguous(memory_format=torch.channels_last)
 
     def _view(self, images: Tensor) -> Tensor:
-        """Images as the discriminator gets them: augmented, with instance noise."""
+        """Images as the discriminator gets them: augmented, with instance noise, the same for all versions of an image
+        (see ``trainer.augment``)."""
         images = augment(images, self.config.augment.policy, self.p)
-        return images + self.noise * torch.randn_like(images) if self.noise else images
+        return images + self.noise * images.new_empty(images.shape[-4:]).normal_() if self.noise else images
 
     def _relative(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Logits as the loss takes them: for a relativistic average loss less the mean of the other side."""

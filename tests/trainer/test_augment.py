@@ -11,6 +11,19 @@ def test_probability_zero_is_the_identity():
     assert augment(images, tuple(TRANSFORMS), 0.0) is images
 
 
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_versions_of_an_image_get_the_same_augmentation(name: str):
+    torch.manual_seed(0)
+    images = torch.rand(16, 3, 8, 8)
+    first, second = augment(torch.stack([images, images]), (name,), 0.7)
+    assert torch.equal(first, second)
+    torch.manual_seed(1)
+    pair = augment(torch.stack([images, images]), (name,), 0.7)
+    torch.manual_seed(1)
+    torch.testing.assert_close(pair[0], augment(images, (name,), 0.7))
+    assert not torch.equal(pair[0], first)
+
+
 def test_probability_is_the_share_of_changed_pictures():
     torch.manual_seed(0)
     images = torch.rand(4000, 3, 8, 8)

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from trainer.losses import LOSSES, interpolate, lecam, one_centred_penalty, zero_centred_penalty
+from trainer.losses import (
+    FINITE_STEP,
+    LOSSES,
+    finite_difference_penalty,
+    interpolate,
+    lecam,
+    one_centred_penalty,
+    perturb,
+    zero_centred_penalty,
+)
 
 
 def softplus(x: float) -> float:
@@ -90,6 +99,37 @@ def test_penalty_adds_over_batches():
     reals, fakes = (torch.randn(2, 3, 2, 2, requires_grad=True) for _ in range(2))
     critic = torch.cat([(reals * weights).sum(dim=(1, 2, 3)), (fakes * 3 * weights).sum(dim=(1, 2, 3))])
     torch.testing.assert_close(zero_centred_penalty([reals, fakes], critic), (10 * weights.square().sum()).expand(2))
+
+
+def test_finite_differences_estimate_the_penalty_of_a_linear_critic():
+    """(D(x + s e) - D(x))^2 / s^2 = (w . e)^2, of mean |w|^2 and standard deviation sqrt(2) |w|^2."""
+    torch.manual_seed(0)
+    weights = torch.randn(3, 2, 2)
+    batches = [torch.randn(50_000, 3, 2, 2) for _ in range(2)]
+
+    def critic(images: torch.Tensor) -> torch.Tensor:
+        return (images * weights).sum(dim=(1, 2, 3))
+
+    penalty = finite_difference_penalty([critic(x) for x in batches], [critic(perturb(x)) for x in batches])
+    assert penalty.shape == (50_000,)
+    square = weights.square().sum().item()
+    assert penalty.mean().item() == pytest.approx(2 * square, rel=0.02)  # 4.5 standard errors
+    assert penalty.std().item() == pytest.approx(2 * square, rel=0.05)
+
+
+def test_finite_differences_of_a_quadratic_critic_and_their_gradient():
+    """D(x) = a |x|^2 has H = 2 a, so the mean is 4 a^2 |x|^2 + s^2 a^2 (d^2 + 2 d) in d dimensions."""
+    torch.manual_seed(0)
+    a = torch.tensor(0.7, requires_grad=True)
+    image = torch.randn(3, 2, 2)
+    images = image.expand(200_000, 3, 2, 2)
+    penalty = finite_difference_penalty(
+        [a * images.square().sum(dim=(1, 2, 3))], [a * perturb(images).square().sum(dim=(1, 2, 3))]
+    ).mean()
+    square = 4 * image.square().sum().item() + FINITE_STEP**2 * (12**2 + 2 * 12)
+    assert penalty.item() == pytest.approx(0.49 * square, rel=0.015)
+    penalty.backward()
+    assert a.grad.item() == pytest.approx(2 * 0.7 * square, rel=0.015)
 
 
 def test_penalty_around_norm_one_of_a_linear_critic():

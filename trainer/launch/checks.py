@@ -159,6 +159,10 @@ def _check_loss(config: Config, check: Check) -> None:
         f"--loss.smoothing with --loss.name {loss.name}: only the labels of bce can be smoothed",
     )
     check(
+        loss.penalty == "exact" or _is_on(loss.gamma),
+        f"--loss.penalty {loss.penalty} without --loss.gamma: there is no penalty to compute",
+    )
+    check(
         loss.penalty_every <= 1 or _is_on(loss.gamma),
         f"--loss.penalty-every {loss.penalty_every} without --loss.gamma: there is no penalty to compute",
     )

@@ -43,10 +43,10 @@ class Discriminator(nn.Module):
     def forward(self, *batches: Tensor, **growth: float) -> tuple[Tensor, ...]:
         """Logits of each batch, float32 ``[n]`` each; ``growth`` is the level of progressive networks.
 
-        The first two batches, reals and fakes, share a pass. Further ones have a pass each, so that a penalty's double
+        The first two batches, reals and fakes, share a pass. Further ones share another, so that a penalty's double
         backward covers no other images.
         """
-        passes = [[batch] for batch in batches] if self.mixes_samples else [batches[:2], *([b] for b in batches[2:])]
+        passes = [[b] for b in batches] if self.mixes_samples else [p for p in (batches[:2], batches[2:]) if p]
         logits: list[Tensor] = []
         for together in passes:
             sizes = [len(batch) for batch in together]

@@ -83,6 +83,18 @@ class _Downsample(_Resample):
         return self.project(F.conv2d(x, self.kernel(x), stride=2, padding=1, groups=x.shape[1]))
 
 
+class _Head(nn.Module):
+    """A 4x4 depthwise convolution of 4x4 maps, ``[n, c, 4, 4]`` -> ``[n, c]``, written as a product and a sum: PyTorch
+    differentiates a grouped convolution twice in a loop over its groups."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, 1, 4, 4) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.weight[:, 0]).sum((2, 3))
+
+
 def _widths(width: int, max_width: int, size: int) -> dict[int, int]:
     """Channels by side of the map, from 4 to the image's."""
     sides = [4 << i for i in range(size.bit_length() - 2)]
@@ -129,10 +141,9 @@ class R3GANDiscriminator(Discriminator):
                 layers[f"down{side}"] = _Downsample(widths[2 * side], widths[side])
             layers[f"blocks{side}"] = _stage(widths[side], config, num_blocks)
         self.layers = nn.Sequential(OrderedDict(layers))
-        self.head = nn.Conv2d(widths[4], widths[4], 4, groups=widths[4], bias=False)
-        nn.init.normal_(self.head.weight, 0.0, 1 / 4)
+        self.head = _Head(widths[4])
         self.linear = nn.Linear(widths[4], 1, bias=False)
         nn.init.normal_(self.linear.weight, 0.0, 1 / math.sqrt(widths[4]))
 
     def logits(self, images: Tensor) -> Tensor:
-        return self.linear(self.head(self.layers(images)).flatten(1)).flatten()
+        return self.linear(self.head(self.layers(images))).flatten()
