@@ -269,7 +269,7 @@ class Config:
     kimg: float = 1000.0
     """Length of the training in thousands of reals seen."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast where the hardware multiplies bf16 natively, else fp32."""
+    """auto: bf16 autocast where the hardware multiplies bf16 natively, else fp32. fp32 on a GPU: without TF32 too."""
     seed: int = 0
     """Seed of all random numbers."""
 

@@ -23,6 +23,20 @@ def native_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def set_up_device(config: Config, device: torch.device) -> None:
+    """Choose how a GPU computes convolutions and products. Applies to the whole process; no effect on a CPU.
+
+    Layers keep the shape of their input, so that trying cuDNN's algorithms once pays off. What autocast leaves in
+    float32 is multiplied in TF32, unless the user wants fp32. Finite differences need fp32: TF32 keeps 10 bits of each
+    factor, and the difference of two logits would be rounding.
+    """
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = True
+    tf32 = config.precision != "fp32" and config.loss.penalty == "exact"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
 class Networks:
     """The two networks and the EMA, on ``device``, at the resolution that ``set_level`` chose last.
 

@@ -64,6 +64,8 @@ class RayContext:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # a setting of the thread; NCCL's collectives run on it
         self._stop_flag = stop_flag
         self._leaving: frozenset[str] = frozenset()
 

@@ -18,6 +18,7 @@ from trainer.distributed.context import Context, LocalContext
 from trainer.distributed.memory import keep_freed_memory
 from trainer.launch.signals import stop_requests
 from trainer.loop import Outcome, Run, train
+from trainer.networks import set_up_device
 from trainer.tracking.messages import brief
 from trainer.tracking.recorder import NullRecorder, Recorder
 from trainer.tracking.server import with_password
@@ -79,6 +80,7 @@ def _advice_on_memory(config: Config, context: Context, error: Exception) -> str
 
 def _work(job: Job, config: Config, context: Context) -> Outcome:
     shorten_tmpdir()  # readers use sockets
+    set_up_device(config, context.device)
     if context.device.type == "cpu":
         keep_freed_memory()
     manifest = open_data(job.data, config.model.size, config.loader)

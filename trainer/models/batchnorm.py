@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ class BatchNorm(nn.BatchNorm2d):
     """Batch norm over the global batch: with several ranks the statistics are computed over all of them.
 
     So two ranks with batch B train like one process with batch 2B, and an elastic restart with another world size does
-    not change the recipe. PyTorch's SyncBatchNorm does the same on CUDA only; this one also runs on gloo.
+    not change the recipe. PyTorch's SyncBatchNorm does the same on CUDA only, and waits for the device in each layer.
     """
 
     over_ranks = True
@@ -36,7 +36,8 @@ class BatchNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        y, means, variances, counts = _NormaliseOverRanks.apply(input, sizes, self.weight, self.bias, self.eps)
+        normalise = _NormaliseOnCUDA if input.is_cuda else _NormaliseOverRanks
+        y, means, variances, counts = normalise.apply(input, sizes, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked += len(sizes)
             for mean, var in zip(means, variances * (counts / (counts - 1)), strict=True):
@@ -74,15 +75,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns y, and over all ranks m and v ``[batches, channels]`` and N ``[batches, 1]``."""
         parts = x.float().split(sizes)
-        local = []  # sum of x, sum of x^2, number of values: ranks may hold shares of different size
-        for part in parts:
-            mean, var = torch.ops.aten.batch_norm_update_stats(part, None, None, 0.0)
-            size = mean.new_full((1,), part.numel() // part.shape[1])
-            local.append(torch.cat([mean * size, var.addcmul_(mean, mean).mul_(size), size]))
-        sums = sum_over_ranks(torch.stack(local))
-        count = sums[:, -1:]
-        mean, square = (sums[:, :-1] / count).chunk(2, dim=1)
-        var = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)  # E[x^2] - m^2
+        mean, var, count = _moments_over_ranks(parts)
         inverse = (var + eps).rsqrt_()
         scale = weight * inverse  # y = (w s) x + (b - w s m)
         shift = torch.addcmul(bias, scale, mean, value=-1)
@@ -112,6 +105,57 @@ class _NormaliseOverRanks(torch.autograd.Function):
         for out, part, g, a, b, c in zip(d_x.split(ctx.sizes), parts, gradients, *factors, strict=True):
             torch.addcmul(c, g, a, out=out).addcmul_(part, b)
         return d_x.to(x.dtype), None, d_weights.sum(0), d_biases.sum(0), None
+
+
+class _NormaliseOnCUDA(torch.autograd.Function):
+    """``_NormaliseOverRanks`` with the kernels of PyTorch's SyncBatchNorm."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, sizes: list[int], weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = x.contiguous(memory_format=torch.channels_last)
+        parts = x.split(sizes)
+        mean, var, count = _moments_over_ranks(parts)
+        inverse = (var + eps).rsqrt_()
+        normalised = [
+            torch.batch_norm_elemt(part, weight, bias, m, s, eps)
+            for part, m, s in zip(parts, mean, inverse, strict=True)
+        ]
+        ctx.save_for_backward(x, weight, mean, inverse, count.to(torch.int32))
+        ctx.sizes = sizes
+        ctx.mark_non_differentiable(mean, var, count)
+        return torch.cat(normalised), mean, var, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
+        x, weight, mean, inverse, count = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        per_batch = list(zip(gradient.split(ctx.sizes), x.split(ctx.sizes), mean, inverse, strict=True))
+        # Of each batch, [channels] each: sum g, sum g (x - m), dL/dw, dL/db.
+        reduced = [torch.batch_norm_backward_reduce(*tensors, weight, True, True, True) for tensors in per_batch]
+        sum_g, sum_gx = sum_over_ranks(torch.stack([torch.stack(values[:2]) for values in reduced])).unbind(1)
+        d_x = [
+            torch.batch_norm_backward_elemt(*tensors, weight, *sums)
+            for tensors, *sums in zip(per_batch, sum_g, sum_gx, count, strict=True)
+        ]
+        d_weight, d_bias = (torch.stack([values[i] for values in reduced]).sum(0) for i in (2, 3))
+        return torch.cat(d_x), None, d_weight, d_bias, None
+
+
+def _moments_over_ranks(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each batch over all ranks: mean and variance ``[batches, channels]``, number of values of a channel
+    ``[batches, 1]``, all float32."""
+    local = []  # sum of x, sum of x^2, number of values: ranks may hold shares of different size
+    for part in parts:
+        mean, var = torch.ops.aten.batch_norm_update_stats(part, None, None, 0.0)
+        size = mean.new_full((1,), part.numel() // part.shape[1])
+        local.append(torch.cat([mean * size, var.addcmul_(mean, mean).mul_(size), size]))
+    sums = sum_over_ranks(torch.stack(local))
+    count = sums[:, -1:]
+    mean, square = (sums[:, :-1] / count).chunk(2, dim=1)
+    return mean, torch.addcmul(square, mean, mean, value=-1).clamp_(min=0), count  # E[x^2] - m^2
 
 
 def _per_map(values: Tensor) -> tuple[Tensor, ...]:
