@@ -270,6 +270,12 @@ class Config:
     """Length of the training in thousands of reals seen."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware multiplies bf16 natively, else fp32. fp32 on a GPU: without TF32 too."""
+    compile: bool = False
+    """Compile both networks with torch.compile, which takes a minute or more at the start and can make GPUs faster; on
+    CPUs it gains nothing. Not with penalties that differentiate twice, nor with networks that grow."""
+    profile: int = 0
+    """Record the time of every operation in N steps at the start: profile.txt and profile.json.gz in the run's folder.
+    0: none."""
     seed: int = 0
     """Seed of all random numbers."""
 

@@ -30,6 +30,7 @@ from trainer.metrics.evaluate import Evaluator
 from trainer.models import full_resolution_kimg
 from trainer.sample import generate
 from trainer.step import GAN
+from trainer.trace import traced
 from trainer.tracking.recorder import NullRecorder
 
 
@@ -156,6 +157,8 @@ class _Training:
         tick, snapshot, total = plan(config)
         batches = end.enter_context(closing(self._batches(gan, position)))
         recorder.start(gan, position.nimg)
+        steps = config.profile if self.context.rank == 0 else 0
+        end_step = end.enter_context(traced(steps, self.context.device, self.start.storage.work))
 
         meter = Meter(position.nimg)
         for step in range(position.nimg // config.batch + 1, total + 1):
@@ -168,6 +171,7 @@ class _Training:
             meter.add(gan.step(reals, position.nimg, more_reals))
             position.nimg += config.batch
             gan.ema.update(gan.generator, config.batch, position.nimg)
+            end_step()
 
             at_snapshot = step % snapshot == 0 or step == total
             if step % tick and not at_snapshot:

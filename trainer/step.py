@@ -22,6 +22,7 @@ from trainer.losses import (
     zero_centred_penalty,
 )
 from trainer.models import resize_to_level
+from trainer.models.batchnorm import BatchNorm
 from trainer.networks import Networks, to_float
 from trainer.projected import ProjectedDiscriminator
 
@@ -35,7 +36,8 @@ class GAN(Networks):
     """The networks and their optimisers; ``step`` trains them.
 
     With several ranks each network has a DistributedDataParallel wrapper of its own, used only in the phase that
-    trains it (one joint wrapper would see unused parameters: pytorch-lightning#20328).
+    trains it (one joint wrapper would see unused parameters: pytorch-lightning#20328). ``_judge`` is the discriminator
+    in the generator's phase. With ``config.compile`` these are compiled; evaluations use the bare modules.
     """
 
     def __init__(self, config: Config, device: torch.device, world_size: int = 1) -> None:
@@ -54,8 +56,10 @@ class GAN(Networks):
         a = config.augment
         self.adaptive = AdaptiveProbability(a.p.start, a.target, a.target_kimg, device) if a.target else None
         self.anchors = torch.zeros(2, device=device)  # LeCam's running means of the logits of reals and fakes
-        self._g = wrap(self.generator, world_size, self.generator.grows)
-        self._d = wrap(self.discriminator, world_size, self.generator.grows)
+        networks: list[nn.Module] = [self.generator, self.discriminator]
+        g, self._judge = [_compiled(module, world_size) for module in networks] if config.compile else networks
+        self._g = wrap(g, world_size, self.generator.grows)
+        self._d = wrap(self._judge, world_size, self.generator.grows)
         with_projected = config.projected.weight > 0
         self.projected = ProjectedDiscriminator(config, device, world_size, self.bf16) if with_projected else None
         self.schedule(0)
@@ -169,9 +173,9 @@ class GAN(Networks):
                 fakes = make_fakes(reals)
                 real = fakes.new_empty(0)
                 if self.loss.relativistic:
-                    real, fake = self.autocast(self.discriminator, self._view(reals), self._view(fakes))
+                    real, fake = self.autocast(self._judge, self._view(reals), self._view(fakes))
                 else:
-                    (fake,) = self.autocast(self.discriminator, self._view(fakes))
+                    (fake,) = self.autocast(self._judge, self._view(fakes))
                 loss = self._mean(self.loss.generator(*self._relative(real, fake)))
                 self._backward(loss, reals, fakes, stats)
                 _add(stats, "loss/generator", loss)
@@ -263,6 +267,15 @@ class GAN(Networks):
 
 def _add(stats: Stats, name: str, value: Tensor) -> None:
     stats[name] = stats[name] + value.detach() if name in stats else value.detach()
+
+
+def _compiled(module: nn.Module, world_size: int) -> nn.Module:
+    """``module`` compiled; batch norm over ranks is left out, since its collectives cannot be traced."""
+    for norm in module.modules():
+        if isinstance(norm, BatchNorm) and world_size > 1:
+            norm.forward = torch.compiler.disable(norm.forward)  # type: ignore[method-assign]
+    compiled: Any = torch.compile(module)
+    return compiled
 
 
 def _optimiser(module: nn.Module, config: Config) -> torch.optim.Optimizer:

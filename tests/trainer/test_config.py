@@ -89,6 +89,13 @@ NO_NORM = ModelConfig(d_norm="none")
         ({"model": ModelConfig(d_dropout=1.0)}, "--model.d-dropout 1"),
         ({"loss": LossConfig("bcd")}, "--loss.name bcd: give one of"),
         ({"loss": LossConfig(gp=10.0)}, "batch norm mixes samples"),
+        ({"loss": LossConfig(penalty="finite-difference")}, "--loss.penalty finite-difference without --loss.gamma"),
+        (
+            {"loss": LossConfig(gamma=constant(1.0)), "model": ModelConfig(d_norm="none"), "compile": True},
+            "--compile with a penalty that differentiates twice",
+        ),
+        ({"model": ModelConfig(arch="progan"), "compile": True}, "--compile with --model.arch progan"),
+        ({"profile": -1}, "--profile -1: give 0 or more"),
         ({"loss": LossConfig("hinge", smoothing=0.1)}, "--loss.smoothing with --loss.name hinge"),
         ({"loss": LossConfig("rpgan", lecam=0.1)}, "--loss.lecam"),
         ({"loss": LossConfig(n_critic=0)}, "--loss.n-critic 0"),

@@ -298,6 +298,30 @@ def test_finite_differences_are_the_exact_penalty_on_average(precision: str):
     assert found["finite-difference"] == pytest.approx(found["exact"], rel=0.15)
 
 
+def steps_of(c: Config) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    gan = GAN(c, torch.device("cpu"))
+    for step in range(3):
+        reals = torch.rand(BATCH, 3, SIZE, SIZE) * 2 - 1
+        stats = gan.step(reals, step * BATCH, reals.flip(3) if gan.fresh_reals else None)
+        gan.sample(torch.randn(2, 8), raw=True)
+    return stats | {n: p.detach() for n, p in gan.discriminator.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "c",
+    [
+        config("bce", norm="batch"),
+        changed_loss(config("rpgan", gamma=2.0, every=2), penalty="finite-difference", share_batch=False),
+    ],
+)
+def test_compiled_networks_train_alike(c: Config):
+    """Traced by torch.compile, but run by PyTorch's own operations: compiling them takes half a minute."""
+    with mock.patch("torch.compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True)):
+        compiled = steps_of(replace(c, compile=True))
+    torch.testing.assert_close(compiled, steps_of(c))
+
+
 def test_hyperparameters_follow_their_schedules():
     c = config()
     c = replace(c, optim=replace(c.optim, g_lr=replace(c.optim.g_lr, start=1.0, end=0.0, kimg=2.0)))

@@ -41,7 +41,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda value: value >= 0,
         "loss.gamma loss.gp loss.drift loss.clip loss.lecam augment.noise optim.g_lr optim.d_lr ema.half_life_kimg"
         " projected.weight projected.start_kimg stop.patience_kimg stop.rollbacks stop.min_diversity loader.workers"
-        " loader.memory_mib",
+        " loader.memory_mib profile",
     ),
     ("0 to 2^63 - 1", lambda value: 0 <= value < 2**63, "seed"),
     ("more than 0", lambda value: value > 0, "kimg augment.target_kimg projected.lr ema.ramp track.tick_kimg"),
@@ -161,6 +161,15 @@ def _check_loss(config: Config, check: Check) -> None:
     check(
         loss.penalty == "exact" or _is_on(loss.gamma),
         f"--loss.penalty {loss.penalty} without --loss.gamma: there is no penalty to compute",
+    )
+    check(
+        not (config.compile and (loss.gp > 0 or (_is_on(loss.gamma) and loss.penalty == "exact"))),
+        "--compile with a penalty that differentiates twice, which compiled networks cannot: give --loss.penalty"
+        " finite-difference with --loss.gamma, or leave --compile out",
+    )
+    check(
+        not (config.compile and m.arch == "progan"),
+        "--compile with --model.arch progan, whose networks grow and would be compiled again: leave --compile out",
     )
     check(
         loss.penalty_every <= 1 or _is_on(loss.gamma),

@@ -1,0 +1,42 @@
+"""The trace of a training: the steps asked for, no others."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.trace import TABLE, TRACE, traced
+
+
+def steps(profile: int, total: int, folder: Path) -> None:
+    x = torch.randn(8, 8)
+    with traced(profile, torch.device("cpu"), folder) as end_step:
+        for step in range(total):
+            x.mm(x) if 10 <= step < 13 else x.add(x)
+            end_step()
+
+
+def test_only_the_steps_asked_for_are_traced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps(3, 20, tmp_path)
+    table = (tmp_path / TABLE).read_text()
+    assert table.startswith("3 steps\n")
+    assert "aten::mm" in table
+    assert "aten::add" not in table
+    events = json.loads(gzip.decompress((tmp_path / TRACE).read_bytes()))["traceEvents"]
+    assert sum(event.get("name") == "aten::mm" for event in events) == 3
+    assert f"traced 3 steps: {tmp_path / TABLE}" in capsys.readouterr().err
+
+
+def test_a_training_that_ends_during_the_trace_has_fewer_steps_in_it(tmp_path: Path) -> None:
+    steps(3, 12, tmp_path)
+    assert (tmp_path / TABLE).read_text().startswith("2 steps\n")
+
+
+@pytest.mark.parametrize(("profile", "total"), [(0, 20), (3, 9), (3, 10)])
+def test_nothing_is_written_without_the_option_or_when_training_ends_before(
+    profile: int, total: int, tmp_path: Path
+) -> None:
+    steps(profile, total, tmp_path)
+    assert list(tmp_path.iterdir()) == []
