@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint quick bench clean
+.PHONY: help setup demo test soak gpu lint quick bench clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,13 @@ test: lint  ## Lint, then the tests: six minutes on two cores
 
 soak: setup  ## The long tests: cluster faults, servers, kills, old runtimes, thousands of damaged files; a quarter of an hour
 	$(PYTEST) -m soak
+
+# Needs PyTorch 2.11 or newer and pytest; with any Python that has them, without setup: make gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+
+gpu:  ## On a machine with a CUDA GPU: its tests and its speed, in ten minutes; the table goes to out/gpu-NAME.json
+	$(GPU_PYTHON) -m pytest tests/gpu
+	$(GPU_PYTHON) benchmarks/gpu.py
 
 lint: setup  ## Style, format, types and imports between rooms
 	$(BIN)/ruff check .

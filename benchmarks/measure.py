@@ -146,6 +146,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print the machine and, right-aligned, ``rows`` under ``columns`` on stderr."""
     cells = [list(columns), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    say(f"\n{machine()}\n")
+    for line in ("", machine(), ""):
+        say(line)
     for row in cells:
         say("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))

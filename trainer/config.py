@@ -102,7 +102,7 @@ class LossConfig:
     """Weight of R1 and R2, the squared gradient norms at reals and at fakes; 0: none."""
     penalty: Literal["exact", "finite-difference"] = "exact"
     """How R1 and R2 are computed. exact: by differentiating twice. finite-difference: an unbiased estimate from a pass
-    over slightly changed images, which runs in fp32; for GPUs, where differentiating twice is slow."""
+    over slightly changed images, in TF32 or fp32; for GPUs, where differentiating twice is slow."""
     penalty_every: int = 1
     """Compute R1 and R2 every N steps, scaled by N (lazy regularisation)."""
     gp: float = 0.0

@@ -112,7 +112,8 @@ def finite_difference_penalty(logits: Sequence[Tensor], perturbed: Sequence[Tens
 
     Args:
         logits, perturbed: of batches of images and of those images from ``perturb``, float32 ``[n]`` each, computed in
-            fp32: the difference of two logits in bf16 would be mostly rounding.
+            fp32 or TF32. In bf16 rounding made the estimate 1.7 and 2.4 times as large (discriminators of r3gan-cpu-32
+            and r3gan-32); activations rounded to TF32's 10 bits changed it by less than 2%.
     """
     differences = torch.stack(list(perturbed)) - torch.stack(list(logits))
     return (differences / FINITE_STEP).square().sum(dim=0)

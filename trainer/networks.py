@@ -27,14 +27,12 @@ def set_up_device(config: Config, device: torch.device) -> None:
     """Choose how a GPU computes convolutions and products. Applies to the whole process; no effect on a CPU.
 
     Layers keep the shape of their input, so that trying cuDNN's algorithms once pays off. What autocast leaves in
-    float32 is multiplied in TF32, unless the user wants fp32. Finite differences need fp32: TF32 keeps 10 bits of each
-    factor, and the difference of two logits would be rounding.
+    float32 is multiplied in TF32, unless the user wants fp32.
     """
     if device.type != "cuda":
         return
     torch.backends.cudnn.benchmark = True
-    tf32 = config.precision != "fp32" and config.loss.penalty == "exact"
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
 
 
 class Networks:

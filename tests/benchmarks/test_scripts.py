@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,6 +19,23 @@ from trainer.models import build_discriminator, build_generator, num_parameters
 from trainer.recipes import resolve
 
 Script = Callable[[str], ModuleType]
+
+
+def test_gpu_measures_a_recipe_against_the_plain_loop_and_other_ways(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = script("gpu")
+    monkeypatch.setattr(gpu, "find_spec", lambda _: None)  # without the loader, which would draw 4,096 cats
+    arguments = ["--recipes", "r3gan-cpu", "--sizes", "32", "--seconds", "0.01", "--repeats", "1", "--compiled"]
+    result = gpu.main([*arguments, "--cpu", "--out", str(tmp_path)])
+    (row,) = result["results"]
+    assert (row["recipe"], row["batch"]) == ("r3gan-cpu-32", 16)
+    assert row["images_per_second"].keys() == {"recipe", "plain", "finite"}
+    assert row["seconds_per_kimg"] == pytest.approx(1000 / row["images_per_second"]["recipe"], rel=0.01)
+    assert result["ratio"] == row["ratios"]["plain"]
+    assert json.loads((tmp_path / "gpu-cpu.json").read_text())["results"] == result["results"]
+    with pytest.raises(UserError, match="there is no CUDA GPU"):
+        gpu.main(arguments)
 
 
 @pytest.mark.parametrize("size", [32, 64])
