@@ -44,6 +44,7 @@ from trainer.config import Config, LoaderConfig
 from trainer.data.open import open_data
 from trainer.data.stream import eval_images
 from trainer.features.extractors import CHOICES, choose_extractor
+from trainer.features.networks import EFFLITE0
 from trainer.launch.checks import problems
 from trainer.metrics.evaluate import Evaluator
 from trainer.recipes import resolve
@@ -63,6 +64,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     manifest = data or open_data(None, size, LoaderConfig())
     split = choose_split(manifest, a.split, a.num)
     first, second = (Evaluator(choose_extractor(name), manifest, a.num, split) for name in (a.extractor, SECOND))
+    contained = [name for name, config in recipes.items() if config and config.projected.weight]
+    if contained and first.extractor.name == EFFLITE0.name:
+        say(f"{', '.join(contained)}: {EFFLITE0.name} is in its discriminator, so compare distance_second instead")
     scores = Scores(first, second)
     conditions = {
         "metric": first.name,

@@ -13,6 +13,7 @@ from trainer.config import (
     LossConfig,
     ModelConfig,
     OptimConfig,
+    ProjectedConfig,
     Schedule,
     TrackConfig,
     constant,
@@ -54,7 +55,7 @@ def keras(size: int) -> Config:
     )
 
 
-def cpu(size: int) -> Config:
+def small(size: int) -> Config:
     """DCGAN for two cores: narrow networks and small batches allow many steps, and the EMA averages out their noise."""
     base = published(size)
     # Deeper networks need a lower rate: at 64x64 and 4e-4 the weights change faster than the EMA can follow.
@@ -70,4 +71,17 @@ def cpu(size: int) -> Config:
         track=TrackConfig(tick_kimg=2, snapshot_kimg=20),
         batch=16,
         kimg=100,
+    )
+
+
+def cpu(size: int) -> Config:
+    """``small``, at 64x64 with DiffAugment (Zhao et al. 2020), without which D wins in two of four seeds and the
+    generator collapses, and with a projected discriminator (Sauer et al. 2021) once faces are recognisable."""
+    if size != 64:
+        return small(size)
+    return replace(
+        small(size),
+        augment=AugmentConfig(policy=("translation", "cutout"), p=constant(1.0)),
+        projected=ProjectedConfig(weight=3.0, start_kimg=40),
+        kimg=200,
     )

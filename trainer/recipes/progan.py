@@ -31,7 +31,7 @@ def cpu(size: int) -> Config:
     """Small networks and a short schedule; the non-saturating loss with lazy R1 and R2 instead of WGAN-GP, which needs
     many critic steps."""
     return replace(
-        dcgan.cpu(size),
+        dcgan.small(size),
         recipe=f"progan-cpu-{size}",
         model=ModelConfig(arch="progan", size=size, z_dim=64, g_width=16, d_width=16, max_width=128),
         grow=GrowConfig(start=8, hold_kimg=5, fade_kimg=10),

@@ -45,7 +45,7 @@ def make(size: int) -> Config:
 
 def cpu(size: int) -> Config:
     """R3GAN's loss for two cores: strided networks instead of residual ones, and lazy penalties."""
-    base = dcgan.cpu(size)
+    base = dcgan.small(size)
     return replace(
         base,
         recipe=f"r3gan-cpu-{size}",
