@@ -25,6 +25,7 @@ from trainer.config import Config
 from trainer.data.stream import StreamPosition, TrainStream, share
 from trainer.distributed.collectives import broadcast, gather, mean_over_ranks
 from trainer.distributed.context import Context
+from trainer.distributed.load import Load
 from trainer.features.extractors import choose_extractor
 from trainer.metrics.evaluate import Evaluator
 from trainer.models import full_resolution_kimg
@@ -121,6 +122,7 @@ class _Training:
         self.evaluator = Evaluator(extractor, manifest, config.eval.num)
         self.evaluator.prepare()
         self.began, self.evaluating = time.perf_counter(), 0.0
+        self.load = Load(context.device, context.local_rank)
 
     def train(self) -> Outcome:
         """Train; when it diverges, go back to the latest checkpoint with half the learning rates, a few times."""
@@ -179,7 +181,7 @@ class _Training:
             values = meter.read(position.nimg)
             gan.schedule(position.nimg)
             _check_losses(values, gan, position.nimg)
-            recorder.tick(values | _hyperparameters(gan) | _unreadable(batches), position.nimg)
+            recorder.tick(values | _hyperparameters(gan) | _unreadable(batches) | self._load(), position.nimg)
             request = self.context.request()
             if at_snapshot or request:
                 _check_weights(gan, position.nimg)
@@ -220,6 +222,16 @@ class _Training:
             self.recorder.say(f"metric settings or data changed since {last['name']} was measured: best metric reset")
             position.best = position.last_metric = None
         return position
+
+    def _load(self) -> dict[str, float]:
+        """How busy each machine is, under the names that MLflow shows as system metrics. A collective."""
+        readings = gather((self.context.node, self.load.read()))
+        is_one = len({node for node, _ in readings}) == 1
+        return {
+            f"system/{name}" if is_one else f"system/node_{node}/{name}": value
+            for node, values in readings
+            for name, value in values.items()
+        }
 
     def _batches(self, gan: GAN, position: Position) -> TrainStream:
         """This rank's infinite stream of reals, from ``position`` on."""

@@ -147,7 +147,7 @@ def test_resumed_is_bit_for_bit_uninterrupted(manifest: Manifest, tmp_path: Path
     assert same(without_times(a), without_times(b))
 
     def values(notes: Notes) -> list:
-        return [(n, {k: v for k, v in p.items() if not k.startswith("speed/")}) for n, p in notes.points]
+        return [(n, {k: v for k, v in p.items() if not k.startswith(("speed/", "system/"))}) for n, p in notes.points]
 
     assert values(whole) == values(parts)
     assert whole.grids == parts.grids == [0, 64, 128, 192]
@@ -259,6 +259,8 @@ def test_what_a_run_leaves_behind(manifest: Manifest, tmp_path: Path):
     ticks = [values for _, values in notes.points if "loss/generator" in values]
     assert len(ticks) == 6
     assert {"loss/discriminator", "loss/r1r2", "d/real", "d/fake", "lr/generator", "augment/p"} <= set(ticks[0])
+    assert all(0 <= values["system/cpu_utilization_percentage"] <= 100 for values in ticks)
+    assert all(values["system/system_memory_usage_megabytes"] > 1 for values in ticks)
     assert all(values["speed/images_per_second"] > 0 and 0 <= values["speed/data_wait"] < 1 for values in ticks)
     metrics = [values["fd16_efflite0"] for _, values in notes.points if "fd16_efflite0" in values]
     assert len(metrics) == 3

@@ -18,6 +18,10 @@ class Context(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    node: int
+    """Number of its machine, from 0."""
+    local_rank: int
+    """Its rank among those of its machine."""
 
     def request(self) -> Request | None:
         """Check for a stop or preemption request. Collective: every rank calls it at each tick, and all get the same
@@ -32,7 +36,7 @@ class Context(Protocol):
 class LocalContext:
     """One process without a cluster, on a GPU if there is one."""
 
-    rank = 0
+    rank = node = local_rank = 0
     world_size = 1
 
     def __init__(self) -> None:
@@ -63,6 +67,7 @@ class RayContext:
 
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.node, self.local_rank = context.get_node_rank(), context.get_local_rank()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # a setting of the thread; NCCL's collectives run on it

@@ -59,6 +59,11 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Shares of time spent waiting for images and evaluating.",
         ("speed/data_wait", "speed/evaluation_share"),
     ),
+    (
+        "Utilisation",
+        "Per cent, of the first machine's processor and GPU. A GPU far below 100 waits for images or for Python.",
+        ("system/cpu_utilization_percentage", "system/gpu_0_utilization_percentage"),
+    ),
 )
 # Values in the table of evaluations besides the metrics, and their headings; they get no chart of their own.
 _COLUMNS = {"diversity": "diversity", "d/overfitting": "overfitting", "speed/evaluation_seconds": "seconds"}
