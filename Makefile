@@ -49,12 +49,13 @@ test: lint  ## Lint, then the tests: six minutes on two cores
 soak: setup  ## The long tests: cluster faults, servers, kills, old runtimes, thousands of damaged files; a quarter of an hour
 	$(PYTEST) -m soak
 
-# Needs PyTorch 2.11 or newer and pytest; with any Python that has them, without setup: make gpu GPU_PYTHON=python3
+# With any Python that has PyTorch 2.11 or newer, NumPy, Pillow, tqdm, safetensors, pytest, pytest-timeout and
+# pytest-xdist, without setup: make gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
 gpu:  ## On a machine with a CUDA GPU: its tests and its speed, in ten minutes; the table goes to out/gpu-NAME.json
 	$(GPU_PYTHON) -m pytest tests/gpu
-	$(GPU_PYTHON) benchmarks/gpu.py
+	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py
 
 lint: setup  ## Style, format, types and imports between rooms
 	$(BIN)/ruff check .

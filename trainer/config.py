@@ -101,7 +101,7 @@ class LossConfig:
     gamma: Schedule = constant(0.0)
     """Weight of R1 and R2, the squared gradient norms at reals and at fakes; 0: none."""
     penalty: Literal["exact", "finite-difference"] = "exact"
-    """How R1 and R2 are computed. exact: by differentiating twice. finite-difference: an unbiased estimate from a pass
+    """How R1 and R2 are computed. exact: by differentiating twice. finite-difference: an estimate from a pass
     over slightly changed images, in TF32 or fp32; for GPUs, where differentiating twice is slow."""
     penalty_every: int = 1
     """Compute R1 and R2 every N steps, scaled by N (lazy regularisation)."""

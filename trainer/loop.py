@@ -183,6 +183,8 @@ class _Training:
             _check_losses(values, gan, position.nimg)
             recorder.tick(values | _hyperparameters(gan) | _unreadable(batches) | self._load(), position.nimg)
             request = self.context.request()
+            if request == "save":
+                recorder.say(f"a machine is about to leave the cluster: checkpoint at {position.nimg / 1000:g} kimg")
             if at_snapshot or request:
                 _check_weights(gan, position.nimg)
                 gan.recompute_ema_statistics()  # samples, metric and checkpoint are of the same generator

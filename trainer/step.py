@@ -36,8 +36,9 @@ class GAN(Networks):
     """The networks and their optimisers; ``step`` trains them.
 
     With several ranks each network has a DistributedDataParallel wrapper of its own, used only in the phase that
-    trains it (one joint wrapper would see unused parameters: pytorch-lightning#20328). ``_judge`` is the discriminator
-    in the generator's phase. With ``config.compile`` these are compiled; evaluations use the bare modules.
+    trains it (one joint wrapper would see unused parameters: pytorch-lightning#20328). ``_maker`` and ``_judge`` are
+    generator and discriminator in the phase of the other one. With ``config.compile`` all of these are compiled;
+    evaluations use the bare modules.
     """
 
     def __init__(self, config: Config, device: torch.device, world_size: int = 1) -> None:
@@ -57,8 +58,10 @@ class GAN(Networks):
         self.adaptive = AdaptiveProbability(a.p.start, a.target, a.target_kimg, device) if a.target else None
         self.anchors = torch.zeros(2, device=device)  # LeCam's running means of the logits of reals and fakes
         networks: list[nn.Module] = [self.generator, self.discriminator]
-        g, self._judge = [_compiled(module, world_size) for module in networks] if config.compile else networks
-        self._g = wrap(g, world_size, self.generator.grows)
+        self._maker, self._judge = (
+            [_compiled(module, world_size) for module in networks] if config.compile else networks
+        )
+        self._g = wrap(self._maker, world_size, self.generator.grows)
         self._d = wrap(self._judge, world_size, self.generator.grows)
         with_projected = config.projected.weight > 0
         self.projected = ProjectedDiscriminator(config, device, world_size, self.bf16) if with_projected else None
@@ -198,7 +201,7 @@ class GAN(Networks):
 
     @torch.no_grad()
     def _detached_fakes(self, reals: Tensor) -> Tensor:
-        return self.autocast(self.generator, self._latents(reals)).float()
+        return self.autocast(self._maker, self._latents(reals)).float()
 
     def _generate(self, z: Tensor) -> Tensor:
         return self.autocast(self._g, z).float()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from mlflow.tracking import MlflowClient
 
 from cluster import local
 from tests.processes import training_workers
-from trainer.checkpoints import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300.0
@@ -191,11 +191,11 @@ def test_a_training_survives_its_workers_nodes_driver_and_head(training: Trainin
         *("--deadline-remaining-seconds", str(DRAIN_S)),
     )
     assert drained.returncode == 0, drained.stdout
-    training.wait_for(
-        lambda: training.latest() % SNAPSHOT, "checkpoint between two snapshots, at the preemption request"
-    )
-    saved = training.run_dir / checkpoint.folder_name(training.latest()) / "checkpoint.json"
-    assert saved.stat().st_mtime < deadline, "the deadline of the preemption had passed"
+    said = r"a machine is about to leave the cluster: checkpoint at ([\d.]+) kimg"
+    training.wait_for(lambda: re.search(said, training.output()), "checkpoint at the preemption request")
+    position = round(float(re.findall(said, training.output())[-1]) * 1000)
+    training.wait_for(lambda: training.latest() >= position, "end of its saving")
+    assert time.time() < deadline, "the deadline of the preemption had passed"
 
     assert training.process is not None
     training.process.send_signal(signal.SIGTERM)

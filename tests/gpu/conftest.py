@@ -1,4 +1,4 @@
-"""Tests on a CUDA GPU: ``make gpu``. They need PyTorch 2.11 or newer and pytest; a test that needs another package
+"""Tests on a CUDA GPU: ``make gpu``. They need the packages that the Makefile names; a test that needs another one
 skips where it is missing."""
 
 from __future__ import annotations

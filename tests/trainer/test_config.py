@@ -91,6 +91,13 @@ NO_NORM = ModelConfig(d_norm="none")
         ({"loss": LossConfig(gp=10.0)}, "batch norm mixes samples"),
         ({"loss": LossConfig(penalty="finite-difference")}, "--loss.penalty finite-difference without --loss.gamma"),
         (
+            {
+                "loss": LossConfig(gamma=constant(1.0), penalty="finite-difference"),
+                "model": ModelConfig(d_norm="none", d_dropout=0.3),
+            },
+            "--loss.penalty finite-difference with --model.d-dropout",
+        ),
+        (
             {"loss": LossConfig(gamma=constant(1.0)), "model": ModelConfig(d_norm="none"), "compile": True},
             "--compile with a penalty that differentiates twice",
         ),

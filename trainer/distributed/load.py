@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import psutil
 import torch
 
@@ -33,7 +31,18 @@ class Load:
             name = f"gpu_{self.local_rank}"
             free, total = torch.cuda.mem_get_info(self.device)
             values[f"{name}_memory_usage_megabytes"] = (total - free) / _MB
-            # NVML is missing, or its driver does not tell.
-            with suppress(ModuleNotFoundError, RuntimeError):
-                values[f"{name}_utilization_percentage"] = float(torch.cuda.utilization(self.device))
+            if (utilisation := _utilisation(self.device)) is not None:
+                values[f"{name}_utilization_percentage"] = utilisation
         return values
+
+
+def _utilisation(device: torch.device) -> float | None:
+    """Utilisation of a GPU in per cent; None if NVML is missing or does not tell, as for a part of a GPU (MIG)."""
+    try:
+        from pynvml import NVMLError
+    except ModuleNotFoundError:
+        return None
+    try:
+        return float(torch.cuda.utilization(device))
+    except (NVMLError, RuntimeError):
+        return None

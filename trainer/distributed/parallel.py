@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.distributed.shared_sums import shared_sums
+
+# The name of the option from PyTorch 2.13 on, and before.
+_NAMES = ("forward_sync_buffers", "broadcast_buffers")
+_WITHOUT_BUFFERS: dict[str, Any] = {
+    next(name for name in _NAMES if name in signature(DistributedDataParallel.__init__).parameters): False
+}
 
 
 @contextmanager
@@ -33,7 +41,7 @@ def wrap(module: nn.Module, world_size: int, progressive: bool = False) -> nn.Mo
     if world_size == 1:
         return module
     wrapper = DistributedDataParallel(
-        module, forward_sync_buffers=False, find_unused_parameters=progressive, gradient_as_bucket_view=True
+        module, find_unused_parameters=progressive, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS
     )
     on_cpu = next(module.parameters()).device.type == "cpu"
     if on_cpu and (sums := shared_sums()):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,8 +100,21 @@ class NetworkExtractor:
         return self._load_head().to(self.device)
 
     def logits(self, features: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), _without_tf32():
             return self._head(features)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """TF32 saves little here and makes distances depend on the kind of GPU."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def _torch_runner(network: Network, weights: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -108,8 +122,7 @@ def _torch_runner(network: Network, weights: Path, device: torch.device) -> Call
 
     def run(images: Tensor) -> Tensor:
         pixels = network.prepare(images).contiguous(memory_format=torch.channels_last)
-        # TF32 and autocast save little here and make distances depend on the kind of GPU.
-        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.autocast(device.type, enabled=False), _without_tf32():
             return module(pixels)
 
     return run

@@ -163,6 +163,11 @@ def _check_loss(config: Config, check: Check) -> None:
         f"--loss.penalty {loss.penalty} without --loss.gamma: there is no penalty to compute",
     )
     check(
+        loss.penalty == "exact" or m.d_dropout == 0,
+        "--loss.penalty finite-difference with --model.d-dropout: dropout would differ between the two passes whose"
+        " difference is the penalty; set one of them back",
+    )
+    check(
         not (config.compile and (loss.gp > 0 or (_is_on(loss.gamma) and loss.penalty == "exact"))),
         "--compile with a penalty that differentiates twice, which compiled networks cannot: give --loss.penalty"
         " finite-difference with --loss.gamma, or leave --compile out",

@@ -83,5 +83,6 @@ def cpu(size: int) -> Config:
         small(size),
         augment=AugmentConfig(policy=("translation", "cutout"), p=constant(1.0)),
         projected=ProjectedConfig(weight=3.0, start_kimg=40),
+        ema=EMAConfig(half_life_kimg=20, ramp=0.1),
         kimg=200,
     )

@@ -62,7 +62,12 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "Utilisation",
         "Per cent, of the first machine's processor and GPU. A GPU far below 100 waits for images or for Python.",
-        ("system/cpu_utilization_percentage", "system/gpu_0_utilization_percentage"),
+        (
+            "system/cpu_utilization_percentage",
+            "system/gpu_0_utilization_percentage",
+            "system/node_0/cpu_utilization_percentage",
+            "system/node_0/gpu_0_utilization_percentage",
+        ),
     ),
 )
 # Values in the table of evaluations besides the metrics, and their headings; they get no chart of their own.

@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from pynvml import NVMLError
 
 from trainer.distributed.load import Load
 from trainer.loop import _Training
@@ -15,7 +16,7 @@ def test_a_cpu_has_processor_and_memory():
     assert values.keys() == {"cpu_utilization_percentage", "system_memory_usage_megabytes"}
 
 
-@pytest.mark.parametrize("utilisation", [{"return_value": 83}, {"side_effect": ModuleNotFoundError("pynvml")}])
+@pytest.mark.parametrize("utilisation", [{"return_value": 83}, {"side_effect": NVMLError(3)}])
 def test_each_rank_reads_its_gpu_and_the_first_the_machine(utilisation: dict):
     cuda = {"mem_get_info": mock.Mock(return_value=(3e9, 8e9)), "utilization": mock.Mock(**utilisation)}
     with mock.patch.multiple("torch.cuda", **cuda):
