@@ -53,7 +53,7 @@ soak: setup  ## The long tests: cluster faults, servers, kills, old runtimes, th
 # pytest-xdist, without setup: make gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-gpu:  ## On a machine with a CUDA GPU: its tests and its speed, in ten minutes; the table goes to out/gpu-NAME.json
+gpu:  ## On a machine with a CUDA GPU: its tests and its speed; the table goes to out/gpu-NAME.json
 	$(GPU_PYTHON) -m pytest tests/gpu
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py
 
