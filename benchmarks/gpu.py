@@ -9,7 +9,8 @@ against other ways of the same training, in alternating turns:
   compiled   the recipe compiled, with finite differences if it has R1 and R2 (--compiled names recipes: it takes a
              minute each)
 
-Recipes run without the projected discriminator. The table has images/s of each way, seconds for a thousand images, and
+Recipes run without the projected discriminator. What is not begun within --minutes is left out and named, the sizes
+come one after the other, 64 first. The table has images/s of each way, seconds for a thousand images, and
 peak memory of the recipe's own. With webdataset installed, a last line has the share of the time in which training
 waits for the loader's images. The JSON line is also written to out/gpu-NAME.json, NAME being that of the GPU.
 
@@ -35,7 +36,7 @@ from measure import ROOT, Work, add_turn_options, compare, device, machine, tabl
 from plain_dcgan import PlainDCGAN
 from torch import Tensor
 
-from catgan.command import Parser, UserError, run_command, say
+from catgan.command import Parser, UserError, number, run_command, say
 from trainer.config import Config, LoaderConfig, ProjectedConfig
 from trainer.models import full_resolution_kimg
 from trainer.networks import set_up_device
@@ -50,7 +51,13 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser = Parser("python benchmarks/gpu.py", __doc__)
     add = parser.add_argument
     add("--recipes", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="NAME", help="families; default: all")
-    add("--sizes", nargs="+", type=int, choices=SIZES, default=list(SIZES), help="sides in pixels; default: all")
+    add("--sizes", nargs="+", type=int, choices=SIZES, default=[64, 32, 128], help="sides in pixels; default: all")
+    add(
+        "--minutes",
+        type=number(float, 0.01, 600),
+        default=5.0,
+        help="begin nothing later than this; default: %(default)s",
+    )
     add("--compiled", nargs="*", default=["dcgan-64", "r3gan-64"], metavar="NAME", help="default: %(default)s")
     add("--out", default=str(ROOT / "out"), metavar="FOLDER", help="of the JSON file; default: out")
     add("--cpu", action="store_true", help="without a GPU")
@@ -60,7 +67,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     if not (a.cpu or torch.cuda.is_available()):
         raise UserError("there is no CUDA GPU that this PyTorch can use; --cpu tries the script without one")
     place = device()
-    rows = [_measure(f"{family}-{size}", place, a) for family in a.recipes for size in a.sizes]
+    recipes = [f"{family}-{size}" for size in a.sizes for family in a.recipes]
+    end = time.monotonic() + 60 * a.minutes
+    rows = [_measure(recipe, place, a) for recipe in recipes if time.monotonic() < end]
     for row in rows:
         row["ratio_to_plain"] = row["ratios"]["plain"]
     ways = ("recipe", "plain", "finite", "compiled")
@@ -77,7 +86,10 @@ def main(argv: list[str]) -> dict[str, Any]:
             for row in rows
         ],
     )
-    result = {"machine": machine(), "results": rows, "ratio": min(row["ratio_to_plain"] for row in rows)}
+    if left_out := recipes[len(rows) :]:
+        say(f"not measured, {a.minutes:g} minutes are over: {', '.join(left_out)}")
+    ratio = min(row["ratio_to_plain"] for row in rows)
+    result = {"machine": machine(), "results": rows, "left_out": left_out, "ratio": ratio}
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu").strip("-")
     path = Path(a.out) / f"gpu-{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
