@@ -35,6 +35,7 @@ examples:
   catexport out/runs/mine -o release/cats.onnx --precision fp32,fp16,int8 --card
                                                                cats.onnx, cats-fp16.onnx, cats-int8.onnx, card.md
   catexport out/runs/mine --precision int8 --register catgan   a new version beside the champion
+  catexport out/runs/mine --weights base                       both networks, for run.py --init-from base
 
 Progress goes to stderr, one line of JSON to stdout: onnx, precision, max_abs_diff, files. --debug shows tracebacks.
 """
@@ -54,6 +55,7 @@ class Options:
     tracking_uri: str | None
     force: bool
     web: Path | None
+    weights: Path | None
 
     @property
     def needs_mlflow(self) -> bool:
@@ -77,6 +79,11 @@ def parse(argv: list[str]) -> Options:
             )
     if options.out.is_dir():
         raise UserError(f"-o {options.out} is a folder; name the file, such as {options.out / 'gen.onnx'}")
+    if options.weights is not None and elsewhere:
+        raise UserError(
+            f"--weights needs a run or a checkpoint on this machine, since the discriminator is in a checkpoint only;"
+            f" {options.source} is given"
+        )
     if options.web is not None and options.uint8:
         raise UserError("--web with --uint8: the page rounds to pixels itself; leave one of them out")
     if options.web is not None and options.web.resolve() in options.out.resolve().parents:
@@ -135,6 +142,13 @@ def _parser() -> Parser:
         metavar="DIR",
         type=local_path,
         help="also write a web page that generates images in the browser; with this the source may be a gen.onnx",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="DIR",
+        type=local_path,
+        help="also write both networks of a checkpoint (of a run: its latest one) as gen.safetensors (the EMA) and "
+        "disc.safetensors, from which another training can start: run.py --init-from DIR",
     )
     return parser
 

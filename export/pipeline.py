@@ -18,6 +18,7 @@ from export.page import write_page
 from export.registry import register
 from export.source import WEIGHTS, Source, open_source
 from export.variants import Variant, degraded, make_variants
+from trainer.checkpoints.transfer import write_networks
 from trainer.metrics.evaluate import Evaluator
 from trainer.tracking.names import problem_with_model
 from trainer.tracking.server import as_user_errors, connect, find_run
@@ -38,6 +39,8 @@ def run(options: Options, uri: str | None) -> dict[str, Any]:
     source = open_source(options.source, uri)
     if options.register and not source.info.get("run_id"):
         raise UserError(f"--register: {options.source} does not tell its MLflow run")
+    if options.weights is not None:
+        write_networks(Path(options.source), options.weights)
     say(f"exporting {source.info['recipe']} at {source.info['kimg']:g} kimg")
     evaluator = _evaluator(source, options.data)
     with _scratch_folder(options.out) as scratch:
@@ -60,6 +63,8 @@ def run(options: Options, uri: str | None) -> dict[str, Any]:
         if options.web is not None:
             write_page(exported.paths[first.precision], options.web)
             result["web"] = str(options.web)
+    if options.weights is not None:
+        result["weights"] = str(options.weights)
     return result
 
 

@@ -23,14 +23,18 @@ DEFAULT_N = 16
 SWEEP = "0.4,0.6,0.8,1,1.2"
 DEVICES = ("auto", "cpu", "cuda")
 
+RUNS = "out/runs"
+
 _DESCRIPTION = """\
-Generate images with a trained generator. Needs the gen.onnx of a training run (or of catexport), NumPy, Pillow and
-onnxruntime; no PyTorch.
+Generate images with a trained generator: the gen.onnx of a training run (or of catexport), or the built-in one. Needs
+NumPy, Pillow and onnxruntime; no PyTorch and no network.
 """
 _EPILOG = """\
 An image depends on its seed alone: image i of --seed s is image 0 of --seed s+i, for any --n.
 
 examples:
+  catinfer                                               16 cats of the built-in generator as one sheet, cats.png
+  catinfer --list                                        the built-in generators, and those of the runs in out/runs
   catinfer --onnx gen.onnx                               16 images as one sheet, cats.png
   catinfer --onnx gen.onnx --n 64 --seed 1000 --psi 0.7  other, more typical cats
   catinfer --onnx gen.onnx --seeds 3,7-12 --labels       chosen cats with their seeds below
@@ -54,9 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--onnx",
         type=_model,
-        required=True,
         metavar="FILE",
-        help="the generator, one ONNX file below 2 GiB, or the folder of a training run, which stands for its best one",
+        help="the generator: one ONNX file below 2 GiB, the folder of a training run, which stands for its best one, "
+        "or the name of a built-in one (default drawn-cats-64, which is built in)",
+    )
+    parser.add_argument(
+        "--list",
+        type=_path,
+        nargs="?",
+        const=RUNS,
+        metavar="RUNS",
+        help=f"write no images, but list the built-in generators and the best ones of the runs in a folder (default "
+        f"{RUNS})",
     )
     parser.add_argument("--n", type=number(int, 1, MAX_N), metavar="N", help=f"number of images (default {DEFAULT_N})")
     parser.add_argument("--seed", type=number(int, 0, MAX_SEED), metavar="S", help="seed of image 0 (default 0)")
@@ -131,9 +144,14 @@ def _path(text: str) -> str:
 
 
 def _model(text: str) -> str:
-    """A path option whose value is a generator, or the folder of a training run."""
+    """A path option whose value is a generator, the folder of a training run, or the name of a built-in one."""
     path = _path(text)
-    return str(Path(path, "best", "gen.onnx")) if path and Path(path).is_dir() else path
+    if path and Path(path).is_dir():
+        return str(Path(path, "best", "gen.onnx"))
+
+    from infer.builtin import builtin_models
+
+    return path if Path(path).exists() else str(builtin_models().get(text, path))
 
 
 def _parse_seeds(text: str) -> Sequence[int]:
@@ -161,7 +179,19 @@ def _parse_psis(text: str) -> Sequence[float]:
 def main(argv: list[str]) -> dict[str, Any]:
     if argv and argv[0] in _COMMANDS:
         return _COMMANDS[argv[0]](argv[1:])
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.list is not None:
+        if any(value != parser.get_default(name) for name, value in vars(args).items() if name != "list"):
+            raise UserError("--list writes no images: omit the other options")
+
+        from infer.builtin import list_models
+
+        return list_models(args.list)
+    if args.onnx is None:
+        from infer.builtin import DEFAULT
+
+        args.onnx = _model(DEFAULT)
     if args.seeds is not None and (args.n is not None or args.seed is not None):
         raise UserError("--seeds gives the seeds and their number: omit --n and --seed")
     if args.benchmark:

@@ -89,6 +89,7 @@ class ModelFile:
         data: the file's bytes.
         nodes: the operators.
         shapes: of the tensors in the file, by name.
+        metadata: the file's text entries.
         outline: a small ONNX model of the same operators, for inferring all other shapes. Its batch is 1, large
             tensors are inputs (their values do not matter), and all outputs of operators are outputs without declared
             shapes (the file's own declarations are not trusted), each with its rank beside it, see ``rank_of``.
@@ -97,6 +98,7 @@ class ModelFile:
     data: bytes
     nodes: list[Node]
     shapes: dict[str, list[int]]
+    metadata: dict[str, str]
     outline: bytes
 
 
@@ -245,7 +247,9 @@ def _checked(data: bytes) -> ModelFile:
     for value in graph["output"]:
         _declared(value)
     shapes = {tensor.name: tensor["dims"] for tensor in graph["initializer"]}
-    return ModelFile(data, [_node(node) for node in graph["node"]], shapes, _outline(data, model, graph))
+    metadata = {entry.last("key", ""): entry.last("value", "") for entry in model["metadata_props"]}
+    nodes = [_node(node) for node in graph["node"]]
+    return ModelFile(data, nodes, shapes, metadata, _outline(data, model, graph))
 
 
 def _check_tensor(tensor: _Message) -> None:

@@ -105,6 +105,8 @@ def test_a_safetensors_file_is_exported_to_the_default_name(
         (["{run}", "--register", "cats", "--tracking-uri", "http://127.0.0.1:9"], "does not answer"),
         (["{run}", "--web", "{empty}", "--uint8"], "leave one of them out"),
         (["{run}", "--web", "{empty}", "-o", "{empty}/gen.onnx"], "choose another"),
+        (["{run}", "--weights", "{empty}/base"], "has no checkpoint"),
+        (["s3://bucket/run", "--weights", "{empty}/base"], "--weights needs a run or a checkpoint on this machine"),
         (["{run}", "--opset", "9"], "--opset"),
         (["{run}", "-o"], "expected one argument"),
     ],

@@ -192,12 +192,6 @@ def test_debug_shows_where_it_came_from(onnx_file: Path) -> None:
         run_command(NAME, main, ["--debug", "--onnx", str(onnx_file), "--n", "0"])
 
 
-def test_the_file_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run_command(NAME, main, [])
-    assert "the following arguments are required: --onnx (`catinfer --help` shows" in capsys.readouterr().err
-
-
 def test_a_mistake_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:
     (tmp_path / "gen.onnx").write_bytes(b"junk")
     done = blocked({"torch"}, "--onnx", tmp_path / "gen.onnx")

@@ -119,7 +119,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def encode_generator(tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any]) -> bytes:
-    """Weights as a safetensors file; ``info`` (JSON) goes into its header.
+    """The weights of a network as a safetensors file; ``info`` (JSON) goes into its header.
 
     Args:
         info: recipe, kimg, metric, run_id, dataset_digest, config.
@@ -161,6 +161,16 @@ def _released(path: Path) -> list[Path]:
 
 
 def _from_safetensors(path: Path) -> tuple[Generator, dict[str, Any]]:
+    tensors, info = load_weights(path)
+    return _generator(info, tensors), info
+
+
+def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of a ``.safetensors`` file of this program and the ``info`` of ``encode_generator``.
+
+    Raises:
+        UserError: it is not such a file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("catgan")
@@ -174,13 +184,19 @@ def _from_safetensors(path: Path) -> tuple[Generator, dict[str, Any]]:
         raise UserError(
             f"{path} has format version {info.get('format_version')}; this program reads version {FORMAT_VERSION}"
         )
-    return _generator(info, tensors), info
+    return tensors, info
 
 
 def _from_checkpoint(folder: Path) -> tuple[Generator, dict[str, Any]]:
     state = load(folder)
+    info = origin(state)
+    return _generator(info, state["ema"]), info
+
+
+def origin(state: Mapping[str, Any]) -> dict[str, Any]:
+    """recipe, kimg, metric, run_id, dataset_digest and config of a checkpoint's state."""
     kimg, metric = state["nimg"] / 1000, state.get("last_metric")
-    info = {
+    return {
         "recipe": state["config"]["recipe"],
         "kimg": kimg,
         "metric": metric if metric and metric["kimg"] == kimg else None,  # an older one is of another generator
@@ -188,7 +204,6 @@ def _from_checkpoint(folder: Path) -> tuple[Generator, dict[str, Any]]:
         "dataset_digest": state.get("dataset_digest"),
         "config": state["config"],
     }
-    return _generator(info, state["ema"]), info
 
 
 def _generator(info: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Generator:

@@ -11,15 +11,20 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from catgan.command import UserError
+from catgan.files import atomic_write
 from trainer.checkpoints import checkpoint
 from trainer.models import AtLevel
 from trainer.step import GAN
+
+GENERATOR, DISCRIMINATOR = "gen.safetensors", "disc.safetensors"
+"""Released weights of the two networks, in one folder."""
 
 
 def init_from(gan: GAN, path: Path) -> str:
     """Initialise ``gan`` with the weights of a run's folder, a checkpoint or a ``.safetensors`` file.
 
-    A checkpoint has both networks, released weights the generator only. Generator and EMA start from the source's EMA
+    A checkpoint has both networks, and so has a folder with ``gen.safetensors`` and ``disc.safetensors`` (``catexport
+    --weights``); other released weights are the generator's only. Generator and EMA start from the source's EMA
     weights.
 
     Returns:
@@ -46,7 +51,33 @@ def _source(path: Path) -> dict[str, dict[str, Tensor]]:
         state = checkpoint.load(folders[-1])
         return {"generator": state["ema"], "discriminator": state["discriminator"]}
     generator, _ = checkpoint.load_generator(path)
-    return {"generator": (generator.generator if isinstance(generator, AtLevel) else generator).state_dict()}
+    source = {"generator": (generator.generator if isinstance(generator, AtLevel) else generator).state_dict()}
+    if (path / DISCRIMINATOR).is_file():
+        source["discriminator"], _ = checkpoint.load_weights(path / DISCRIMINATOR)
+    return source
+
+
+def write_networks(path: Path, folder: Path) -> None:
+    """Write ``gen.safetensors`` (the EMA) and ``disc.safetensors`` of a checkpoint to ``folder``, for ``init_from``.
+
+    Args:
+        path: a checkpoint, or a run's folder, which stands for its latest one.
+        folder: made if it is missing.
+
+    Raises:
+        UserError: there is no checkpoint at ``path``, or ``folder`` cannot be written.
+    """
+    folders = [path] if checkpoint.is_checkpoint(path) else checkpoint.find_all(path)
+    if not folders:
+        raise UserError(f"{path} has no checkpoint, and only a checkpoint has the discriminator; give one, or its run")
+    state = checkpoint.load(folders[-1])
+    info = checkpoint.origin(state)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, network in ((DISCRIMINATOR, "discriminator"), (GENERATOR, "ema")):
+            atomic_write(folder / name, checkpoint.encode_generator(state[network], info))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def _load_fitting(module: nn.Module, source: dict[str, Tensor], path: Path) -> str:

@@ -34,8 +34,8 @@ class Options(Config):
     """auto: continue the run of this name if it has checkpoints. never: exit with an error if it has. PATH: start a new
     run from the checkpoint at PATH."""
     init_from: str | None = None
-    """Initialise a new run with the weights of this run, checkpoint or .safetensors file. Layers that do not fit keep
-    their random weights, so the sizes may differ."""
+    """Initialise a new run with the weights of this run, checkpoint, .safetensors file or folder of both networks
+    (catexport --weights). Layers that do not fit keep their random weights, so the sizes may differ."""
     dry_run: bool = False
     """Print the resolved configuration and the plan of the training, write nothing."""
 

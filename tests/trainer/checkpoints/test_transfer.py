@@ -10,7 +10,7 @@ from catgan.command import UserError
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.state import rng_state
 from trainer.checkpoints.storage import Storage
-from trainer.checkpoints.transfer import init_from
+from trainer.checkpoints.transfer import init_from, write_networks
 from trainer.config import Config, ModelConfig
 from trainer.step import GAN
 
@@ -56,6 +56,34 @@ def test_released_weights_give_the_generator(tmp_path: Path):
     assert "discriminator: nothing in gen.safetensors, is initialised at random" in report
     assert same(gan.generator, source.ema.module)
     assert all(torch.equal(t, before[n]) for n, t in gan.discriminator.state_dict().items())
+
+
+def test_both_networks_of_a_checkpoint_as_safetensors_give_what_the_checkpoint_gives(tmp_path: Path):
+    source = saved(SMALL, tmp_path / "run" / checkpoint.folder_name(4000))
+    write_networks(tmp_path / "run", tmp_path / "base")
+    assert sorted(p.name for p in (tmp_path / "base").iterdir()) == ["disc.safetensors", "gen.safetensors"]
+    gan = GAN(SMALL, CPU)
+    report = init_from(gan, tmp_path / "base")
+    assert report.count("100% of the values") == 2
+    assert same(gan.generator, source.ema.module)
+    assert same(gan.discriminator, source.discriminator)
+    loaded, info = checkpoint.load_generator(tmp_path / "base")
+    assert same(loaded, source.ema.module)
+    assert (info["recipe"], info["kimg"], info["run_id"]) == ("small", 4, "r")
+
+
+def test_both_networks_need_a_checkpoint(tmp_path: Path):
+    with pytest.raises(UserError, match="has no checkpoint"):
+        write_networks(tmp_path, tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+def test_a_broken_discriminator_beside_the_generator_is_named(tmp_path: Path):
+    saved(SMALL, tmp_path / "run" / checkpoint.folder_name(4000))
+    write_networks(tmp_path / "run", tmp_path / "base")
+    (tmp_path / "base" / "disc.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"disc\.safetensors is not a safetensors file"):
+        init_from(GAN(SMALL, CPU), tmp_path / "base")
 
 
 def test_layers_of_the_same_resolution_go_to_a_larger_model(tmp_path: Path):
