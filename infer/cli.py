@@ -46,7 +46,8 @@ examples:
 
 other commands:
   catinfer doctor       which devices onnxruntime can use here, what is wrong with CUDA, and how to repair it
-  catinfer serve DIR    serve the page of `catexport --web DIR` on this machine only
+  catinfer serve MODEL  images over HTTP, on this machine only unless --host is given
+  catinfer serve DIR    the same, and the page of `catexport --web DIR`
 
 Progress goes to stderr, one line of JSON to stdout (with --out - to stderr): out, n, provider, seconds. --debug shows
 tracebacks.
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=number(int, 1, MAX_N), metavar="N", help=f"number of images (default {DEFAULT_N})")
     parser.add_argument("--seed", type=number(int, 0, MAX_SEED), metavar="S", help="seed of image 0 (default 0)")
     parser.add_argument(
-        "--seeds", type=_parse_seeds, metavar="LIST", help="these seeds instead of --n and --seed, such as 3,7-12"
+        "--seeds", type=parse_seeds, metavar="LIST", help="these seeds instead of --n and --seed, such as 3,7-12"
     )
     psi = parser.add_mutually_exclusive_group()
     psi.add_argument(
@@ -154,8 +155,8 @@ def _model(text: str) -> str:
     return path if Path(path).exists() else str(builtin_models().get(text, path))
 
 
-def _parse_seeds(text: str) -> Sequence[int]:
-    """An argument type: a list of numbers and ranges such as ``3,7-12`` that names each seed once."""
+def parse_seeds(text: str, most: int = MAX_N) -> Sequence[int]:
+    """An argument type: a list of numbers and ranges such as ``3,7-12`` that names each seed once, at most ``most``."""
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part, re.ASCII)
@@ -164,8 +165,8 @@ def _parse_seeds(text: str) -> Sequence[int]:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is given, allowed are numbers from 0 to {MAX_SEED:,} and ranges of them, such as 3,7-12"
             )
-        if len(found) + last - first + 1 > MAX_N:
-            raise argparse.ArgumentTypeError(f"{text!r} are more than {MAX_N:,} seeds")
+        if len(found) + last - first + 1 > most:
+            raise argparse.ArgumentTypeError(f"{text!r} are more than {most:,} seeds")
         found += range(first, last + 1)
     if len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
@@ -227,20 +228,53 @@ def _doctor(argv: list[str]) -> dict[str, Any]:
     return doctor(args.device)
 
 
+_SERVE = """\
+Serve images of a generator over HTTP, for programs and browsers on this machine. The model is loaded once; what waits
+is computed in batches; an image has the same bytes as catinfer's file for the same seed and psi.
+"""
+_SERVE_EPILOG = """\
+examples:
+  catinfer serve gen.onnx                         http://127.0.0.1:8000
+  catinfer serve out/runs/mine --port 0           the best generator of a run, on any free port
+  catinfer serve page/                            the page of `catexport --web page/`, and its generator as below
+  catinfer serve gen.onnx --host 0.0.0.0          for other machines: there is no authentication
+
+  curl -o cat.png  'http://127.0.0.1:8000/image?seed=7&psi=0.8'
+  curl -o cats.jpg 'http://127.0.0.1:8000/grid?seeds=3,7-12&format=jpg'
+  curl -o walk.gif 'http://127.0.0.1:8000/walk?seeds=1,2,3'
+  curl http://127.0.0.1:8000/info                 the model, versions, limits
+  curl http://127.0.0.1:8000/metrics              for Prometheus; /healthz for probes
+  curl http://127.0.0.1:8000/openapi.json         all paths and parameters
+
+SIGTERM and Ctrl-C let running requests end for some seconds; then the exit status is 0.
+"""
+
+
 def _serve(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(
-        f"{NAME} serve",
-        "Serve the page of `catexport --web DIR` on 127.0.0.1, for browsers on this machine.",
+    parser = Parser(f"{NAME} serve", _SERVE, _SERVE_EPILOG)
+    parser.add_argument(
+        "target",
+        type=_path,
+        metavar="MODEL|DIR",
+        help="a generator's file, the folder of a training run, or a folder with index.html",
     )
-    parser.add_argument("folder", metavar="DIR", help="a folder with index.html")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="A", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
     parser.add_argument(
         "--port", type=number(int, 0, 65535), default=8000, metavar="P", help="0 for any free one (default 8000)"
     )
+    _add_device(parser)
     args = parser.parse_args(argv)
 
-    from infer.serve import serve
+    try:
+        from infer.service.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn", "prometheus_client"):
+            raise
+        raise UserError(f"serve needs the package {error.name}: pip install 'catgan[serve]'") from error
 
-    return serve(args.folder, args.port)
+    return serve(args.target, args.host, args.port, args.device)
 
 
 _COMMANDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {"doctor": _doctor, "serve": _serve}

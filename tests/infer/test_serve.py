@@ -14,9 +14,10 @@ from typing import NamedTuple
 import pytest
 
 from catgan.command import UserError
-from infer.serve import HOST, serve
+from infer.service.server import serve
 
 ROOT = Path(__file__).parents[2]
+HOST = "127.0.0.1"
 SECRET = b"secret"
 
 
@@ -146,7 +147,7 @@ def test_other_names_for_this_machine_are_refused(server: Server, host: str) -> 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_nothing_can_be_changed(server: Server, method: str) -> None:
-    assert server.get("/a.json", method).status == 501
+    assert server.get("/a.json", method).status == 405
 
 
 def test_it_listens_on_loopback_only(server: Server) -> None:
@@ -158,13 +159,13 @@ def test_it_listens_on_loopback_only(server: Server) -> None:
 
 
 def test_mistakes_have_a_message(page: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such directory; `catexport --web DIR` makes"):
-        serve(str(tmp_path / "none"), 0)
-    with pytest.raises(UserError, match="holds no index"):
-        serve(str(tmp_path), 0)
+    with pytest.raises(UserError, match="no such file or directory; give a gen.onnx, the folder of a run, or the page"):
+        serve(str(tmp_path / "none"), HOST, 0)
+    with pytest.raises(UserError, match=r"holds no index.html and no best/gen.onnx; `catexport --web DIR` makes"):
+        serve(str(tmp_path), HOST, 0)
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--port {port}: Address already in use; choose another, or 0"):
-            serve(str(page), port)
+            serve(str(page), HOST, port)

@@ -1,0 +1,1 @@
+"""``catinfer serve``: images over HTTP, and the page of ``catexport --web``. Needs the extra ``serve``."""

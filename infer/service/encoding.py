@@ -1,0 +1,37 @@
+"""From the pixels of a request to the bytes of its answer, which are those that ``catinfer`` writes to a file."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from infer.files import ARRAY, encode, save
+from infer.grid import grid
+from infer.latents import latents, walk
+from infer.service.parameters import GRID, WALK, ImageRequest
+from infer.walk import STEPS, write_walk
+
+
+def points(request: ImageRequest, z_dim: int) -> np.ndarray:
+    """The latents of all images of ``request``, float32 ``[request.images, z_dim]``."""
+    keys = latents(request.seeds, z_dim)
+    return (walk(keys, STEPS) if request.path == WALK else keys) * np.float32(request.psi)
+
+
+def encode_answer(request: ImageRequest, pixels: np.ndarray) -> bytes:
+    """The file of ``request`` with ``pixels`` uint8 ``[request.images, size, size, 3]``; all are encoded here."""
+    suffix = f".{request.format}"
+    if request.path == WALK:
+        # The writer needs a file with a name, which is gone after this.
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"walk{suffix}")
+            write_walk(path, iter(pixels))
+            return path.read_bytes()
+    if request.path == GRID and suffix != ARRAY:
+        file = io.BytesIO()
+        save(grid(pixels), file, suffix)
+        return file.getvalue()
+    return encode(pixels if request.path == GRID else pixels[0], suffix)

@@ -1,0 +1,199 @@
+"""The paths of the service and their parameters: one table that checks requests and becomes the OpenAPI description."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+from catgan.command import UserError, number
+from infer.cli import DEFAULT_N, MAX_PSI, MAX_SEED, parse_seeds
+from infer.walk import STEPS
+
+IMAGE, GRID, WALK = "/image", "/grid", "/walk"
+
+TYPES = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "npy": "application/octet-stream",
+}
+
+MAX_QUERY = 8192  # characters; MAX_IMAGES seeds of ten digits fit
+# Of one request. The pixels of all of its images are in memory, and Pillow holds the frames of a walk once more.
+MAX_IMAGES = 256
+MAX_WALK_SEEDS = 16
+MAX_PIXEL_BYTES = 2**27
+
+
+class QueryTooLong(UserError):
+    """The query has more than ``MAX_QUERY`` characters."""
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """A checked request for images. Equal requests get the same bytes.
+
+    Attributes:
+        path: ``IMAGE``, ``GRID`` or ``WALK``.
+        seeds: one for ``IMAGE``, at least two for ``WALK``.
+        psi: scales the latents.
+        format: a key of ``TYPES``.
+    """
+
+    path: str
+    seeds: tuple[int, ...]
+    psi: float
+    format: str
+
+    @property
+    def images(self) -> int:
+        """The number of images that the generator computes."""
+        return len(self.seeds) * (STEPS if self.path == WALK else 1)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a query.
+
+    Attributes:
+        meaning: for the description.
+        parse: from its text; raises ``argparse.ArgumentTypeError``, as for an option of ``catinfer``.
+        schema: of its value, JSON Schema.
+        default: its value if it is missing, None if that depends on others.
+        is_required: whether it must be given.
+    """
+
+    name: str
+    meaning: str
+    parse: Callable[[str], Any]
+    schema: Mapping[str, Any]
+    default: Any = None
+    is_required: bool = False
+
+
+@dataclass(frozen=True)
+class Path:
+    """One path of the service.
+
+    Attributes:
+        summary: one line.
+        types: media types of its answer.
+        parameters: by name.
+    """
+
+    summary: str
+    types: tuple[str, ...]
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+
+def paths(size: int) -> dict[str, Path]:
+    """All paths of a generator with images of ``size`` pixels, which limits how many a request can have."""
+    most = max(1, min(MAX_IMAGES, MAX_PIXEL_BYTES // (3 * size**2)))
+    walk = max(2, min(MAX_WALK_SEEDS, MAX_PIXEL_BYTES // (3 * size**2 * STEPS)))
+    seed = _number("seed", "the seed of image 0", int, MAX_SEED, default=0)
+    psi = _number(
+        "psi",
+        "scales the latents: below 1 cats are more typical and alike, above 1 more unusual",
+        float,
+        MAX_PSI,
+        default=1.0,
+    )
+    n = _number("n", "number of images, with the seeds from seed on", int, most, default=min(DEFAULT_N, most), low=1)
+    return {
+        IMAGE: _images("one image", ("png", "jpg", "webp", "npy"), seed, psi),
+        GRID: _images(
+            "several images on one sheet, or as one array, uint8 [n, size, size, 3]",
+            ("png", "jpg", "webp", "npy"),
+            seed,
+            n,
+            _seeds(f"these seeds instead of n and seed, at most {most}", most),
+            psi,
+        ),
+        WALK: _images(
+            f"an endless walk through the latents of the seeds, {STEPS} frames (one second) from each to the next",
+            ("gif", "webp"),
+            _seeds(f"2 to {walk} seeds", walk, is_required=True),
+            psi,
+        ),
+        "/info": Path("the model, its metadata, versions and limits", ("application/json",)),
+        "/healthz": Path("whether images can be computed", ("application/json",)),
+        "/metrics": Path("counters and timings in the text format of Prometheus", ("text/plain",)),
+        "/openapi.json": Path("this description, OpenAPI 3.1", ("application/json",)),
+    }
+
+
+def _images(summary: str, formats: tuple[str, ...], *parameters: Parameter) -> Path:
+    chosen = Parameter(
+        "format",
+        "of the file; PNG and WebP are lossless",
+        _choice(formats),
+        {"type": "string", "enum": list(formats)},
+        formats[0],
+    )
+    types = tuple(TYPES[name] for name in formats)
+    return Path(summary, types, {parameter.name: parameter for parameter in (*parameters, chosen)})
+
+
+def _number(
+    name: str, meaning: str, kind: type[int] | type[float], high: float, *, default: float, low: int = 0
+) -> Parameter:
+    schema = {"type": "integer" if kind is int else "number", "minimum": low, "maximum": high}
+    return Parameter(name, meaning, number(kind, low, high), schema, default)
+
+
+def _seeds(meaning: str, most: int, is_required: bool = False) -> Parameter:
+    schema = {"type": "string", "pattern": r"^\d{1,10}(-\d{1,10})?(,\d{1,10}(-\d{1,10})?)*$", "examples": ["3,7-12"]}
+    return Parameter("seeds", meaning, lambda text: parse_seeds(text, most), schema, is_required=is_required)
+
+
+def _choice(allowed: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(allowed)})")
+        return text
+
+    return parse
+
+
+def parse_query(path: Path, query: str) -> dict[str, Any]:
+    """The values of a query, by name; a missing parameter has its default.
+
+    Raises:
+        UserError: a parameter is wrong, missing, unknown or given twice.
+        QueryTooLong: the query is longer than ``MAX_QUERY``.
+    """
+    if len(query) > MAX_QUERY:
+        raise QueryTooLong(f"the query has {len(query):,} characters, allowed are {MAX_QUERY:,}")
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=16)
+    except ValueError as error:  # a UnicodeDecodeError among others
+        raise UserError(f"the query is not a list of name=value, joined by &, in UTF-8 ({error})") from error
+    values: dict[str, Any] = {}
+    for name, text in pairs:
+        if name not in path.parameters:
+            raise UserError(f"unrecognized parameter: {name!r} (choose from {', '.join(path.parameters) or 'none'})")
+        if name in values:
+            raise UserError(f"{name}: is given twice")
+        try:
+            values[name] = path.parameters[name].parse(text)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{name}: {error}") from error
+    for name, parameter in path.parameters.items():
+        if parameter.is_required and name not in values:
+            raise UserError(f"{name}: is required: {parameter.meaning}, such as {name}=3,7-12")
+    if "seeds" in values and ("n" in values or "seed" in values):
+        raise UserError("seeds gives the seeds and their number: omit n and seed")
+    return {name: parameter.default for name, parameter in path.parameters.items()} | values
+
+
+def image_request(name: str, path: Path, query: str) -> ImageRequest:
+    """The request for ``name``, one of ``IMAGE``, ``GRID`` and ``WALK``. Raises as ``parse_query`` does."""
+    values = parse_query(path, query)
+    seeds = values.get("seeds") or range(values["seed"], values["seed"] + values.get("n", 1))
+    if name == WALK and len(seeds) < 2:
+        raise UserError(f"seeds: walks through {path.parameters['seeds'].meaning}, {len(seeds)} given")
+    return ImageRequest(name, tuple(seeds), values["psi"], values["format"])
