@@ -270,9 +270,10 @@ def _serve(argv: list[str]) -> dict[str, Any]:
     try:
         from infer.service.server import serve
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "prometheus_client"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn", "prometheus_client"):
             raise
-        raise UserError(f"serve needs the package {error.name}: pip install 'catgan[serve]'") from error
+        raise UserError(f"serve needs the package {package}: pip install 'catgan[serve]'") from error
 
     return serve(args.target, args.host, args.port, args.device)
 

@@ -181,7 +181,7 @@ def _problem(status: int, message: str, headers: dict[str, str] | None = None) -
 async def _on_status(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method}: not allowed here; use GET or HEAD" if error.status_code == 405 else error.detail
-    return _problem(error.status_code, message, dict(error.headers or {}))
+    return _problem(error.status_code, message, {"Allow": "GET, HEAD"} if error.status_code == 405 else None)
 
 
 async def _on_mistake(request: Request, error: Exception) -> Response:

@@ -89,7 +89,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host}: not an address of this machine ({error}); try 127.0.0.1") from error
     try:
-        return socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
+        return socket.create_server(address[:2], family=family)
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
             raise UserError(f"--host {host}: not an address of this machine; try 127.0.0.1") from error
@@ -111,7 +111,6 @@ def _run(app: Any, listener: socket.socket) -> None:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            backlog=CONNECTIONS,
             limit_concurrency=CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACE,

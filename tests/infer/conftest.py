@@ -68,3 +68,9 @@ def make_onnx(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def onnx_file(make_onnx: Callable[..., Path]) -> Path:
     return make_onnx()
+
+
+@pytest.fixture(scope="session")
+def build_onnx() -> Callable[..., bytes]:
+    """``build`` as the content of a file, for fixtures of a whole module."""
+    return lambda **changes: build(**changes).SerializeToString()

@@ -159,7 +159,9 @@ def test_it_listens_on_loopback_only(server: Server) -> None:
 
 
 def test_mistakes_have_a_message(page: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file or directory; give a gen.onnx, the folder of a run, or the page"):
+    with pytest.raises(
+        UserError, match=r"no such file or directory; give a gen.onnx, the folder of a run, or the page"
+    ):
         serve(str(tmp_path / "none"), HOST, 0)
     with pytest.raises(UserError, match=r"holds no index.html and no best/gen.onnx; `catexport --web DIR` makes"):
         serve(str(tmp_path), HOST, 0)
