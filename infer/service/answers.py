@@ -9,13 +9,14 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from threading import Event
 
 from catgan.machine import cores
 from infer.service.batches import Batches
 from infer.service.encoding import encode_answer, points
 from infer.service.metrics import Metrics
 from infer.service.model import Model
-from infer.service.parameters import ImageRequest
+from infer.service.parameters import WALK, ImageRequest
 
 MAX_REQUESTS = 64  # that wait or are computed
 MAX_BYTES = 2**28  # of their pixels; a request is accepted without regard to this if no other is under way
@@ -49,6 +50,7 @@ class Answers:
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._cached = self._images = 0
         self._encoders = ThreadPoolExecutor(cores(), "encoder")
+        self._walks = ThreadPoolExecutor(1, "walks")  # a GIF can take seconds, which images should not wait for
 
     def tag(self, request: ImageRequest) -> str:
         """The entity tag of the answer, with its quotes: a digest of everything that its bytes depend on."""
@@ -86,7 +88,8 @@ class Answers:
 
     def close(self) -> None:
         """Wait for the files that are being encoded."""
-        self._encoders.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._encoders, self._walks):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, tag: str, request: ImageRequest) -> _Flight:
         waiting = (self._images + request.images) * 3 * self._model.size**2
@@ -110,8 +113,12 @@ class Answers:
 
     async def _make(self, request: ImageRequest) -> bytes:
         pixels = await self._batches.compute(partial(points, request, self._model.z_dim), request.images)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._encoders, encode_answer, request, pixels)
+        pool = self._walks if request.path == WALK else self._encoders
+        cancelled = Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, encode_answer, request, pixels, cancelled)
+        finally:
+            cancelled.set()
 
     def _keep(self, tag: str, content: bytes) -> None:
         if len(content) > CACHE_BYTES // 4:

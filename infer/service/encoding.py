@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 
@@ -21,17 +23,32 @@ def points(request: ImageRequest, z_dim: int) -> np.ndarray:
     return (walk(keys, STEPS) if request.path == WALK else keys) * np.float32(request.psi)
 
 
-def encode_answer(request: ImageRequest, pixels: np.ndarray) -> bytes:
-    """The file of ``request`` with ``pixels`` uint8 ``[request.images, size, size, 3]``; all are encoded here."""
+class Cancelled(Exception):
+    """Nobody waits for the file any more."""
+
+
+def encode_answer(request: ImageRequest, pixels: np.ndarray, cancelled: Event) -> bytes:
+    """The file of ``request`` with ``pixels`` uint8 ``[request.images, size, size, 3]``; all are encoded here.
+
+    Raises:
+        Cancelled: ``cancelled`` was set before the frames of a GIF were complete, which can take many seconds.
+    """
     suffix = f".{request.format}"
     if request.path == WALK:
         # The writer needs a file with a name, which is gone after this.
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"walk{suffix}")
-            write_walk(path, iter(pixels))
+            write_walk(path, _unless(cancelled, pixels))
             return path.read_bytes()
     if request.path == GRID and suffix != ARRAY:
         file = io.BytesIO()
         save(grid(pixels), file, suffix)
         return file.getvalue()
     return encode(pixels if request.path == GRID else pixels[0], suffix)
+
+
+def _unless(cancelled: Event, frames: np.ndarray) -> Iterator[np.ndarray]:
+    for frame in frames:
+        if cancelled.is_set():
+            raise Cancelled
+        yield frame

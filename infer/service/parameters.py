@@ -23,10 +23,11 @@ TYPES = {
 }
 
 MAX_QUERY = 8192  # characters; MAX_IMAGES seeds of ten digits fit
-# Of one request. The pixels of all of its images are in memory, and Pillow holds the frames of a walk once more.
+# Of one request. The pixels of all of its images are in memory. A GIF of 32 MiB takes about ten seconds to encode.
 MAX_IMAGES = 256
+MAX_BYTES = 2**27
 MAX_WALK_SEEDS = 16
-MAX_PIXEL_BYTES = 2**27
+MAX_WALK_BYTES = 2**25
 
 
 class QueryTooLong(UserError):
@@ -92,8 +93,8 @@ class Path:
 
 def paths(size: int) -> dict[str, Path]:
     """All paths of a generator with images of ``size`` pixels, which limits how many a request can have."""
-    most = max(1, min(MAX_IMAGES, MAX_PIXEL_BYTES // (3 * size**2)))
-    walk = max(2, min(MAX_WALK_SEEDS, MAX_PIXEL_BYTES // (3 * size**2 * STEPS)))
+    most = max(1, min(MAX_IMAGES, MAX_BYTES // (3 * size**2)))
+    walk = max(2, min(MAX_WALK_SEEDS, MAX_WALK_BYTES // (3 * size**2 * STEPS)))
     seed = _number("seed", "the seed of image 0", int, MAX_SEED, default=0)
     psi = _number(
         "psi",

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,11 @@ def _run(app: Any, listener: socket.socket) -> None:
     # uvicorn raises the signal again after it has ended, with the handler of before.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        server.run([listener])
-    except KeyboardInterrupt:
-        say("stopped")
+        with suppress(KeyboardInterrupt):
+            server.run([listener])
     finally:
         signal.signal(signal.SIGTERM, before)
+    say("stopped")
 
 
 class _Log(logging.Handler):

@@ -16,7 +16,7 @@ from infer.service import answers as answers_module
 from infer.service import batches as batches_module
 from infer.service.answers import Answers, QueueFull
 from infer.service.batches import Batches
-from infer.service.encoding import encode_answer
+from infer.service.encoding import Cancelled, encode_answer
 from infer.service.metrics import Metrics
 from infer.service.model import Model
 from infer.service.parameters import GRID, IMAGE, WALK, ImageRequest
@@ -258,7 +258,7 @@ def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cache_forgets_what_was_used_least_recently(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = len(encode_answer(request(), np.zeros((1, SIZE, SIZE, 3), np.uint8)))
+    size = len(encode_answer(request(), np.zeros((1, SIZE, SIZE, 3), np.uint8), threading.Event()))
     monkeypatch.setattr(answers_module, "CACHE_BYTES", 4 * size)
 
     async def scenario(answers: Answers, generator: Counting, metrics: Metrics) -> None:
@@ -275,6 +275,43 @@ def test_the_cache_forgets_what_was_used_least_recently(monkeypatch: pytest.Monk
             await answers.get(request(50, 8), gone)
         assert len(generator.calls) - before == 2
         gone.cancel()
+
+    with_answers(scenario)
+
+
+def test_a_walk_that_nobody_waits_for_is_not_encoded_to_its_end() -> None:
+    asked = ImageRequest(WALK, (0, 1), 1.0, "gif")
+    cancelled = threading.Event()
+    frames = np.zeros((40, SIZE, SIZE, 3), np.uint8)
+    assert encode_answer(asked, frames, cancelled).startswith(b"GIF")
+    cancelled.set()
+    with pytest.raises(Cancelled):
+        encode_answer(asked, frames, cancelled)
+
+
+def test_images_do_not_wait_for_walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    go, events = threading.Event(), []
+
+    def encode(asked: ImageRequest, _: np.ndarray, cancelled: threading.Event) -> bytes:
+        if asked.path == WALK:
+            events.append(cancelled)
+            go.wait(10)
+        return b"file"
+
+    monkeypatch.setattr(answers_module, "encode_answer", encode)
+
+    async def scenario(answers: Answers, generator: Counting, metrics: Metrics) -> None:
+        leave = asyncio.Event()
+        gone = asyncio.create_task(_wait(leave))
+        walks = [asyncio.create_task(answers.get(ImageRequest(WALK, (i, i + 1), 1.0, "gif"), gone)) for i in range(9)]
+        await until(lambda: bool(events))
+        stays = asyncio.create_task(_never())
+        assert await answers.get(request(3), stays) == b"file"
+        leave.set()
+        assert await asyncio.gather(*walks) == [None] * 9
+        assert [event.is_set() for event in events] == [True]
+        go.set()
+        stays.cancel()
 
     with_answers(scenario)
 
