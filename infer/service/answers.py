@@ -33,7 +33,7 @@ class QueueFull(Exception):
 
 
 @dataclass(eq=False)
-class _Flight:
+class _Pending:
     """An answer that is being computed for ``clients`` equal requests."""
 
     request: ImageRequest
@@ -46,7 +46,8 @@ class Answers:
 
     def __init__(self, model: Model, batches: Batches, metrics: Metrics) -> None:
         self._model, self._batches, self._metrics = model, batches, metrics
-        self._flights: dict[str, _Flight] = {}
+        self._fingerprint = model.fingerprint
+        self._pending: dict[str, _Pending] = {}
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._cached = self._images = 0
         self._encoders = ThreadPoolExecutor(cores(), "encoder")
@@ -54,7 +55,7 @@ class Answers:
 
     def tag(self, request: ImageRequest) -> str:
         """The entity tag of the answer, with its quotes: a digest of everything that its bytes depend on."""
-        return f'"{hashlib.sha256(f"{self._model.fingerprint} {request!r}".encode()).hexdigest()[:32]}"'
+        return f'"{hashlib.sha256(f"{self._fingerprint} {request!r}".encode()).hexdigest()[:32]}"'
 
     async def get(self, request: ImageRequest, gone: asyncio.Task[None]) -> bytes | None:
         """The bytes for ``request``, or None if ``gone`` ended first. Then they are no longer computed, unless another
@@ -69,47 +70,47 @@ class Answers:
             self._cache.move_to_end(tag)
             self._count("cache")
             return found
-        flight = self._flights.get(tag)
-        if flight is None:
-            flight = self._start(tag, request)
+        pending = self._pending.get(tag)
+        if pending is None:
+            pending = self._start(tag, request)
             source = "computed"
         else:
             source = "shared"
-        flight.clients += 1
+        pending.clients += 1
         try:
-            await asyncio.wait({flight.task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({pending.task, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            flight.clients -= 1
-            if not flight.clients and not flight.task.done():
-                flight.task.cancel()
-                self._land(tag, flight)
-        self._count(source if flight.task.done() else "dropped")
-        return flight.task.result() if flight.task.done() else None
+            pending.clients -= 1
+            if not pending.clients and not pending.task.done():
+                pending.task.cancel()
+                self._finish(tag, pending)
+        self._count(source if pending.task.done() else "dropped")
+        return pending.task.result() if pending.task.done() else None
 
     def close(self) -> None:
         """Wait for the files that are being encoded."""
         for pool in (self._encoders, self._walks):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, tag: str, request: ImageRequest) -> _Flight:
+    def _start(self, tag: str, request: ImageRequest) -> _Pending:
         waiting = (self._images + request.images) * 3 * self._model.size**2
-        if len(self._flights) >= MAX_REQUESTS or (self._flights and waiting > MAX_BYTES):
+        if len(self._pending) >= MAX_REQUESTS or (self._pending and waiting > MAX_BYTES):
             self._count("refused")
             seconds = math.ceil(self._images * self._batches.seconds_per_image)
             raise QueueFull(max(1, min(seconds, MAX_RETRY_AFTER)))
-        flight = self._flights[tag] = _Flight(request, asyncio.create_task(self._make(request)))
-        flight.task.add_done_callback(lambda _: self._land(tag, flight))
+        pending = self._pending[tag] = _Pending(request, asyncio.create_task(self._make(request)))
+        pending.task.add_done_callback(lambda _: self._finish(tag, pending))
         self._count_waiting(request.images)
-        return flight
+        return pending
 
-    def _land(self, tag: str, flight: _Flight) -> None:
-        """Remove a flight that is over, and cache its answer."""
-        if self._flights.get(tag) is not flight:  # done before
+    def _finish(self, tag: str, pending: _Pending) -> None:
+        """Remove an answer that is over, and cache its answer."""
+        if self._pending.get(tag) is not pending:  # done before
             return
-        del self._flights[tag]
-        self._count_waiting(-flight.request.images)
-        if flight.task.done() and not flight.task.cancelled() and flight.task.exception() is None:
-            self._keep(tag, flight.task.result())
+        del self._pending[tag]
+        self._count_waiting(-pending.request.images)
+        if pending.task.done() and not pending.task.cancelled() and pending.task.exception() is None:
+            self._keep(tag, pending.task.result())
 
     async def _make(self, request: ImageRequest) -> bytes:
         pixels = await self._batches.compute(partial(points, request, self._model.z_dim), request.images)
@@ -134,5 +135,5 @@ class Answers:
 
     def _count_waiting(self, images: int) -> None:
         self._images += images
-        self._metrics.queue.set(len(self._flights))
+        self._metrics.queue.set(len(self._pending))
         self._metrics.queue_images.set(self._images)
