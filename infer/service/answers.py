@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -19,7 +21,7 @@ from infer.service.model import Model
 from infer.service.parameters import WALK, ImageRequest
 
 MAX_REQUESTS = 64  # that wait or are computed
-MAX_BYTES = 2**28  # of their pixels; a request is accepted without regard to this if no other is under way
+MAX_BYTES = 2**28  # of their pixels and of answers that are being sent; a request that is alone may exceed it
 CACHE_BYTES = 2**26
 MAX_RETRY_AFTER = 60  # seconds
 
@@ -28,7 +30,9 @@ class QueueFull(Exception):
     """No request can be accepted now. ``retry_after`` is an estimate in whole seconds."""
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(f"{MAX_REQUESTS} requests or {MAX_BYTES >> 20} MiB of images are waiting; try again later")
+        super().__init__(
+            f"{MAX_REQUESTS} requests or {MAX_BYTES >> 20} MiB of images are waiting or being sent; try again"
+        )
         self.retry_after = retry_after
 
 
@@ -49,7 +53,7 @@ class Answers:
         self._fingerprint = model.fingerprint
         self._pending: dict[str, _Pending] = {}
         self._cache: OrderedDict[str, bytes] = OrderedDict()
-        self._cached = self._images = 0
+        self._cached = self._images = self._sending = 0
         self._encoders = ThreadPoolExecutor(cores(), "encoder")
         self._walks = ThreadPoolExecutor(1, "walks")  # a GIF can take seconds, which images should not wait for
 
@@ -87,14 +91,24 @@ class Answers:
         self._count(source if pending.task.done() else "dropped")
         return pending.task.result() if pending.task.done() else None
 
+    @contextmanager
+    def sending(self, size: int) -> Iterator[None]:
+        """While an answer of ``size`` bytes is sent: clients that read slowly must not fill the memory."""
+        self._sending += size
+        try:
+            yield
+        finally:
+            self._sending -= size
+
     def close(self) -> None:
         """Wait for the files that are being encoded."""
         for pool in (self._encoders, self._walks):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, tag: str, request: ImageRequest) -> _Pending:
-        waiting = (self._images + request.images) * 3 * self._model.size**2
-        if len(self._pending) >= MAX_REQUESTS or (self._pending and waiting > MAX_BYTES):
+        size = (self._images + request.images) * 3 * self._model.size**2 + self._sending
+        is_alone = not self._pending and not self._sending
+        if len(self._pending) >= MAX_REQUESTS or (size > MAX_BYTES and not is_alone):
             self._count("refused")
             seconds = math.ceil(self._images * self._batches.seconds_per_image)
             raise QueueFull(max(1, min(seconds, MAX_RETRY_AFTER)))

@@ -27,6 +27,7 @@ from infer.service.metrics import Metrics
 from infer.service.model import Model
 from infer.service.openapi import describe
 from infer.service.parameters import TYPES, ImageRequest, QueryTooLong, image_request, parse_query, paths
+from infer.service.sending import ImageResponse
 from infer.service.tags import is_current
 
 # The same address can serve another model tomorrow, and with `immutable` browsers do not ask again before this is over.
@@ -123,7 +124,7 @@ class _Api:
         content = await self._get(asked, request)
         if content is None:
             return Response(status_code=CLIENT_GONE)
-        return Response(content, headers=headers, media_type=TYPES[asked.format])
+        return ImageResponse(content, headers, TYPES[asked.format], self._answers.sending)
 
     async def _get(self, asked: ImageRequest, request: Request) -> bytes | None:
         gone = asyncio.create_task(_gone(request.receive))

@@ -21,6 +21,7 @@ from infer.service.app import Content, make_app
 from infer.service.connection import Connection
 from infer.service.model import load
 from infer.service.pages import INDEX
+from infer.service.sending import TooSlow
 
 MODEL = "gen.onnx"
 GRACE = 5  # seconds that requests have to end in
@@ -129,11 +130,11 @@ def _run(app: Any, listener: socket.socket) -> None:
 
 
 class _Log(logging.Handler):
-    """Shows failures with their traceback. Bad requests, and requests that the end cut off, are no failures."""
+    """Shows failures with their traceback. Bad requests, slow clients, and requests that the end cut off are none."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, (asyncio.CancelledError, TooSlow)):
             return
         say(record.getMessage())
         if error is not None:

@@ -257,6 +257,21 @@ def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metrics.queue._value.get() == metrics.queue_images._value.get() == 0
 
 
+def test_what_is_being_sent_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers_module, "MAX_BYTES", 10 * 3 * SIZE**2)
+
+    async def scenario(answers: Answers, generator: Counting, metrics: Metrics) -> None:
+        gone = asyncio.create_task(_never())
+        with answers.sending(9 * 3 * SIZE**2):
+            assert await answers.get(request(0), gone)
+            with pytest.raises(QueueFull):
+                await answers.get(request(1, 2), gone)
+        assert await answers.get(request(1, 2), gone)
+        gone.cancel()
+
+    with_answers(scenario)
+
+
 def test_the_cache_forgets_what_was_used_least_recently(monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(encode_answer(request(), np.zeros((1, SIZE, SIZE, 3), np.uint8), threading.Event()))
     monkeypatch.setattr(answers_module, "CACHE_BYTES", 4 * size)

@@ -185,6 +185,18 @@ def test_clients_that_do_not_read_are_closed(server: Served) -> None:
         assert len(read_all(stuck)) < 30 << 20
 
 
+def test_a_large_answer_has_to_be_read_in_time(page: Path) -> None:
+    large = "import infer.service.answers as a, infer.service.sending as s; s.SECONDS, s.LEAST_RATE = 0.3, 2**40\n"
+    large += "a.encode_answer = lambda *given: bytes(30 << 20)"
+    with served(page, before=large) as server:
+        with server.connect() as stuck:
+            stuck.sendall(b"GET /image " + HEAD + b"\r\n")
+            while not server.metric("catinfer_requests_total", path="/image"):
+                time.sleep(0.02)
+            assert len(read_all(stuck)) < 30 << 20
+        assert len(server.get("/image").body) == 30 << 20
+
+
 def test_half_closed_connections(server: Served) -> None:
     for data in (b"", b"GET /image", b"GET /image?seed=4 " + HEAD + b"\r\n"):
         with server.connect() as connection:
@@ -228,7 +240,7 @@ def test_two_hundred_clients_fill_the_queue_and_it_recovers(page: Path) -> None:
         assert len(answered) >= MAX_REQUESTS
         assert refused
         for reply in refused:
-            assert reply.error.startswith(f"{MAX_REQUESTS} requests or 256 MiB of images are waiting")
+            assert reply.error.startswith(f"{MAX_REQUESTS} requests or 256 MiB of images are waiting or being sent")
             assert 1 <= int(reply.headers["Retry-After"]) <= 60
         assert server.metric("catinfer_answers_total", source="refused") == len(refused)
         assert ask(0).status == ask(199).status == 200
