@@ -149,10 +149,14 @@ def _model(text: str) -> str:
     path = _path(text)
     if path and Path(path).is_dir():
         return str(Path(path, "best", "gen.onnx"))
+    return _builtin(path)
 
+
+def _builtin(path: str) -> str:
+    """``path``, or if there is no such file and it is the name of a built-in generator, the path of that."""
     from infer.builtin import builtin_models
 
-    return path if Path(path).exists() else str(builtin_models().get(text, path))
+    return path if Path(path).exists() else str(builtin_models().get(path, path))
 
 
 def parse_seeds(text: str, most: int = MAX_N) -> Sequence[int]:
@@ -234,7 +238,8 @@ is computed in batches; an image has the same bytes as catinfer's file for the s
 """
 _SERVE_EPILOG = """\
 examples:
-  catinfer serve gen.onnx                         http://127.0.0.1:8000
+  catinfer serve                                  the built-in generator, http://127.0.0.1:8000
+  catinfer serve gen.onnx                         another one
   catinfer serve out/runs/mine --port 0           the best generator of a run, on any free port
   catinfer serve page/                            the page of `catexport --web page/`, and its generator as below
   catinfer serve gen.onnx --host 0.0.0.0          for other machines: there is no authentication
@@ -255,8 +260,10 @@ def _serve(argv: list[str]) -> dict[str, Any]:
     parser.add_argument(
         "target",
         type=_path,
+        nargs="?",
         metavar="MODEL|DIR",
-        help="a generator's file, the folder of a training run, or a folder with index.html",
+        help="a generator's file or the name of a built-in one (default drawn-cats-64), the folder of a training run, "
+        "or a folder with index.html",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="A", help="address to listen on (default 127.0.0.1: this machine only)"
@@ -275,7 +282,9 @@ def _serve(argv: list[str]) -> dict[str, Any]:
             raise
         raise UserError(f"serve needs the package {package}: pip install 'catgan[serve]'") from error
 
-    return serve(args.target, args.host, args.port, args.device)
+    from infer.builtin import DEFAULT
+
+    return serve(_builtin(args.target or DEFAULT), args.host, args.port, args.device)
 
 
 _COMMANDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {"doctor": _doctor, "serve": _serve}

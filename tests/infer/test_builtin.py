@@ -96,3 +96,17 @@ def test_without_runs_the_list_has_the_built_in_generators(tmp_path: Path, monke
 def test_the_list_takes_no_other_options(other: list[str]) -> None:
     with pytest.raises(UserError, match="--list writes no images"):
         main(["--list", *other])
+
+
+def test_the_service_has_the_built_in_generator_without_an_argument_and_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("starlette")
+    from infer.service import server
+
+    served: list[str] = []
+    monkeypatch.setattr(server, "serve", lambda target, *_: served.append(target) or {})
+    main(["serve"])
+    main(["serve", DEFAULT])
+    main(["serve", "gen.onnx"])
+    assert served == [str(builtin_models()[DEFAULT])] * 2 + ["gen.onnx"]
