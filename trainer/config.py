@@ -23,6 +23,11 @@ class Schedule:
     kimg: float = 0.0
     """Length of the ramp in thousands of images; 0: ``end`` from the beginning."""
 
+    @property
+    def is_used(self) -> bool:
+        """Whether it is ever other than zero."""
+        return bool(self.start or self.end)
+
     def __call__(self, nimg: int) -> float:
         """Value at ``nimg`` images."""
         done = min(nimg / (self.kimg * 1000), 1.0) if self.kimg > 0 else 1.0
@@ -274,7 +279,8 @@ class Config:
     """Compile both networks with torch.compile, which takes a minute or more at the start and can make GPUs faster; on
     CPUs it gains nothing. Not with penalties that differentiate twice, nor with networks that grow."""
     profile: int = 0
-    """Record the time of every operation in N steps at the start: profile.txt and profile.json.gz in the run's folder.
+    """Record the time of every operation in N steps at the start: profile_000000kimg.txt and .json.gz in the
+    run's folder, named after the images seen before.
     0: none."""
     seed: int = 0
     """Seed of all random numbers."""

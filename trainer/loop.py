@@ -160,7 +160,7 @@ class _Training:
         batches = end.enter_context(closing(self._batches(gan, position)))
         recorder.start(gan, position.nimg)
         steps = config.profile if self.context.rank == 0 else 0
-        end_step = end.enter_context(traced(steps, self.context.device, self.start.storage.work))
+        end_step = end.enter_context(traced(steps, self.context.device, self.start.storage.work, position.nimg))
 
         meter = Meter(position.nimg)
         for step in range(position.nimg // config.batch + 1, total + 1):
@@ -301,12 +301,14 @@ def _check_weights(gan: GAN, nimg: int) -> None:
 
 
 def _hyperparameters(gan: GAN) -> dict[str, float]:
+    """The values that schedules and feedback set, except those that are always zero."""
+    augment, gamma = gan.config.augment, gan.config.loss.gamma
     return {
         "lr/generator": gan.g_optimiser.param_groups[0]["lr"],
         "lr/discriminator": gan.d_optimiser.param_groups[0]["lr"],
-        "augment/p": float(gan.p),
-        "augment/noise": gan.noise,
-        "loss/gamma": gan.gamma,
+        **({"augment/p": float(gan.p)} if augment.policy and (augment.target or augment.p.is_used) else {}),
+        **({"augment/noise": gan.noise} if augment.noise.is_used else {}),
+        **({"loss/gamma": gan.gamma} if gamma.is_used else {}),
         **{f"grow/{name}": value for name, value in gan.growth.items()},
     }
 

@@ -11,17 +11,17 @@ import torch
 
 from catgan.command import say
 
-TABLE, TRACE = "profile.txt", "profile.json.gz"
 _BEFORE = 10  # steps before the trace: memory is allocated, cuDNN chooses its algorithms, networks are compiled
 _ROWS = 40
 
 
 @contextmanager
-def traced(steps: int, device: torch.device, folder: Path) -> Iterator[Callable[[], None]]:
+def traced(steps: int, device: torch.device, folder: Path, nimg: int = 0) -> Iterator[Callable[[], None]]:
     """Trace ``steps`` steps, after the first ten. Yields a function to call at the end of each step.
 
-    ``folder`` gets ``profile.txt``, the operations that took the longest by themselves, and ``profile.json.gz``, the
-    timeline for https://ui.perfetto.dev. A training that ends before has fewer steps in them, or writes neither.
+    For a training that begins or continues at ``nimg`` images, ``folder`` gets ``profile_000120kimg.txt``, the
+    operations that took the longest by themselves, and ``profile_000120kimg.json.gz``, the timeline for
+    https://ui.perfetto.dev. A training that ends before has fewer steps in them, or writes neither.
     """
     if steps == 0:
         yield lambda: None
@@ -38,9 +38,11 @@ def traced(steps: int, device: torch.device, folder: Path) -> Iterator[Callable[
         traced_steps = f"{trace.step_num - _BEFORE} steps"
         by = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         table = trace.key_averages().table(sort_by=by, row_limit=_ROWS, max_name_column_width=60)
-        (folder / TABLE).write_text(f"{traced_steps}\n{table}", encoding="utf-8")
-        trace.export_chrome_trace(str(folder / TRACE))
-        say(f"traced {traced_steps}: {folder / TABLE}, and {TRACE} for https://ui.perfetto.dev")
+        name = f"profile_{nimg // 1000:06d}kimg"
+        summary, timeline = folder / f"{name}.txt", folder / f"{name}.json.gz"
+        summary.write_text(f"{traced_steps}\n{table}", encoding="utf-8")
+        trace.export_chrome_trace(str(timeline))
+        say(f"traced {traced_steps}: {summary}, and {timeline.name} for https://ui.perfetto.dev")
 
     schedule = profiler.schedule(wait=_BEFORE - 1, warmup=1, active=steps, repeat=1)
     with profiler.profile(activities=activities, schedule=schedule, on_trace_ready=save) as trace:

@@ -259,6 +259,7 @@ def test_what_a_run_leaves_behind(manifest: Manifest, tmp_path: Path):
     ticks = [values for _, values in notes.points if "loss/generator" in values]
     assert len(ticks) == 6
     assert {"loss/discriminator", "loss/r1r2", "d/real", "d/fake", "lr/generator", "augment/p"} <= set(ticks[0])
+    assert "augment/noise" not in ticks[0]  # always zero here
     assert all(0 <= values["system/cpu_utilization_percentage"] <= 100 for values in ticks)
     assert all(values["system/system_memory_usage_megabytes"] > 1 for values in ticks)
     assert all(values["speed/images_per_second"] > 0 and 0 <= values["speed/data_wait"] < 1 for values in ticks)

@@ -83,7 +83,13 @@ CASES = {
         config("hinge", gamma=2.0, arch="progan"), penalty="finite-difference"
     ),
     "bce, projected": projected(config("bce", norm="batch")),
+    "bce, compiled": replace(config("bce", norm="batch"), compile=True),
+    "rpgan, finite differences, compiled": replace(
+        changed_loss(config("rpgan", gamma=2.0, arch="r3gan"), penalty="finite-difference"), compile=True
+    ),
 }
+# Traced by torch.compile, but run by PyTorch's own operations: compiling them takes half a minute.
+TRACED = functools.partial(torch.compile, backend="aot_eager")
 
 
 def steered(family: str) -> Config:
@@ -120,7 +126,8 @@ def fakes_of(gan: GAN, latents: Sequence[torch.Tensor], detach: bool = False) ->
 def two_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor]:
     """Gradients and weights after two iterations on fixed reals and latents, this rank's share of them."""
     torch.manual_seed(0)
-    gan = GAN(c, torch.device("cpu"), world_size)
+    with mock.patch("torch.compile", TRACED):
+        gan = GAN(c, torch.device("cpu"), world_size)
     if c.model.arch == "r3gan":  # its blocks start with a zero layer, which would hide the rest of them
         for module in (gan.generator, gan.discriminator):
             for p in module.parameters():
@@ -316,8 +323,7 @@ def steps_of(c: Config) -> dict[str, torch.Tensor]:
     ],
 )
 def test_compiled_networks_train_alike(c: Config):
-    """Traced by torch.compile, but run by PyTorch's own operations: compiling them takes half a minute."""
-    with mock.patch("torch.compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True)):
+    with mock.patch("torch.compile", functools.partial(TRACED, fullgraph=True)):
         compiled = steps_of(replace(c, compile=True))
     torch.testing.assert_close(compiled, steps_of(c))
 

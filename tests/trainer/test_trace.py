@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.trace import TABLE, TRACE, traced
+from trainer.trace import traced
+
+TABLE, TRACE = "profile_000000kimg.txt", "profile_000000kimg.json.gz"
 
 
-def steps(profile: int, total: int, folder: Path) -> None:
+def steps(profile: int, total: int, folder: Path, nimg: int = 0) -> None:
     x = torch.randn(8, 8)
-    with traced(profile, torch.device("cpu"), folder) as end_step:
+    with traced(profile, torch.device("cpu"), folder, nimg) as end_step:
         for step in range(total):
             x.mm(x) if 10 <= step < 13 else x.add(x)
             end_step()
@@ -32,6 +34,15 @@ def test_only_the_steps_asked_for_are_traced(tmp_path: Path, capsys: pytest.Capt
 def test_a_training_that_ends_during_the_trace_has_fewer_steps_in_it(tmp_path: Path) -> None:
     steps(3, 12, tmp_path)
     assert (tmp_path / TABLE).read_text().startswith("2 steps\n")
+
+
+def test_a_training_that_goes_on_keeps_the_earlier_trace(tmp_path: Path) -> None:
+    steps(3, 13, tmp_path)
+    before = (tmp_path / TABLE).read_bytes()
+    steps(2, 12, tmp_path, nimg=120_400)
+    assert (tmp_path / TABLE).read_bytes() == before
+    assert (tmp_path / "profile_000120kimg.txt").read_text().startswith("2 steps\n")
+    assert (tmp_path / "profile_000120kimg.json.gz").is_file()
 
 
 @pytest.mark.parametrize(("profile", "total"), [(0, 20), (3, 9), (3, 10)])
