@@ -8,6 +8,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from mlflow.entities import Dataset, DatasetInput
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from torch import nn
@@ -99,6 +100,31 @@ def test_a_version_is_linked_to_its_run(
     assert model.tags["mlflow.modelVersions"] == '[{"name": "linked", "version": 1}]'
     assert mlflow.active_run() is None
     assert os.environ.get("MLFLOW_TRACKING_URI") == before
+
+
+def test_models_are_found_by_their_metric_and_the_run_has_each_point_once(
+    client: MlflowClient, uri: str, onnx_path: Path
+) -> None:
+    experiment = client.get_experiment_by_name("catgan")
+    assert experiment is not None
+    runs = {}
+    for value in (70.0, 20.5, 40.0):
+        run_id = new_run(client)
+        runs[value] = run_id
+        client.log_inputs(run_id, [DatasetInput(Dataset("cats", "dada", "webdataset", "{}"))])
+        client.log_metric(run_id, "fid3k", value, timestamp=1000, step=12)
+        for _ in range(2):
+            register(uri, run_id, "sorted", onnx_path, info(value, name="fid3k"))
+        assert [(p.timestamp, p.value) for p in client.get_metric_history(run_id, "fid3k")] == [(1000, value)]
+    found = client.search_logged_models(
+        [experiment.experiment_id],
+        "metrics.fid3k < 50",
+        order_by=[{"field_name": "metrics.fid3k", "ascending": True}],
+    )
+    assert [model.source_run_id for model in found] == [runs[20.5], runs[40.0]]
+    (metric,) = found[0].metrics
+    assert (metric.key, metric.value, metric.step) == ("fid3k", 20.5, 12)
+    assert (metric.dataset_name, metric.dataset_digest) == ("cats", "dada")
 
 
 def test_the_downloaded_file_is_the_checked_one(
