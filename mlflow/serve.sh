@@ -49,5 +49,17 @@ export MLFLOW_DISABLE_TELEMETRY=${MLFLOW_DISABLE_TELEMETRY-true}
 # It would start seven more processes, which only serve evaluations of language models.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=${MLFLOW_SERVER_ENABLE_JOB_EXECUTION-false}
 # One worker: SQLite allows one writer at a time, and each worker takes a second to start and about 200 MB of memory.
-exec "$mlflow" server --backend-store-uri "$scheme:///$encoded/mlflow.db" \
-  --artifacts-destination "$artifacts/mlartifacts" --host 127.0.0.1 --port 5000 --workers 1 "$@"
+# In the background, where it does not get the terminal's Ctrl-C: MLflow would answer that with a traceback.
+"$mlflow" server --backend-store-uri "$scheme:///$encoded/mlflow.db" \
+  --artifacts-destination "$artifacts/mlartifacts" --host 127.0.0.1 --port 5000 --workers 1 "$@" &
+server=$!
+interrupted=
+trap 'interrupted=yes; kill -TERM "$server" 2>/dev/null || true' INT
+trap 'kill -TERM "$server" 2>/dev/null || true' TERM
+# A signal ends `wait` before the server ends.
+while :; do
+  wait "$server" && status=0 || status=$?
+  kill -0 "$server" 2>/dev/null || break
+done
+[ -z "$interrupted" ] || { echo "serve.sh: stopped" >&2; status=130; }
+exit "$status"

@@ -67,7 +67,9 @@ def server(folder: Path) -> Iterator[str]:
             time.sleep(0.3)
         yield uri
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
-        process.wait(timeout=30)
+        assert process.wait(timeout=30) == 130
+        assert "Traceback" not in log.read_text()
+        assert log.read_text().endswith("serve.sh: stopped\n")
         assert not answers(uri)
     finally:
         if process.poll() is None:
