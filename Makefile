@@ -43,7 +43,7 @@ demo: setup  ## Train on drawn cats with 2 workers, export the best generator, w
 # Learning rates fall to a tenth, since the length is known. The metric is measured against the training images, which are
 # many; docs/infer.md has its value against others.
 BASE := out/base
-base: setup  ## Train the generator that catinfer has built in once more, on 50,000 drawn cats: an hour and a half on one core
+base: setup  ## Train the generator that catinfer has built in once more, on 50,000 drawn cats: an hour on one core
 	test -f $(BASE)/data/manifest.json || $(BIN)/catdata synth $(BASE)/data --num 50000 --size 64 --seed 20261 --val-fraction 0
 	$(BIN)/python trainer/run.py dcgan-cpu-64 --data $(BASE)/data --out $(BASE)/runs --name base --workers 0 --kimg 500 \
 		--track.snapshot-kimg 100 --optim.g-lr.start 2e-4 --optim.g-lr.end 2e-5 --optim.g-lr.kimg 500 \
