@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 
-from catgan.files import atomic_path, atomic_write
+from catgan.files import atomic_write
+from infer.files import encode
 from infer.grid import grid
 from infer.latents import latents
+from infer.provenance import Provenance
 from infer.session import Generator
 from trainer.metrics.numbers import is_same_metric
 
@@ -46,9 +49,10 @@ def write_card(onnx_path: Path, info: Mapping[str, Any], max_abs_diff: float, va
         OSError: a file cannot be written.
     """
     generator = Generator(onnx_path, "cpu")
-    samples = grid(generator(latents(range(_NUM_SAMPLES), generator.z_dim)))
-    with atomic_path(onnx_path.with_name("samples.png")) as temporary:
-        samples.save(temporary, format="PNG")
+    seeds = range(_NUM_SAMPLES)
+    samples = grid(generator(latents(seeds, generator.z_dim)))
+    origin = Provenance("sheet", generator.sha256, seeds, (1.0,), device=generator.device)
+    atomic_write(onnx_path.with_name("samples.png"), encode(np.asarray(samples), ".png", origin.packet()))
     card = onnx_path.with_name("card.md")
     atomic_write(card, _text(onnx_path, generator, info, max_abs_diff, variants).encode())
     return card

@@ -7,7 +7,6 @@ run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from catgan.command import UserError, say
 from catgan.dataset import MANIFEST, Manifest, Shard, Split, canonical_json, tool, write_shard
 from catgan.files import atomic_open, remove_partials
 from infer.files import STATE
+from infer.provenance import SOURCE_TYPE, seeds_sha256
 
 CONTACT = "contact.png"
 SHARD = 1000  # images per shard, about 10 MB at 64 pixels
@@ -36,6 +36,7 @@ class Job:
         suffix: of the image files, such as ".png".
         provider: onnxruntime's name of the device.
         shards: whether the images become a data set instead of single files.
+        software: name and version of this program, which the files say made them; None if they say nothing.
     """
 
     generator_sha256: str
@@ -44,17 +45,27 @@ class Job:
     suffix: str
     provider: str
     shards: bool
+    software: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """The job in values that JSON gives back unchanged."""
-        return {
+        settings = {
             "generator_sha256": self.generator_sha256,
-            "seeds_sha256": hashlib.sha256(",".join(map(str, self.seeds)).encode()).hexdigest(),
+            "seeds_sha256": seeds_sha256(self.seeds),
             "psi": self.psi,
             "suffix": self.suffix,
             "provider": self.provider,
             "shards": self.shards,
         }
+        # Without it as in earlier versions, whose unfinished work can be continued so.
+        return settings if self.software is None else {**settings, "software": self.software}
+
+    def record(self, seed: int) -> dict[str, Any]:
+        """The attributes of an image in a shard."""
+        record = {"psi": self.psi, "seed": seed}
+        if self.software is None:
+            return record
+        return {**record, "digital_source_type": SOURCE_TYPE, "generator_sha256": self.generator_sha256}
 
 
 class Progress:
@@ -103,12 +114,6 @@ class Progress:
         self._path.unlink()
 
 
-def sha256(path: Path) -> str:
-    """In hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_files(folder: Path, job: Job, images: Iterator[bytes], progress: Progress) -> None:
     """Write one file per seed, such as ``cat-000003.png``. Existing files are replaced.
 
@@ -127,11 +132,11 @@ def write_shards(folder: Path, job: Job, size: int, images: Iterator[bytes], pro
     """Write a data set in the format of ``catdata``, with the split ``train`` alone: shards, then ``manifest.json``.
 
     ``images`` are the encoded images of ``size`` pixels after those that are done, in order. Each becomes a sample of
-    ``<seed, 8 digits>.png`` and ``.json`` (seed, psi).
+    ``<seed, 8 digits>.png`` and ``.json``, see ``Job.record``.
     """
     while part := job.seeds[progress.done : progress.done + SHARD]:
         path = folder / f"train-{len(progress.shards):06d}.tar"
-        progress.shards.append(_write_shard(path, part, job.psi, islice(images, len(part))))
+        progress.shards.append(_write_shard(path, part, job, islice(images, len(part))))
         progress.done += len(part)
         progress.save()
     manifest = Manifest(
@@ -148,9 +153,9 @@ def write_shards(folder: Path, job: Job, size: int, images: Iterator[bytes], pro
     progress.finish()
 
 
-def _write_shard(path: Path, seeds: Sequence[int], psi: float, images: Iterable[bytes]) -> Shard:
+def _write_shard(path: Path, seeds: Sequence[int], job: Job, images: Iterable[bytes]) -> Shard:
     samples = (
-        (f"{seed:08d}", "png", image, canonical_json({"psi": psi, "seed": seed}))
+        (f"{seed:08d}", "png", image, canonical_json(job.record(seed)))
         for seed, image in zip(seeds, images, strict=True)
     )
     with atomic_open(path) as file:

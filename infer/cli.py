@@ -45,6 +45,7 @@ examples:
   catinfer --onnx gen.onnx --n 1 --out - > cat.png       to standard output
 
 other commands:
+  catinfer inspect FILE...  where an image comes from, and the command that makes it again
   catinfer doctor       which devices onnxruntime can use here, what is wrong with CUDA, and how to repair it
   catinfer serve MODEL  images over HTTP, on this machine only unless --host is given
   catinfer serve DIR    the same, and the page of `catexport --web DIR`
@@ -120,6 +121,13 @@ def _parser() -> argparse.ArgumentParser:
         "second) from each to the next, on great circles (slerp); add --out for the images themselves",
     )
     _add_device(parser)
+    parser.add_argument(
+        "--no-metadata",
+        dest="metadata",
+        action="store_false",
+        help="write files that do not say that they are generated, by which generator and from which seeds; by default "
+        "they say so as XMP, which `catinfer inspect FILE` reads",
+    )
     parser.add_argument(
         "--benchmark",
         action="store_true",
@@ -215,7 +223,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     from infer.output import parse_output
 
     output = parse_output(out, suffix, args.shards, args.labels, args.truncation_sweep or ())
-    return generate(Order(args.onnx, seeds, args.psi, output, args.interpolate, args.device))
+    return generate(Order(args.onnx, seeds, args.psi, output, args.interpolate, args.device, args.metadata))
 
 
 def _doctor(argv: list[str]) -> dict[str, Any]:
@@ -287,7 +295,28 @@ def _serve(argv: list[str]) -> dict[str, Any]:
     return serve(_builtin(args.target or DEFAULT), args.host, args.port, args.device)
 
 
-_COMMANDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {"doctor": _doctor, "serve": _serve}
+def _inspect(argv: list[str]) -> dict[str, Any]:
+    parser = Parser(
+        f"{NAME} inspect",
+        "Print as JSON what files say about their origin, and on stderr the command that makes the same image again. "
+        "Reads PNG,\nJPEG, WebP, GIF and MP4 from any program, and generators (gen.onnx). Exit status 0 also if a file "
+        "says nothing, with\nnull for what is unknown; 2 if it is damaged or of another format.",
+    )
+    parser.add_argument(
+        "files", type=_path, nargs="+", metavar="FILE", help="with the gen.onnx among them, the command names its path"
+    )
+    args = parser.parse_args(argv)
+
+    from infer.origin import inspect
+
+    return inspect(args.files)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
+    "doctor": _doctor,
+    "inspect": _inspect,
+    "serve": _serve,
+}
 
 
 def entry() -> None:

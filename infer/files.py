@@ -7,11 +7,13 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from catgan.machine import cores
 
@@ -30,28 +32,41 @@ _AHEAD = 64
 _AHEAD_BYTES = 2**28
 
 
-def save(image: Image.Image, file: BinaryIO, suffix: str) -> None:
-    """Write ``image`` in the format of ``suffix``. PNG and WebP are lossless."""
-    image.save(file, **_OPTIONS[suffix])
+def save(image: Image.Image, file: BinaryIO, suffix: str, xmp: bytes | None = None) -> None:
+    """Write ``image`` in the format of ``suffix``, with the XMP packet ``xmp``. PNG and WebP are lossless."""
+    options = dict(_OPTIONS[suffix])
+    if xmp is not None and options["format"] == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+    elif xmp is not None:
+        options["xmp"] = xmp
+    image.save(file, **options)
 
 
-def encode(pixels: np.ndarray, suffix: str) -> bytes:
-    """The content of a file with ``pixels`` uint8 ``[H, W, 3]``; ``suffix`` is one of ``SUFFIXES``."""
+def encode(pixels: np.ndarray, suffix: str, xmp: bytes | None = None) -> bytes:
+    """The content of a file with ``pixels`` uint8 ``[H, W, 3]``.
+
+    Args:
+        suffix: one of ``SUFFIXES``.
+        xmp: the packet of ``Provenance``, for the file to say that it is generated; a ``.npy`` has no place for it.
+    """
     file = io.BytesIO()
     if suffix == ARRAY:
         np.save(file, pixels, allow_pickle=False)
     else:
-        save(Image.fromarray(pixels), file, suffix)
+        save(Image.fromarray(pixels), file, suffix, xmp)
     return file.getvalue()
 
 
-def encode_all(images: Iterable[np.ndarray], suffix: str) -> Iterator[bytes]:
-    """``encode`` of each image, in order, in one thread per core while further images are generated."""
+def encode_all(
+    images: Iterable[np.ndarray], suffix: str, packets: Iterable[bytes | None] = repeat(None)
+) -> Iterator[bytes]:
+    """``encode`` of each image with its packet, in order, in one thread per core while further images are generated."""
     with ThreadPoolExecutor(cores()) as pool:
         waiting: deque[Future[bytes]] = deque()
         try:
-            for pixels in images:
-                waiting.append(pool.submit(encode, pixels, suffix))
+            for pixels, xmp in zip(images, packets, strict=False):
+                waiting.append(pool.submit(encode, pixels, suffix, xmp))
                 if len(waiting) > min(_AHEAD, _AHEAD_BYTES // pixels.nbytes):
                     yield waiting.popleft().result()
             while waiting:

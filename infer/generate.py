@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from infer.files import encode_all, make_writable, save
 from infer.grid import cell, grid, grid_shape
 from infer.latents import latents, walk
 from infer.output import Array, Files, Output, Shards, Sheet, check_shards
+from infer.provenance import Provenance, this_software
 from infer.session import Generator
 from infer.walk import STEPS, check_walk, write_walk
 
@@ -42,6 +43,7 @@ class Order:
         output: where the images go; None to write ``interpolate`` alone.
         interpolate: a file for a walk through the seeds.
         device: see ``Generator``.
+        metadata: whether the files say that they are generated, and by what, see ``infer.provenance``.
     """
 
     onnx: str
@@ -50,6 +52,7 @@ class Order:
     output: Output | None = None
     interpolate: str | None = None
     device: str = "auto"
+    metadata: bool = True
 
 
 def generate(order: Order) -> dict[str, Any]:
@@ -76,7 +79,8 @@ def generate(order: Order) -> dict[str, Any]:
         points = walk(latents(order.seeds, generator.z_dim), STEPS) * np.float32(order.psi)
         chunk = _chunk(generator)
         chunks = (points[i : i + chunk] for i in range(0, len(points), chunk))
-        write_walk(Path(order.interpolate), _images(generator, chunks, len(points)))
+        xmp = _origin(order, generator, "walk").packet() if order.metadata else None
+        write_walk(Path(order.interpolate), _images(generator, chunks, len(points)), xmp)
     out = order.output.out if order.output else order.interpolate
     result: dict[str, Any] = {"out": out, "n": len(order.seeds), "provider": generator.provider}
     if order.interpolate is not None:
@@ -150,13 +154,20 @@ def _images(generator: Generator, chunks: Iterable[np.ndarray], total: int, befo
             say(f"{done}/{total} images, {speed:.0f}/s, {minutes}:{seconds:02d} min left")
 
 
+def _origin(order: Order, generator: Generator, kind: str) -> Provenance:
+    """The origin of a file with all seeds of ``order``."""
+    return Provenance(kind, generator.sha256, order.seeds, (order.psi,), device=generator.device)
+
+
 def _write_sheet(sheet: Sheet, labels: Sequence[str], order: Order, generator: Generator) -> None:
     n, psis = len(order.seeds), sheet.sweep or [order.psi]
     images = _images(generator, _latents(order.seeds, psis, generator), n * len(psis))
     image = grid(np.stack(list(images)), n if sheet.sweep else None, labels)
+    origin = _origin(order, generator, "sweep" if sheet.sweep else "sheet")
+    xmp = replace(origin, psi=psis, labels=sheet.labels).packet() if order.metadata else None
     with _open(sheet.out) as file:
         encoded = io.BytesIO()  # Pillow reports a closed pipe as an error of its encoder
-        save(image, encoded, sheet.suffix)
+        save(image, encoded, sheet.suffix, xmp)
         file.write(encoded.getbuffer())
 
 
@@ -192,21 +203,28 @@ def _write_many(output: Files | Shards, order: Order, generator: Generator) -> N
 
     folder = Path(output.out)
     job = bulk.Job(
-        generator_sha256=bulk.sha256(Path(order.onnx)),
+        generator_sha256=generator.sha256,
         seeds=order.seeds,
         psi=order.psi,
         suffix=output.suffix if isinstance(output, Files) else ".png",
         provider=generator.provider,
         shards=isinstance(output, Shards),
+        software=this_software() if order.metadata else None,
     )
     progress = bulk.Progress(folder, job)
     progress.begin()
     chunks = _latents(order.seeds[progress.done :], [order.psi], generator)
-    files = encode_all(_images(generator, chunks, len(order.seeds), progress.done), job.suffix)
+    origin = _origin(order, generator, "image")
+    packets = (
+        replace(origin, seeds=(seed,)).packet() if order.metadata else None for seed in order.seeds[progress.done :]
+    )
+    files = encode_all(_images(generator, chunks, len(order.seeds), progress.done), job.suffix, packets)
     if not job.shards:
         bulk.write_files(folder, job, files, progress)
         return
-    contacts = chain.from_iterable(map(generator, _latents(order.seeds[:CONTACTS], [order.psi], generator)))
+    shown = order.seeds[:CONTACTS]
+    contacts = chain.from_iterable(map(generator, _latents(shown, [order.psi], generator)))
+    xmp = replace(origin, kind="sheet", seeds=shown).packet() if order.metadata else None
     with atomic_open(folder / bulk.CONTACT) as file:
-        save(grid(np.stack(list(contacts))), file, ".png")
+        save(grid(np.stack(list(contacts))), file, ".png", xmp)
     bulk.write_shards(folder, job, generator.size, files, progress)

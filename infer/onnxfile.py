@@ -89,17 +89,17 @@ class ModelFile:
         data: the file's bytes.
         nodes: the operators.
         shapes: of the tensors in the file, by name.
-        metadata: the file's text entries.
         outline: a small ONNX model of the same operators, for inferring all other shapes. Its batch is 1, large
             tensors are inputs (their values do not matter), and all outputs of operators are outputs without declared
             shapes (the file's own declarations are not trusted), each with its rank beside it, see ``rank_of``.
+        metadata: text entries, by name.
     """
 
     data: bytes
     nodes: list[Node]
     shapes: dict[str, list[int]]
-    metadata: dict[str, str]
     outline: bytes
+    metadata: dict[str, str]
 
 
 def rank_of(name: str) -> str:
@@ -249,7 +249,7 @@ def _checked(data: bytes) -> ModelFile:
     shapes = {tensor.name: tensor["dims"] for tensor in graph["initializer"]}
     metadata = {entry.last("key", ""): entry.last("value", "") for entry in model["metadata_props"]}
     nodes = [_node(node) for node in graph["node"]]
-    return ModelFile(data, nodes, shapes, metadata, _outline(data, model, graph))
+    return ModelFile(data, nodes, shapes, _outline(data, model, graph), metadata)
 
 
 def _check_tensor(tensor: _Message) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -54,7 +55,9 @@ class Generator:
         size: side of an image in pixels.
         is_uint8: whether the graph itself rounds to pixel values.
         metadata: the file's text entries.
+        sha256: of the file, in hex.
         provider: onnxruntime's name of the device, such as "CPUExecutionProvider".
+        device: the same as ``catinfer`` names it, "cpu" or "cuda".
 
     Raises:
         UserError: the file is not one self-contained generator with input ``z`` and output ``image``, or onnxruntime
@@ -66,6 +69,7 @@ class Generator:
         self._path = Path(path)
         model = read_model(self._path)
         check_operators(model, self._path)
+        self.sha256 = hashlib.sha256(model.data).hexdigest()
         ort = import_onnxruntime()
         values = check_work(model, open_outline(ort, model.outline, self._path), self._path)
         self._at_once = max(1, min(cores(), MAX_VALUES // values))  # together they take no more than one image may
@@ -75,6 +79,7 @@ class Generator:
         self._shape = (self.size, self.size, 3) if self.is_uint8 else (3, self.size, self.size)
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.provider: str = self._session.get_providers()[0]
+        self.device = "cuda" if self.provider == CUDA else "cpu"
         for key, value in (("z_dim", self.z_dim), ("size", self.size)):
             if self.metadata.get(key, str(value)) != str(value):
                 raise UserError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +14,7 @@ from PIL import Image
 
 from catgan.command import UserError
 from catgan.files import atomic_open
+from infer.containers import gif_with_xmp, mp4_box
 
 SUFFIXES = (".gif", ".webp", ".mp4")
 STEPS = 20  # frames from one seed to the next
@@ -32,27 +35,36 @@ def check_walk(path: str, seeds: int) -> None:
         _import_av(path)
 
 
-def write_walk(path: Path, frames: Iterator[np.ndarray]) -> None:
-    """Write ``frames``, at least one, uint8 ``[size, size, 3]`` each, in the format of ``path``'s suffix."""
+def write_walk(path: Path, frames: Iterator[np.ndarray], xmp: bytes | None = None) -> None:
+    """Write ``frames``, at least one, uint8 ``[size, size, 3]`` each, in the format of ``path``'s suffix, with the XMP
+    packet ``xmp``."""
     with atomic_open(path) as file:
         match path.suffix.lower():
             case ".gif":
-                _write_gif(file, frames)
+                _write_gif(file, frames, xmp)
             case ".webp":
-                _write_webp(file, frames)
+                _write_webp(file, frames, xmp)
             case _:
                 _write_mp4(file, frames, str(path))
+                if xmp is not None:
+                    file.seek(0, os.SEEK_END)
+                    file.write(mp4_box(xmp))
 
 
-def _write_gif(file: BinaryIO, frames: Iterator[np.ndarray]) -> None:
+def _write_gif(file: BinaryIO, frames: Iterator[np.ndarray], xmp: bytes | None) -> None:
     # Each frame gets its own palette of 256 colours, without dithering, whose noise would change from frame to frame.
     images = (Image.fromarray(f).quantize(256, dither=Image.Dither.NONE) for f in frames)
-    next(images).save(file, "GIF", save_all=True, append_images=images, duration=FRAME_MS, loop=0)
+    gif = io.BytesIO()
+    next(images).save(gif, "GIF", save_all=True, append_images=images, duration=FRAME_MS, loop=0)
+    file.write(gif.getvalue() if xmp is None else gif_with_xmp(gif.getvalue(), xmp))
 
 
-def _write_webp(file: BinaryIO, frames: Iterator[np.ndarray]) -> None:
+def _write_webp(file: BinaryIO, frames: Iterator[np.ndarray], xmp: bytes | None) -> None:
     images = map(Image.fromarray, frames)
-    next(images).save(file, "WEBP", save_all=True, append_images=list(images), duration=FRAME_MS, loop=0, lossless=True)
+    options: dict[str, Any] = {"duration": FRAME_MS, "loop": 0, "lossless": True}
+    if xmp is not None:
+        options["xmp"] = xmp
+    next(images).save(file, "WEBP", save_all=True, append_images=list(images), **options)
 
 
 def _write_mp4(file: BinaryIO, frames: Iterable[np.ndarray], name: str) -> None:

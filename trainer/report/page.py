@@ -347,7 +347,7 @@ def _image_url(path: Path) -> str:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
     small.thumbnail((_MAX_PIXELS, _MAX_PIXELS), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    small.save(file, "WEBP", quality=85)
+    small.save(file, "WEBP", quality=85, xmp=small.info.get("xmp", b""))  # says of generated images that they are
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -31,9 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import numpy as np
 from PIL import Image
 
 from catgan.command import say
+from infer.files import encode
 from trainer.tracking.journal import Record
 from trainer.tracking.messages import brief
 from trainer.tracking.outbox import DeliveryState, Outbox, Refused, describe_refused
@@ -281,9 +283,10 @@ class Delivery:
             raise _UnusableFile(f"{path} is not an image") from error
         with tempfile.TemporaryDirectory() as scratch:
             full, small = Path(scratch, f"{name}.png"), Path(scratch, f"{name}+compressed.webp")
-            image.save(full)
+            xmp = image.info.get("xmp")  # says of generated images that they are
+            full.write_bytes(encode(np.asarray(image), ".png", xmp))
             image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            image.save(small)
+            image.save(small, xmp=xmp or b"")
             for version in (full, small):
                 self._client.log_artifact(run_id, str(version), "images")
         self._client.set_tag(run_id, "mlflow.loggedImages", True, synchronous=True)

@@ -17,8 +17,11 @@ from torch import Tensor
 
 from catgan.command import say
 from catgan.dataset import Manifest
-from catgan.files import atomic_path
+from catgan.files import atomic_write
+from infer.containers import gif_with_xmp
+from infer.files import save
 from infer.grid import grid
+from infer.provenance import in_training
 from infer.walk import FRAME_MS, write_walk
 from trainer.checkpoints.saver import Saver
 from trainer.checkpoints.state import Position, save_state
@@ -111,7 +114,7 @@ class Recorder(NullRecorder):
     def samples(self, gan: GAN, nimg: int) -> None:
         # The same seeds each time, so that the grids of a run show its progress.
         image = _grid(generate(gan, range(gan.config.track.grid)))
-        if path := self._keep(f"samples/fakes_{nimg // 1000:06d}kimg.png", image):
+        if path := self._keep(f"samples/fakes_{nimg // 1000:06d}kimg.png", image, in_training()):
             self.tracker.log_grid("fakes", nimg, path)
 
     def evaluation(self, gan: GAN, position: Position, is_best: bool, share: float) -> None:
@@ -146,10 +149,11 @@ class Recorder(NullRecorder):
             "config": gan.config.to_dict(),
         }
 
-    def _keep(self, name: str, image: Image.Image) -> Path | None:
-        """Write an image into the run's folder; None, with a warning, if the disk refuses it."""
+    def _keep(self, name: str, image: Image.Image, xmp: bytes | None = None) -> Path | None:
+        """Write an image, with the XMP packet ``xmp``, into the run's folder; None, with a warning, if the disk refuses
+        it."""
         data = io.BytesIO()
-        image.save(data, "PNG")
+        save(image, data, ".png", xmp)
         try:
             self.storage.write(name, data.getvalue())
         except OSError as error:
@@ -181,10 +185,11 @@ def write_progress(run_dir: Path, longest: int = 640) -> list[Path]:
         return []
     durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]
     film = run_dir / "progress.gif"
-    with atomic_path(film) as temporary:
-        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    gif = io.BytesIO()
+    frames[0].save(gif, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    atomic_write(film, gif_with_xmp(gif.getvalue(), in_training()))
     if importlib.util.find_spec("av") is None:
         return [film]
     repeated = (np.asarray(f) for f, ms in zip(frames, durations, strict=True) for _ in range(ms // FRAME_MS))
-    write_walk(run_dir / "progress.mp4", repeated)
+    write_walk(run_dir / "progress.mp4", repeated, in_training())
     return [film, run_dir / "progress.mp4"]
