@@ -19,6 +19,7 @@ from pathlib import Path
 from catgan.command import UserError, say
 from catgan.files import atomic_write, cache_dir
 from infer.onnxfile import read_model
+from infer.provenance import this_software
 from infer.session import Generator
 
 ONNXRUNTIME_WEB = "onnxruntime-web@1.30.0"
@@ -27,7 +28,7 @@ SHA512 = (
     "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
 )
 _RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-_PAGE_FILES = ("index.html", "style.css", "app.js", "generator.js", "random.js")
+_PAGE_FILES = ("index.html", "style.css", "app.js", "generator.js", "provenance.js", "random.js")
 _NPM_TIMEOUT = 600  # seconds
 
 
@@ -52,6 +53,7 @@ def write_page(onnx: Path, folder: Path) -> None:
     if generator.is_uint8:
         raise UserError(f"--web: {onnx} rounds to pixels itself; the page needs a file without --uint8")
     model = read_model(onnx)
+    about = {"size": generator.size, "z_dim": generator.z_dim, "sha256": generator.sha256, "software": this_software()}
     runtime = _onnxruntime_web()
     folder = folder.absolute()
     try:
@@ -64,7 +66,7 @@ def write_page(onnx: Path, folder: Path) -> None:
             for name, content in runtime.items():
                 (new / name).write_bytes(content)
             (new / "gen.onnx").write_bytes(model.data)
-            (new / "gen.json").write_text(json.dumps({"size": generator.size, "z_dim": generator.z_dim}) + "\n")
+            (new / "gen.json").write_text(json.dumps(about) + "\n")
             if folder.exists():
                 folder.rename(Path(temporary, "old"))
             new.rename(folder)

@@ -93,7 +93,9 @@ def _explain(record: dict[str, Any], onnx: str | None) -> None:
         say(f"{path}: images of a generator in training, by {tool}")
         return
     if record["kind"] == "blend":
-        say(f"{path}: made by {tool} on a web page; its address shows it again with {_fragment(record)}")
+        say(
+            f"{path}: made by {tool} on the page of catexport --web; its address shows it again with {_address(record)}"
+        )
         return
     record["command"] = command(record, onnx or "gen.onnx")
     if record["command"] is None:
@@ -147,9 +149,10 @@ def _range(part: str) -> tuple[int, int]:
     return int(first), int(last or first)
 
 
-def _fragment(record: dict[str, Any]) -> str:
-    left, _, right = (record["seeds"] or "").partition(",")
-    return f"#left={left}&right={right}&mix={record['mix']}&psi={(record['psi'] or [1.0])[0]:g}"
+def _address(record: dict[str, Any]) -> str:
+    """The end of the page's address, see ``export/web/app.js``."""
+    left, right = re.split("[,-]", record["seeds"])
+    return f"#left={left}&right={right}&mix={record['mix']}&psi={record['psi'][0]:g}"
 
 
 def read_packet(packet: bytes) -> dict[str, Any]:
@@ -173,6 +176,8 @@ def read_packet(packet: bytes) -> dict[str, Any]:
         record.setdefault("labels", False)
     if "seeds" in record:
         record["seed_count"] = sum(last - first + 1 for first, last in map(_range, record["seeds"].split(",")))
+    if record.get("kind") == "blend" and not (record.get("seed_count") == 2 and "mix" in record and "psi" in record):
+        raise DamagedError("has incomplete metadata")
     return record
 
 

@@ -2,6 +2,7 @@
 // shows the same cats.
 
 import { openGenerator, seededLatent } from "./generator.js";
+import { packetOf, withPacket } from "./provenance.js";
 import { slerp } from "./random.js";
 
 const CATS = 16;
@@ -13,6 +14,7 @@ let generator;
 let state;
 let gridRound = 0; // a new grid cancels the previous one
 let blendRound = 0;
+let blended; // what the blend's canvas shows
 
 function makeTile() {
   const button = document.createElement("button");
@@ -92,6 +94,7 @@ async function generateBlend() {
   const { left, right, mix, psi } = state;
   const [a, b] = [left, right].map((seed) => seededLatent(seed, psi, generator.zDim));
   const spent = await timed(() => generate(slerp(a, b, mix / 100), blend));
+  blended = { left, right, mix, psi };
   blend.setAttribute("aria-label", `A cat, ${100 - mix}% cat ${left} and ${mix}% cat ${right}`);
   element("blend-time").textContent = `Generated in ${milliseconds(spent)}.`;
 }
@@ -119,10 +122,13 @@ function fail(error) {
 }
 
 function save() {
-  blend.toBlob((png) => {
+  if (!blended) return;
+  const { left, right, mix, psi } = blended;
+  blend.toBlob(async (png) => {
+    const packet = packetOf({ ...generator.origin, left, right, mix, psi });
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(png);
-    link.download = `cat-${state.left}-${state.right}-${state.mix}.png`;
+    link.href = URL.createObjectURL(await withPacket(png, packet));
+    link.download = `cat-${left}-${right}-${mix}.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });

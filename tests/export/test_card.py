@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from PIL import Image
 
 from export.card import write_card
 from export.generator import export_onnx, metadata
+from infer.cli import main as catinfer
 from infer.grid import grid
 from infer.latents import latents
+from infer.origin import inspect
 from infer.session import Generator
 from trainer.config import ModelConfig
 from trainer.models import build_generator, num_parameters
@@ -56,12 +59,16 @@ def test_the_card_has_metric_protocol_and_origin(onnx_path: Path) -> None:
     assert sorted(p.name for p in onnx_path.parent.iterdir()) == ["card.md", "gen.onnx", "samples.png"]
 
 
-def test_the_samples_are_the_images_of_catinfer(onnx_path: Path) -> None:
+def test_the_samples_are_the_images_of_catinfer(onnx_path: Path, tmp_path: Path) -> None:
     card = write_card(onnx_path, INFO, 0.0)
     assert "](samples.png)" in card.read_text()
     expected = grid(Generator(onnx_path, "cpu")(latents(range(16), CONFIG.z_dim)))
-    with Image.open(onnx_path.with_name("samples.png")) as samples:
+    path = onnx_path.with_name("samples.png")
+    with Image.open(path) as samples:
         np.testing.assert_array_equal(np.asarray(samples), np.asarray(expected))
+    record = inspect([str(path), str(onnx_path)])["files"][0]
+    catinfer([*shlex.split(record["command"])[1:-1], str(tmp_path / "again.png")])
+    assert (tmp_path / "again.png").read_bytes() == path.read_bytes()
 
 
 def test_parameters_are_those_of_the_exported_graph(onnx_path: Path) -> None:

@@ -25,7 +25,11 @@ from catgan.command import UserError
 from export.cli import main
 from export.generator import export_onnx
 from export.page import write_page
+from infer.containers import find_xmp
+from infer.files import encode
 from infer.latents import latents, slerp
+from infer.origin import inspect, read_packet
+from infer.provenance import Provenance, this_software
 from infer.session import Generator
 from tests.infer.conftest import build
 from trainer.config import ModelConfig
@@ -35,6 +39,7 @@ pytestmark = pytest.mark.slow
 
 MODULES = Path(export.page.__file__).parent / "web"
 TAIL = 3.6541528853610088  # start of the ziggurat's tail
+PNG = encode(np.zeros((8, 8, 3), np.uint8), ".png")
 MIXED = '#blend[aria-label*="{}"]'  # wait_for_function would need eval, which the page's policy forbids
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs the system package nodejs")
@@ -114,6 +119,25 @@ def test_latents_equal_numpys(tmp_path: Path) -> None:
     np.testing.assert_array_max_ulp(ours[tail], theirs[tail], maxulp=1)
 
 
+@needs_node
+@pytest.mark.parametrize(
+    ("left", "right", "mix", "psi"), [(3, 7, 25, 0.7), (3, 4, 0, 1.0), (4, 4, 100, 0.0), (9, 2, 5, 0.05)]
+)
+def test_packets_equal_catinfers(tmp_path: Path, left: int, right: int, mix: int, psi: float) -> None:
+    module = shutil.copy(MODULES / "provenance.js", tmp_path / "provenance.mjs")
+    given = {"software": this_software(), "sha256": "0" * 64, "left": left, "right": right, "mix": mix, "psi": psi}
+    script = f"""
+        import {{ packetOf, withPacket }} from {json.dumps(module.as_uri())};
+        const png = new Blob([Buffer.from({json.dumps(base64.b64encode(PNG).decode())}, "base64")]);
+        const marked = await withPacket(png, packetOf({json.dumps(given)}));
+        process.stdout.write(Buffer.from(await marked.arrayBuffer()));
+    """
+    run = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, check=True)
+    packet = Provenance("blend", "0" * 64, (left, right), (psi,), mix=mix).packet()
+    assert find_xmp(io.BytesIO(run.stdout), "png") == packet  # checks the chunk's checksum too
+    assert run.stdout == encode(np.zeros((8, 8, 3), np.uint8), ".png", packet)
+
+
 @needs_npm
 @needs_chromium
 def test_images_equal_catinfers(open_page: Callable[..., Page], onnx_file: Path) -> None:
@@ -130,7 +154,9 @@ def test_images_equal_catinfers(open_page: Callable[..., Page], onnx_file: Path)
 
 @needs_npm
 @needs_chromium
-def test_keyboard_link_and_download(open_page: Callable[..., Page], onnx_file: Path) -> None:
+def test_keyboard_link_and_download(
+    open_page: Callable[..., Page], onnx_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = open_page("#seed=0&left=0&right=1&mix=0")
     page.focus("#grid button:nth-child(10)")
     page.keyboard.press("Enter")  # cat 9 becomes the right one
@@ -146,6 +172,10 @@ def test_keyboard_link_and_download(open_page: Callable[..., Page], onnx_file: P
     assert waiting.value.suggested_filename == "cat-1-9-99.png"
     with Image.open(waiting.value.path()) as image:
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pixels(page, "#blend"))
+    (record,) = inspect([str(waiting.value.path())])["files"]
+    origin = Provenance("blend", Generator(onnx_file, "cpu").sha256, (1, 9), (1.0,), mix=99)
+    assert record | read_packet(origin.packet()) == record
+    assert capsys.readouterr().err.endswith("shows it again with #left=1&right=9&mix=99&psi=1\n")
 
     before = pixels(page, "#grid canvas")
     page.focus("#seed")

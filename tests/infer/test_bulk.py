@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +21,16 @@ from infer import generate as module
 from infer.generate import Order, generate
 from infer.latents import latents
 from infer.output import parse_output
+from infer.provenance import SOURCE_TYPE
 from infer.session import Generator
 
 ROOT = Path(__file__).parents[2]
 
 
 def make(onnx: Path, out: Path, n: int = 25, *, first: int = 0, **more: Any) -> dict[str, Any]:
-    psi = more.pop("psi", 1.0)
+    psi, metadata = more.pop("psi", 1.0), more.pop("metadata", True)
     output = parse_output(str(out), **more)
-    return generate(Order(str(onnx), range(first, first + n), psi, output, device="cpu"))
+    return generate(Order(str(onnx), range(first, first + n), psi, output, device="cpu", metadata=metadata))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -84,7 +86,8 @@ def test_shards_are_read_by_stock_webdataset(onnx_file: Path, tmp_path: Path) ->
     urls = sorted(map(str, (tmp_path / "out").glob("*.tar")))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("__key__", "png", "json"))
     assert [key for key, *_ in samples] == [f"{seed:08d}" for seed in range(5, 17)]
-    assert [record for *_, record in samples] == [{"psi": 1.0, "seed": seed} for seed in range(5, 17)]
+    origin = {"digital_source_type": SOURCE_TYPE, "generator_sha256": Generator(onnx_file, "cpu").sha256}
+    assert [record for *_, record in samples] == [{**origin, "psi": 1.0, "seed": seed} for seed in range(5, 17)]
     expected = Generator(onnx_file, "cpu")(latents([16], 16))[0]
     np.testing.assert_array_equal(np.asarray(samples[-1][1]), expected)
 
@@ -131,7 +134,10 @@ def test_a_job_killed_before_its_first_shard_continues(
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("change", [{"psi": 0.5}, {"n": 26}, {"first": 1}, {"shards": True}, {"suffix": ".webp"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"psi": 0.5}, {"n": 26}, {"first": 1}, {"shards": True}, {"suffix": ".webp"}, {"metadata": False}],
+)
 def test_another_command_does_not_continue(
     onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
@@ -248,3 +254,34 @@ def test_other_files_in_the_folder_stay(onnx_file: Path, tmp_path: Path) -> None
     make(onnx_file, out, 2)
     assert sorted(files(out)) == [".7.partial.notes.txt", "cat-000000.png", "cat-000001.png", "notes.txt"]
     assert Image.open(out / "cat-000001.png").size == (8, 8)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("metadata", [True, False])
+def test_an_upgrade_within_a_job_does_not_mix_files(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata: bool
+) -> None:
+    """Files name the version that made them. Without metadata another version continues, one before metadata too."""
+    with monkeypatch.context() as patch:
+        die_after(patch, 24)
+        with pytest.raises(KeyboardInterrupt):
+            make(onnx_file, tmp_path / "out", metadata=metadata)
+    settings = json.loads((tmp_path / "out" / bulk.STATE).read_bytes())["settings"]
+    earlier = {"generator_sha256", "seeds_sha256", "psi", "suffix", "provider", "shards"}
+    assert set(settings) == earlier | ({"software"} if metadata else set())
+    monkeypatch.setattr(module, "this_software", lambda: "catgan 99")
+    if metadata:
+        with pytest.raises(UserError, match="another command"):
+            make(onnx_file, tmp_path / "out")
+    else:
+        make(onnx_file, tmp_path / "out", metadata=False)
+        assert len(files(tmp_path / "out")) == 25
+
+
+def test_without_metadata_the_attributes_in_shards_are_as_before(onnx_file: Path, tmp_path: Path) -> None:
+    make(onnx_file, tmp_path / "out", 2, shards=True, metadata=False)
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        contents = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
+    assert contents["00000001.json"] == b'{"psi":1.0,"seed":1}'
+    assert b"xmp" not in contents["00000001.png"].lower()
+    assert b"xmp" not in (tmp_path / "out" / "contact.png").read_bytes().lower()

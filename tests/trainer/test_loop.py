@@ -15,6 +15,8 @@ from catgan.dataset import Manifest
 from export.generator import USUAL_ABS_DIFF, export_onnx, metadata
 from infer.grid import grid
 from infer.latents import latents
+from infer.origin import inspect
+from infer.provenance import SOURCE_TYPE
 from infer.session import Generator
 from tests.trainer.damage import damage
 from tests.trainer.tiny import tiny
@@ -256,6 +258,10 @@ def test_what_a_run_leaves_behind(manifest: Manifest, tmp_path: Path):
         "best/gen.safetensors",
         *(f"checkpoint_000000000{n}/{file}" for n in (128, 192) for file in ("state.pt", "checkpoint.json")),
     }
+    grids = [str(tmp_path / name) for name in ("samples/fakes_000000kimg.png", "reals.png")]
+    generated, photos = inspect(grids)["files"]
+    assert (generated["digital_source_type"], generated["kind"]) == (SOURCE_TYPE, "training")
+    assert photos["digital_source_type"] is photos["creator_tool"] is None
     ticks = [values for _, values in notes.points if "loss/generator" in values]
     assert len(ticks) == 6
     assert {"loss/discriminator", "loss/r1r2", "d/real", "d/fake", "lr/generator", "augment/p"} <= set(ticks[0])

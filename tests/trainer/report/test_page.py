@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -21,6 +22,9 @@ from playwright.sync_api import Page, sync_playwright
 from catgan.command import UserError
 from catgan.dataset import Manifest, Shard, Split
 from export.registry import register
+from infer.files import encode
+from infer.origin import inspect
+from infer.provenance import SOURCE_TYPE, in_training
 from trainer.cli import main
 from trainer.launch.finish import write_final_report
 from trainer.recipes import resolve
@@ -231,6 +235,17 @@ def test_long_trainings_have_few_points_and_grids(tmp_path: Path) -> None:
     assert (len(shown), shown[0], shown[-1]) == (60, "0", "129")
 
 
+def test_copies_of_generated_images_in_the_page_say_so(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    (tmp_path / "samples" / "fakes_000000kimg.png").write_bytes(encode(pixels, ".png", in_training()))
+    (tmp_path / "reals.png").write_bytes(encode(pixels, ".png"))
+    embedded = re.findall(r"data:image/webp;base64,([\w+/=]+)", page_of(tmp_path))
+    marked = [SOURCE_TYPE.encode() in base64.b64decode(image) for image in embedded]
+    assert sorted(marked) == [False, True]
+
+
 def test_animations_of_the_grids(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     av = pytest.importorskip("av", reason="needs the extra catgan[video]")
     assert [path.name for path in write_progress(run_dir)] == ["progress.gif", "progress.mp4"]
@@ -239,6 +254,8 @@ def test_animations_of_the_grids(run_dir: Path, monkeypatch: pytest.MonkeyPatch)
     with av.open(str(run_dir / "progress.mp4")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
         seconds = float(video.duration / av.time_base)
+    records = inspect([str(run_dir / "progress.gif"), str(run_dir / "progress.mp4")])["files"]
+    assert [(record["digital_source_type"], record["kind"]) for record in records] == [(SOURCE_TYPE, "training")] * 2
     assert abs(seconds - (5 * 0.4 + 2.5)) < 0.1
     for frame, kimg in ((0, 0), (-1, 20)):  # noise, which is not encoded exactly
         grid = np.asarray(Image.open(run_dir / "samples" / f"fakes_{kimg:06d}kimg.png"))

@@ -9,12 +9,16 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from catgan.dataset import Manifest, Shard, Split
 from export.registry import register
+from infer.files import encode
+from infer.origin import inspect
+from infer.provenance import SOURCE_TYPE, in_training
 from tests.trainer.tracking.runs import MANIFEST, begin, images, make_image, points
 from trainer.tracking.description import code_version
 from trainer.tracking.outbox import Outbox
@@ -121,6 +125,23 @@ def test_images_are_named_as_mlflow_names_them(
         return sorted(re.sub(unique, "UUID", re.sub(r"\d{13}", "TIME", name)) for name in names)
 
     assert general(ours) == general(theirs)
+
+
+def test_copies_of_generated_images_say_so(
+    client: MlflowClient, tracker: Tracker, run_id: str, folder: Path, tmp_path: Path
+) -> None:
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    for kimg, (name, xmp) in enumerate((("fakes", in_training()), ("photos", None))):
+        (folder / f"{name}.png").write_bytes(encode(pixels, ".png", xmp))
+        tracker.log_grid(name, 1000 * kimg, folder / f"{name}.png")
+    tracker.close()
+    copies = [
+        Path(client.download_artifacts(run_id, f"images/{name}", str(tmp_path))) for name in images(client, run_id)
+    ]
+    assert len(copies) == 4  # each as PNG and as WebP
+    for record in inspect(list(map(str, copies)))["files"]:
+        is_generated = Path(record["file"]).name.startswith("fakes")
+        assert record["digital_source_type"] == (SOURCE_TYPE if is_generated else None)
 
 
 def test_the_runs_page_shows_the_latest_grid_and_the_animation(
