@@ -18,6 +18,7 @@ MAX_XMP = 2**20  # bytes of a packet; this project's are below 64 KiB
 MAX_PARTS = 4_000_000  # chunks, segments, blocks or boxes of a file; a second or two to skip
 
 _PNG_KEYWORD = b"XML:com.adobe.xmp\0"
+PNG_XMP = _PNG_KEYWORD + b"\0\0\0\0"  # what an iTXt chunk has before a packet: not compressed, in no language
 _JPEG_NAME = b"http://ns.adobe.com/xap/1.0/\0"
 _GIF_NAME = b"XMP DataXMP"
 # A GIF reader that takes the packet's bytes for block lengths lands in here, and from everywhere at the last byte.

@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from catgan.machine import cores
+from infer.containers import PNG_XMP
 
 ARRAY = ".npy"
 STATE = ".catinfer.json"  # the state file in a folder of unfinished work, see bulk
@@ -37,7 +38,7 @@ def save(image: Image.Image, file: BinaryIO, suffix: str, xmp: bytes | None = No
     options = dict(_OPTIONS[suffix])
     if xmp is not None and options["format"] == "PNG":
         options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+        options["pnginfo"].add(b"iTXt", PNG_XMP + xmp)
     elif xmp is not None:
         options["xmp"] = xmp
     image.save(file, **options)

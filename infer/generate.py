@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -215,9 +215,7 @@ def _write_many(output: Files | Shards, order: Order, generator: Generator) -> N
     progress.begin()
     chunks = _latents(order.seeds[progress.done :], [order.psi], generator)
     origin = _origin(order, generator, "image")
-    packets = (
-        replace(origin, seeds=(seed,)).packet() if order.metadata else None for seed in order.seeds[progress.done :]
-    )
+    packets = origin.packets(order.seeds[progress.done :]) if order.metadata else repeat(None)
     files = encode_all(_images(generator, chunks, len(order.seeds), progress.done), job.suffix, packets)
     if not job.shards:
         bulk.write_files(folder, job, files, progress)

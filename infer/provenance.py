@@ -9,12 +9,10 @@ images have equal packets. Serialised as ISO 16684-1 (XMP, part 1) says, in at m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
-from xml.sax.saxutils import quoteattr
 
-from catgan.dataset import tool
 from catgan.text import printable
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -28,11 +26,21 @@ KINDS = ("image", "sheet", "sweep", "walk", "blend", "training")
 MAX_PACKET = 65_502  # bytes; what fits into a segment of a JPEG file after the segment's name
 # Characters of a list in the packet. With longer ones it would not fit; they are replaced by length and SHA-256.
 _MAX_SEEDS, _MAX_PSIS = 50_000, 10_000
+_START = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about=""'
+    + "".join(f' xmlns:{prefix}="{uri}"' for prefix, uri in NAMESPACES.items())
+)
+_END = '/></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+# xml.sax.saxutils would do it, but imports urllib.request: 10 ms of a command that takes 150.
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})
 
 
 @cache
 def this_software() -> str:
     """Name and version of this program. Looked up once, since that reads the installed packages."""
+    from catgan.dataset import tool  # imports importlib.metadata
+
     return tool()
 
 
@@ -65,16 +73,15 @@ class Provenance:
     def packet(self) -> bytes:
         """The XMP packet, UTF-8, at most ``MAX_PACKET`` bytes. Equal origins give equal bytes."""
         assert self.kind in KINDS, self.kind
-        attributes = "".join(f" {name}={quoteattr(value)}" for name, value in self._properties())
-        namespaces = "".join(f' xmlns:{prefix}="{uri}"' for prefix, uri in NAMESPACES.items())
-        packet = (
-            '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
-            f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}">'
-            f'<rdf:Description rdf:about=""{namespaces}{attributes}/>'
-            '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
-        ).encode()
+        properties = [f' {name}="{value.translate(_ESCAPES)}"' for name, value in self._properties()]
+        packet = "".join((_START, *properties, _END)).encode()
         assert len(packet) <= MAX_PACKET, len(packet)
         return packet
+
+    def packets(self, seeds: Iterable[int]) -> Iterator[bytes]:
+        """The packet of each file with one of ``seeds`` alone; faster than making each anew."""
+        before, after = replace(self, seeds=(0,)).packet().split(b'Seeds="0"')
+        return (b'%sSeeds="%d"%s' % (before, seed, after) for seed in seeds)
 
     def _properties(self) -> Iterator[tuple[str, str]]:
         yield "Iptc4xmpExt:DigitalSourceType", SOURCE_TYPE

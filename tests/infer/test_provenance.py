@@ -79,6 +79,12 @@ def test_equal_origins_have_equal_packets() -> None:
     assert len(packet) < 1000
 
 
+def test_packets_of_many_images_are_those_of_each() -> None:
+    origin = Provenance("image", "0" * 64, range(9), (1.0,), device="cpu")
+    expected = [Provenance("image", "0" * 64, (seed,), (1.0,), device="cpu").packet() for seed in (0, 7, 2**32)]
+    assert list(origin.packets((0, 7, 2**32))) == expected
+
+
 @pytest.mark.parametrize(
     ("seeds", "text"),
     [
