@@ -19,7 +19,7 @@ from catgan.text import to_json
 from infer.cli import MAX_N, MAX_PSI, MAX_SEED
 from infer.containers import MAX_XMP, DamagedError, file_format, find_xmp
 from infer.onnxfile import read_model
-from infer.provenance import KINDS, NAMESPACES, RDF, this_software
+from infer.provenance import KINDS, MAX_PSIS_TEXT, MAX_SEEDS_TEXT, NAMESPACES, RDF, this_software
 
 _SUFFIXES = {
     "sheet": {"png": ".png", "jpeg": ".jpg", "webp": ".webp"},
@@ -63,7 +63,8 @@ def inspect(paths: Sequence[str]) -> dict[str, Any]:
 def _inspect(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
-            raise UserError(f"{path}: no such file; give images, walks or gen.onnx")
+            problem = "is a directory" if path.is_dir() else "no such file"
+            raise UserError(f"{path}: {problem}; give images, walks or gen.onnx")
         with path.open("rb") as file:
             kind = file_format(file.read(12))
             if kind is not None:
@@ -84,9 +85,9 @@ def _inspect(path: Path) -> dict[str, Any]:
 
 def _explain(record: dict[str, Any], onnx: str | None) -> None:
     """Say on stderr what the record of an image means, and put the command into it."""
-    path, tool = record["file"], record["creator_tool"]
+    path, tool = record["file"], (record["creator_tool"] or "an unknown program")[:80]
     if record["kind"] is None:
-        marked = record["digital_source_type"] or tool
+        marked = record["digital_source_type"] or record["creator_tool"]
         say(f"{path}: {'not made by catgan' if marked else 'says nothing about its origin'}")
         return
     if record["kind"] == "training":
@@ -230,6 +231,8 @@ def _matching(pattern: str) -> Any:
 
 
 def _seeds(text: str) -> str:
+    if len(text) > MAX_SEEDS_TEXT:
+        raise ValueError
     for part in text.split(","):
         if not re.fullmatch(r"\d{1,10}(-\d{1,10})?", part, re.ASCII):
             raise ValueError
@@ -240,6 +243,8 @@ def _seeds(text: str) -> str:
 
 
 def _psis(text: str) -> list[float]:
+    if len(text) > MAX_PSIS_TEXT:
+        raise ValueError
     values = [float(part) for part in text.split(",")]
     if not all(0 <= value <= MAX_PSI for value in values):
         raise ValueError

@@ -25,7 +25,7 @@ RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 KINDS = ("image", "sheet", "sweep", "walk", "blend", "training")
 MAX_PACKET = 65_502  # bytes; what fits into a segment of a JPEG file after the segment's name
 # Characters of a list in the packet. With longer ones it would not fit; they are replaced by length and SHA-256.
-_MAX_SEEDS, _MAX_PSIS = 50_000, 10_000
+MAX_SEEDS_TEXT, MAX_PSIS_TEXT = 50_000, 10_000
 _START = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about=""'
@@ -91,13 +91,13 @@ class Provenance:
             yield "catgan:GeneratorSHA256", self.generator_sha256
         if self.seeds:
             text = ranges(self.seeds)
-            if len(text) <= _MAX_SEEDS:
+            if len(text) <= MAX_SEEDS_TEXT:
                 yield "catgan:Seeds", text
             else:
                 yield "catgan:SeedCount", str(len(self.seeds))
                 yield "catgan:SeedsSHA256", seeds_sha256(self.seeds)
         psi = ",".join(map(repr, map(float, self.psi)))
-        if psi and len(psi) <= _MAX_PSIS:
+        if psi and len(psi) <= MAX_PSIS_TEXT:
             yield "catgan:Psi", psi
         if self.labels:
             yield "catgan:Labels", "True"

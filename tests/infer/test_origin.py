@@ -228,6 +228,8 @@ def test_metadata_of_another_program(tmp_path: Path, capsys: pytest.CaptureFixtu
         (png_with(xmp(' catgan:Kind="image" catgan:Seeds="1; rm -rf"')), "impossible metadata, Seeds"),
         (png_with(xmp(' catgan:Kind="image" catgan:Seeds="9-1"')), "Seeds '9-1'"),
         (png_with(xmp(' catgan:Kind="image" catgan:Seeds="0-9999999999"')), "Seeds"),
+        (png_with(xmp(f' catgan:Kind="image" catgan:Seeds="{"1," * 30_000}1"')), "Seeds"),
+        (png_with(xmp(f' catgan:Kind="image" catgan:Psi="{"1," * 6_000}1"')), "Psi"),
         (png_with(xmp(' catgan:Kind="image" catgan:Psi="nan"')), "Psi 'nan'"),
         (png_with(xmp(' catgan:Kind="image" catgan:Device="$(reboot)"')), "Device"),
         (png_with(xmp(' catgan:Kind="image" catgan:Labels="yes"')), "Labels"),
@@ -250,8 +252,8 @@ def test_damaged_and_hostile_files_are_one_line(
 
 
 def test_a_missing_file_a_folder_and_a_damaged_generator(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.png", tmp_path):
-        with pytest.raises(UserError, match="no such file"):
+    for path, message in ((tmp_path / "none.png", "no such file"), (tmp_path, "is a directory")):
+        with pytest.raises(UserError, match=message):
             inspected(path)
     (tmp_path / "gen.onnx").write_bytes(b"\x08\x08broken")
     with pytest.raises(UserError, match="not an ONNX model"):
