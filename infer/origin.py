@@ -16,6 +16,7 @@ from xml.parsers import expat
 
 from catgan.command import UserError, say
 from catgan.text import to_json
+from infer.builtin import builtin_models
 from infer.cli import MAX_N, MAX_PSI, MAX_SEED
 from infer.containers import MAX_XMP, DamagedError, file_format, find_xmp
 from infer.onnxfile import read_model
@@ -46,14 +47,15 @@ _UNKNOWN: dict[str, Any] = dict.fromkeys(
 def inspect(paths: Sequence[str]) -> dict[str, Any]:
     """What the image, video and ONNX files ``paths`` say about their origin: the JSON object of ``catinfer inspect``.
 
-    For each image that ``catinfer`` can make again, says how on stderr, with the path of its generator if that is one
-    of ``paths``.
+    For each image that ``catinfer`` can make again, says how on stderr, with its generator if that is built in or
+    one of ``paths``.
 
     Raises:
         UserError: a file cannot be read, is damaged, or has another format.
     """
     records = [_inspect(Path(path)) for path in paths]
-    generators = {record["generator_sha256"]: record["file"] for record in records if record["format"] == "onnx"}
+    generators = {hashlib.sha256(path.read_bytes()).hexdigest(): name for name, path in builtin_models().items()}
+    generators |= {record["generator_sha256"]: record["file"] for record in records if record["format"] == "onnx"}
     for record in records:
         if record["format"] != "onnx":
             _explain(record, generators.get(record["generator_sha256"]))

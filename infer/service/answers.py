@@ -15,7 +15,7 @@ from threading import Event
 
 from catgan.machine import cores
 from infer.service.batches import Batches
-from infer.service.encoding import encode_answer, points
+from infer.service.encoding import encode_answer, origin, points
 from infer.service.metrics import Metrics
 from infer.service.model import Model
 from infer.service.parameters import WALK, ImageRequest
@@ -131,7 +131,10 @@ class Answers:
         pool = self._walks if request.path == WALK else self._encoders
         cancelled = Event()
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, encode_answer, request, pixels, cancelled)
+            xmp = origin(request, self._model.generator)
+            return await asyncio.get_running_loop().run_in_executor(
+                pool, encode_answer, request, pixels, xmp, cancelled
+            )
         finally:
             cancelled.set()
 

@@ -13,7 +13,9 @@ import numpy as np
 from infer.files import ARRAY, encode, save
 from infer.grid import grid
 from infer.latents import latents, walk
+from infer.provenance import Provenance
 from infer.service.parameters import GRID, WALK, ImageRequest
+from infer.session import Generator
 from infer.walk import STEPS, write_walk
 
 
@@ -27,8 +29,15 @@ class Cancelled(Exception):
     """Nobody waits for the file any more."""
 
 
-def encode_answer(request: ImageRequest, pixels: np.ndarray, cancelled: Event) -> bytes:
-    """The file of ``request`` with ``pixels`` uint8 ``[request.images, size, size, 3]``; all are encoded here.
+def origin(request: ImageRequest, generator: Generator) -> bytes:
+    """The XMP packet of the file of ``request``, see ``infer.provenance``."""
+    kind = {GRID: "sheet", WALK: "walk"}.get(request.path, "image")
+    return Provenance(kind, generator.sha256, request.seeds, (request.psi,), device=generator.device).packet()
+
+
+def encode_answer(request: ImageRequest, pixels: np.ndarray, xmp: bytes, cancelled: Event) -> bytes:
+    """The file of ``request`` with ``pixels`` uint8 ``[request.images, size, size, 3]`` and the packet ``xmp``; all
+    are encoded here.
 
     Raises:
         Cancelled: ``cancelled`` was set before the frames of a GIF were complete, which can take many seconds.
@@ -38,13 +47,13 @@ def encode_answer(request: ImageRequest, pixels: np.ndarray, cancelled: Event) -
         # The writer needs a file with a name, which is gone after this.
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"walk{suffix}")
-            write_walk(path, _unless(cancelled, pixels))
+            write_walk(path, _unless(cancelled, pixels), xmp)
             return path.read_bytes()
     if request.path == GRID and suffix != ARRAY:
         file = io.BytesIO()
-        save(grid(pixels), file, suffix)
+        save(grid(pixels), file, suffix, xmp)
         return file.getvalue()
-    return encode(pixels if request.path == GRID else pixels[0], suffix)
+    return encode(pixels if request.path == GRID else pixels[0], suffix, xmp)
 
 
 def _unless(cancelled: Event, frames: np.ndarray) -> Iterator[np.ndarray]:

@@ -10,14 +10,10 @@ import numpy as np
 import PIL
 from PIL import features
 
-from catgan.command import UserError
 from catgan.dataset import canonical_json, tool
-from infer.bulk import sha256
 from infer.diagnosis import import_onnxruntime
 from infer.latents import latents
 from infer.session import Generator
-
-_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -26,12 +22,10 @@ class Model:
 
     Attributes:
         generator: computes images.
-        digest: SHA-256 of its file, in hex.
         versions: of everything that images and files depend on.
     """
 
     generator: Generator
-    digest: str
     versions: dict[str, str]
 
     @property
@@ -47,12 +41,12 @@ class Model:
     @property
     def fingerprint(self) -> str:
         """Changes with the model and with everything else that could change the bytes of an image."""
-        return canonical_json([self.digest, self.generator.provider, self.versions]).decode()
+        return canonical_json([self.generator.sha256, self.generator.provider, self.versions]).decode()
 
     def info(self) -> dict[str, Any]:
         """For ``/info``."""
         return {
-            "sha256": self.digest,
+            "sha256": self.generator.sha256,
             "size": self.size,
             "z_dim": self.z_dim,
             "provider": self.generator.provider,
@@ -65,15 +59,9 @@ def load(path: Path, device: str) -> Model:
     """Load the generator in the file ``path`` and compute an image with it.
 
     Raises:
-        UserError: the file is not a generator, does not work, or is being replaced all the time.
+        UserError: the file is not a generator, or does not work.
     """
-    for _ in range(_TRIES):
-        digest = _digest(path)
-        generator = Generator(path, device)
-        if digest == _digest(path):  # a training replaces its best generator now and then
-            break
-    else:
-        raise UserError(f"{path}: is being written; serve a copy of it")
+    generator = Generator(path, device)
     generator(latents([0], generator.z_dim))
     name, _, version = tool().partition(" ")
     versions = {
@@ -85,12 +73,4 @@ def load(path: Path, device: str) -> Model:
         "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
         "zlib": str(features.version("zlib")),
     }
-    return Model(generator, digest, versions)
-
-
-def _digest(path: Path) -> str:
-    """Of the file; empty if it is none, which ``Generator`` explains."""
-    try:
-        return sha256(path) if path.is_file() else ""
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return Model(generator, versions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import socket
 from collections.abc import Callable
@@ -32,6 +33,17 @@ def test_without_arguments_it_writes_sixteen_cats_and_asks_no_network(
     with Image.open("cats.png") as sheet:
         assert min(sheet.size) >= 4 * 64
         assert len(np.unique(np.asarray(sheet.convert("RGB")).reshape(-1, 3), axis=0)) > 1000
+
+
+def test_inspect_prints_a_command_with_the_built_in_generator_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["--n", "2", "--seed", "5", "--device", "cpu"])
+    (record,) = main(["inspect", "cats.png"])["files"]
+    assert f"--onnx {DEFAULT} " in record["command"]
+    main(shlex.split(record["command"])[1:])
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "cats.png").read_bytes()
 
 
 def test_the_default_is_the_built_in_generator_of_its_name(tmp_path: Path) -> None:

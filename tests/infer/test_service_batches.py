@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from catgan.command import UserError
+from infer.provenance import Provenance
 from infer.service import answers as answers_module
 from infer.service import batches as batches_module
 from infer.service.answers import Answers, QueueFull
@@ -33,10 +34,10 @@ class Counting:
         begun: set when a call begins.
     """
 
-    size, z_dim = SIZE, 1
+    size, z_dim, device = SIZE, 1, "cpu"
 
-    def __init__(self, provider: str = CPU) -> None:
-        self.provider = provider
+    def __init__(self, provider: str = CPU, sha256: str = "a" * 64) -> None:
+        self.provider, self.sha256 = provider, sha256
         self.calls: list[list[float]] = []
         self.begun, self.go = threading.Event(), threading.Event()
         self.go.set()
@@ -152,6 +153,9 @@ def test_what_nobody_waits_for_is_not_computed() -> None:
 # --- answers
 
 
+XMP = Provenance("image", "a" * 64, (0,), (1.0,), device="cpu").packet()
+
+
 def request(seed: int = 0, n: int = 1) -> ImageRequest:
     return ImageRequest(GRID if n > 1 else IMAGE, tuple(range(seed, seed + n)), 1.0, "npy")
 
@@ -167,7 +171,7 @@ def with_answers(scenario: Callable[[Answers, Counting, Metrics], Coroutine[Any,
     async def run() -> None:
         generator = Counting()
         async with running(generator) as batches:
-            answers = Answers(Model(generator, "digest", {"catgan": "1"}), batches, metrics)  # type: ignore[arg-type]
+            answers = Answers(Model(generator, {"catgan": "1"}), batches, metrics)  # type: ignore[arg-type]
             try:
                 await scenario(answers, generator, metrics)
             finally:
@@ -273,7 +277,7 @@ def test_what_is_being_sent_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cache_forgets_what_was_used_least_recently(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = len(encode_answer(request(), np.zeros((1, SIZE, SIZE, 3), np.uint8), threading.Event()))
+    size = len(encode_answer(request(), np.zeros((1, SIZE, SIZE, 3), np.uint8), XMP, threading.Event()))
     monkeypatch.setattr(answers_module, "CACHE_BYTES", 4 * size)
 
     async def scenario(answers: Answers, generator: Counting, metrics: Metrics) -> None:
@@ -298,16 +302,16 @@ def test_a_walk_that_nobody_waits_for_is_not_encoded_to_its_end() -> None:
     asked = ImageRequest(WALK, (0, 1), 1.0, "gif")
     cancelled = threading.Event()
     frames = np.zeros((40, SIZE, SIZE, 3), np.uint8)
-    assert encode_answer(asked, frames, cancelled).startswith(b"GIF")
+    assert encode_answer(asked, frames, XMP, cancelled).startswith(b"GIF")
     cancelled.set()
     with pytest.raises(Cancelled):
-        encode_answer(asked, frames, cancelled)
+        encode_answer(asked, frames, XMP, cancelled)
 
 
 def test_images_do_not_wait_for_walks(monkeypatch: pytest.MonkeyPatch) -> None:
     go, events = threading.Event(), []
 
-    def encode(asked: ImageRequest, _: np.ndarray, cancelled: threading.Event) -> bytes:
+    def encode(asked: ImageRequest, _: np.ndarray, xmp: bytes, cancelled: threading.Event) -> bytes:
         if asked.path == WALK:
             events.append(cancelled)
             go.wait(10)
@@ -347,7 +351,7 @@ def test_a_failure_is_not_kept() -> None:
 
 def test_tags_name_everything_that_bytes_depend_on() -> None:
     def tag(asked: ImageRequest, digest: str = "a", provider: str = CPU, version: str = "1") -> str:
-        model = Model(Counting(provider), digest, {"pillow": version})  # type: ignore[arg-type]
+        model = Model(Counting(provider, digest), {"pillow": version})  # type: ignore[arg-type]
         return Answers(model, None, Metrics()).tag(asked)  # type: ignore[arg-type]
 
     base = request(1)
