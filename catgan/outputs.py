@@ -41,7 +41,7 @@ _KINDS = (
         (r"config\.json", rf"(metrics|outbox)\.jsonl|{_CHECKPOINT}"),
         ("samples", "best", r"reals\.png", r"progress\.(gif|mp4)", r"report\.html", r"outbox(\.files)?\.json"),
     ),
-    _kind("exported generator", (r"card\.md", r".+\.(onnx|safetensors)"), (r"samples\.png",)),
+    _kind("exported generator", (r"card\.md", r".+\.(onnx|safetensors)"), (r"(samples|directions)\.png",)),
     _kind("MLflow store", (r"mlflow\.db", "mlartifacts"), ()),
 )
 _SHOWN = 3  # folders in a message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import onnx
 
 from catgan.files import atomic_write
+from export.directions import AMOUNTS, SEEDS, sheet
+from infer.directions import read_directions
 from infer.files import encode
 from infer.grid import grid
 from infer.latents import latents
@@ -34,7 +37,7 @@ _PROTOCOL = {
 
 
 def write_card(onnx_path: Path, info: Mapping[str, Any], max_abs_diff: float, variants: Sequence[Variant] = ()) -> Path:
-    """Write ``card.md``, and ``samples.png`` for it, to the folder of an exported generator.
+    """Write ``card.md``, and ``samples.png`` and ``directions.png`` for it, to the folder of an exported generator.
 
     Args:
         onnx_path: written by ``export.generator.export_onnx``.
@@ -50,16 +53,26 @@ def write_card(onnx_path: Path, info: Mapping[str, Any], max_abs_diff: float, va
     """
     generator = Generator(onnx_path, "cpu")
     seeds = range(_NUM_SAMPLES)
-    samples = grid(generator(latents(seeds, generator.z_dim)))
     origin = Provenance("sheet", generator.sha256, seeds, (1.0,), device=generator.device)
-    atomic_write(onnx_path.with_name("samples.png"), encode(np.asarray(samples), ".png", origin.packet()))
+    images = {"samples.png": (grid(generator(latents(seeds, generator.z_dim))), origin.packet())}
+    directions = read_directions(generator.metadata, generator.z_dim, onnx_path)
+    if len(directions):
+        # Its rows have different directions, which one command does not make.
+        images["directions.png"] = (sheet(generator, directions), replace(origin, seeds=(), psi=()).packet())
+    for name, (image, xmp) in images.items():
+        atomic_write(onnx_path.with_name(name), encode(np.asarray(image), ".png", xmp))
     card = onnx_path.with_name("card.md")
-    atomic_write(card, _text(onnx_path, generator, info, max_abs_diff, variants).encode())
+    atomic_write(card, _text(onnx_path, generator, info, max_abs_diff, variants, len(directions)).encode())
     return card
 
 
 def _text(
-    onnx_path: Path, generator: Generator, info: Mapping[str, Any], max_abs_diff: float, variants: Sequence[Variant]
+    onnx_path: Path,
+    generator: Generator,
+    info: Mapping[str, Any],
+    max_abs_diff: float,
+    variants: Sequence[Variant],
+    directions: int,
 ) -> str:
     size, z_dim, name = generator.size, generator.z_dim, onnx_path.name
     facts = {
@@ -98,7 +111,7 @@ or with NumPy and onnxruntime alone:
 
 Image *i* of `catinfer --seed s` comes from `numpy.random.PCG64(s + i)`, whatever `--n` is. PyTorch's seeds give other
 images. `--psi` scales *z* outside the graph.
-
+{_directions(directions)}
 ## Limits
 
 - The generator makes images like its training data: cat faces, seen from the front, at this size. It has no conditions
@@ -110,6 +123,21 @@ images. `--psi` scales *z* outside the graph.
 
 The weights belong to the people who trained them. How they and the generated images may be used also depends on the
 licence of the training data, which is not recorded here.
+"""
+
+
+def _directions(count: int) -> str:
+    """A section with the sheet of directions, if there are any."""
+    if not count:
+        return ""
+    return f"""
+## Directions
+
+![{SEEDS} cats, moved along {count} directions](directions.png)
+
+Each row moves the cats of seeds 0 to {SEEDS - 1} along one direction of the latent space, by {AMOUNTS[0]} to
+{AMOUNTS[-1]:+d} standard deviations, as `--direction` does. The directions are those in which the generator's first
+features vary most (GANSpace, Härkönen et al. 2020). No direction is named, and most change several things at once.
 """
 
 

@@ -15,9 +15,11 @@ import tarfile
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from catgan.command import UserError, say
 from catgan.files import atomic_write, cache_dir
+from infer.directions import read_directions
 from infer.onnxfile import read_model
 from infer.provenance import this_software
 from infer.session import Generator
@@ -28,7 +30,7 @@ SHA512 = (
     "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
 )
 _RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-_PAGE_FILES = ("index.html", "style.css", "app.js", "generator.js", "provenance.js", "random.js")
+_PAGE_FILES = ("index.html", "style.css", "app.js", "directions.js", "generator.js", "provenance.js", "random.js")
 _NPM_TIMEOUT = 600  # seconds
 
 
@@ -52,8 +54,16 @@ def write_page(onnx: Path, folder: Path) -> None:
     generator = Generator(onnx, "cpu")
     if generator.is_uint8:
         raise UserError(f"--web: {onnx} rounds to pixels itself; the page needs a file without --uint8")
+    facts: dict[str, Any] = {
+        "size": generator.size,
+        "z_dim": generator.z_dim,
+        "sha256": generator.sha256,
+        "software": this_software(),
+    }
+    directions = read_directions(generator.metadata, generator.z_dim, onnx)
+    if len(directions):
+        facts["directions"] = directions.tolist()
     model = read_model(onnx)
-    about = {"size": generator.size, "z_dim": generator.z_dim, "sha256": generator.sha256, "software": this_software()}
     runtime = _onnxruntime_web()
     folder = folder.absolute()
     try:
@@ -66,7 +76,7 @@ def write_page(onnx: Path, folder: Path) -> None:
             for name, content in runtime.items():
                 (new / name).write_bytes(content)
             (new / "gen.onnx").write_bytes(model.data)
-            (new / "gen.json").write_text(json.dumps(about) + "\n")
+            (new / "gen.json").write_text(json.dumps(facts) + "\n")
             if folder.exists():
                 folder.rename(Path(temporary, "old"))
             new.rename(folder)

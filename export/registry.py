@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 
 _FILE_TAG = "onnx_sha256"
-_COMPANIONS = ("card.md", "samples.png", "gen.safetensors")
+_COMPANIONS = ("card.md", "samples.png", "directions.png", "gen.safetensors")
 _FROM_FILE = ("precision", "onnx_metric", "onnx_metric_value", "weights_sha256")
 _DESCRIPTION_LENGTH = 5000  # MLflow's limit
 
@@ -32,7 +32,7 @@ _DESCRIPTION_LENGTH = 5000  # MLflow's limit
 def register(uri: str, run_id: str, name: str, onnx_path: Path, info: Mapping[str, Any]) -> str:
     """Log an ONNX file as the model "generator" of its run, and register it as the next version of ``name``.
 
-    ``card.md``, ``samples.png`` and ``gen.safetensors`` in the file's folder are logged with it. Registering the same
+    ``card.md``, its images and ``gen.safetensors`` in the file's folder are logged with it. Registering the same
     file of the same run again changes nothing, or completes a registration that was interrupted.
 
     The alias ``champion`` moves to the new version if there is no champion, or if its metric is better by more than

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from catgan.command import say
+from export import directions
 from export.evaluate import evaluate_file
 from export.generator import export_onnx, metadata
 from infer.latents import latents
 from infer.session import Generator
+from trainer import models
 from trainer.metrics.evaluate import Evaluator
 
 MAX_LOSS = 0.05
@@ -56,7 +57,7 @@ class Variant:
 
 
 def make_variants(
-    generator: nn.Module,
+    generator: models.Generator,
     info: Mapping[str, Any],
     paths: Mapping[str, Path],
     uint8: bool = False,
@@ -71,11 +72,12 @@ def make_variants(
     Raises:
         UserError: a file generates other images than PyTorch, see ``export_onnx``.
     """
+    entries = metadata(info) | directions.metadata(generator)
     reference = paths["fp32"]
     variants: list[Variant] = []
     for precision, path in sorted(paths.items(), key=lambda item: item[0] != "fp32"):
         say(f"exporting {precision}")
-        difference = export_onnx(generator, path, metadata(info), precision, uint8)
+        difference = export_onnx(generator, path, entries, precision, uint8)
         metric = evaluate_file(path, evaluator) if evaluator else None
         variant = Variant(precision, path.stat().st_size, difference, metric=metric)
         variants.append(variant if path is reference else _compare(variant, path, variants[0], reference))

@@ -8,8 +8,8 @@ run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Job:
         provider: onnxruntime's name of the device.
         shards: whether the images become a data set instead of single files.
         software: name and version of this program, which the files say made them; None if they say nothing.
+        directions: {number of a direction: multiple} that all latents are moved by.
     """
 
     generator_sha256: str
@@ -46,13 +47,20 @@ class Job:
     provider: str
     shards: bool
     software: str | None = None
+    directions: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """How the latent of a seed is changed, for JSON; without ``directions`` as before there were any."""
+        moved = {str(number): amount for number, amount in sorted(self.directions.items())}
+        return {"psi": self.psi, "directions": moved} if moved else {"psi": self.psi}
 
     def settings(self) -> dict[str, Any]:
         """The job in values that JSON gives back unchanged."""
         settings = {
             "generator_sha256": self.generator_sha256,
             "seeds_sha256": seeds_sha256(self.seeds),
-            "psi": self.psi,
+            **self.point,
             "suffix": self.suffix,
             "provider": self.provider,
             "shards": self.shards,
@@ -62,7 +70,7 @@ class Job:
 
     def record(self, seed: int) -> dict[str, Any]:
         """The attributes of an image in a shard."""
-        record = {"psi": self.psi, "seed": seed}
+        record = {**self.point, "seed": seed}
         if self.software is None:
             return record
         return {**record, "digital_source_type": SOURCE_TYPE, "generator_sha256": self.generator_sha256}
@@ -145,7 +153,7 @@ def write_shards(folder: Path, job: Job, size: int, images: Iterator[bytes], pro
         splits={"train": Split(tuple(progress.shards)), "val": Split(())},
         seed=job.seeds[0],
         source=("catinfer",),
-        options={"generator_sha256": job.generator_sha256, "psi": job.psi, "provider": job.provider},
+        options={"generator_sha256": job.generator_sha256, **job.point, "provider": job.provider},
         tool=tool(),
     )
     with atomic_open(folder / MANIFEST) as file:

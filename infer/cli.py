@@ -19,6 +19,7 @@ NAME = "catinfer"
 MAX_N = 1_000_000
 MAX_SEED = 2**32 - 1
 MAX_PSI = 2.0
+MAX_DIRECTION = 10.0  # standard deviations
 DEFAULT_N = 16
 SWEEP = "0.4,0.6,0.8,1,1.2"
 DEVICES = ("auto", "cpu", "cuda")
@@ -43,6 +44,8 @@ examples:
   catinfer --onnx gen.onnx --n 8 --interpolate walk.gif  from cat 0 to cat 1 ... to cat 7 and back to cat 0
   catinfer --onnx gen.onnx --n 8 --truncation-sweep      a row of the same 8 cats for each psi
   catinfer --onnx gen.onnx --n 1 --out - > cat.png       to standard output
+  catinfer --onnx gen.onnx --direction 1=2 --direction 3=-1  the same cats, moved along directions in the latent space
+  catinfer --onnx gen.onnx --latent mine.latent.npz --latent yours.latent.npz --interpolate walk.gif
 
 other commands:
   catinfer inspect FILE...  where an image comes from, and the command that makes it again
@@ -77,6 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=number(int, 0, MAX_SEED), metavar="S", help="seed of image 0 (default 0)")
     parser.add_argument(
         "--seeds", type=parse_seeds, metavar="LIST", help="these seeds instead of --n and --seed, such as 3,7-12"
+    )
+    parser.add_argument(
+        "--latent",
+        type=_path,
+        action="append",
+        metavar="FILE.npz",
+        help="a latent that `cattrain project` found for a photo, instead of a seed; repeat it for several",
+    )
+    parser.add_argument(
+        "--direction",
+        type=_parse_direction,
+        action="append",
+        metavar="K=X",
+        help="move all latents by X standard deviations along direction K, counted from 1, that the file has; -10 to "
+        "10; directions.png beside the file shows what each one changes; repeat it for several",
     )
     psi = parser.add_mutually_exclusive_group()
     psi.add_argument(
@@ -185,6 +203,14 @@ def parse_seeds(text: str, most: int = MAX_N) -> Sequence[int]:
     return found
 
 
+def _parse_direction(text: str) -> tuple[int, float]:
+    """An argument type: the number of a direction, and a multiple of it."""
+    match = re.fullmatch(r"\s*([1-9]\d{0,2})\s*=(.*)", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is given, allowed are a direction and a number, such as 1=2.5")
+    return int(match[1]), number(float, -MAX_DIRECTION, MAX_DIRECTION)(match[2])
+
+
 def _parse_psis(text: str) -> Sequence[float]:
     return [number(float, 0, MAX_PSI)(part) for part in text.split(",")]
 
@@ -207,7 +233,14 @@ def main(argv: list[str]) -> dict[str, Any]:
         args.onnx = _model(DEFAULT)
     if args.seeds is not None and (args.n is not None or args.seed is not None):
         raise UserError("--seeds gives the seeds and their number: omit --n and --seed")
+    if args.latent is not None and not (args.seeds is args.n is args.seed is None):
+        raise UserError("--latent gives latents instead of seeds: omit --n, --seed and --seeds")
+    directions = dict(args.direction or ())
+    if len(directions) < len(args.direction or ()):
+        raise UserError("--direction names a direction twice; give each once")
     if args.benchmark:
+        if args.latent is not None or directions:
+            raise UserError("--benchmark measures any latents: omit --latent and --direction")
         if args.out is not None or args.interpolate is not None:
             raise UserError("--benchmark writes no images: omit --out and --interpolate")
 
@@ -223,7 +256,19 @@ def main(argv: list[str]) -> dict[str, Any]:
     from infer.output import parse_output
 
     output = parse_output(out, suffix, args.shards, args.labels, args.truncation_sweep or ())
-    return generate(Order(args.onnx, seeds, args.psi, output, args.interpolate, args.device, args.metadata))
+    return generate(
+        Order(
+            args.onnx,
+            seeds,
+            args.psi,
+            output,
+            args.interpolate,
+            args.device,
+            args.metadata,
+            args.latent or (),
+            directions,
+        )
+    )
 
 
 def _doctor(argv: list[str]) -> dict[str, Any]:

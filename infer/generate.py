@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,8 +18,8 @@ from catgan.command import STDOUT, UserError, say
 from catgan.files import atomic_open
 from infer.files import encode_all, make_writable, save
 from infer.grid import cell, grid, grid_shape
-from infer.latents import latents, walk
 from infer.output import Array, Files, Output, Shards, Sheet, check_shards
+from infer.points import Points, open_points
 from infer.provenance import Provenance, this_software
 from infer.session import Generator
 from infer.walk import STEPS, check_walk, write_walk
@@ -44,6 +44,8 @@ class Order:
         interpolate: a file for a walk through the seeds.
         device: see ``Generator``.
         metadata: whether the files say that they are generated, and by what, see ``infer.provenance``.
+        latents: files with latents, see ``infer.latentfile``, instead of ``seeds``.
+        directions: {number of a direction from 1 on: multiple} to move all latents by, see ``infer.directions``.
     """
 
     onnx: str
@@ -53,6 +55,8 @@ class Order:
     interpolate: str | None = None
     device: str = "auto"
     metadata: bool = True
+    latents: Sequence[str] = ()
+    directions: Mapping[int, float] = field(default_factory=dict)
 
 
 def generate(order: Order) -> dict[str, Any]:
@@ -65,37 +69,43 @@ def generate(order: Order) -> dict[str, Any]:
     """
     start = time.perf_counter()
     try:
-        generator, labels = _prepare(order)
+        generator, points, labels = _prepare(order)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from error
     match order.output:
         case Sheet() as sheet:
-            _write_sheet(sheet, labels, order, generator)
+            _write_sheet(sheet, labels, order, points, generator)
         case Array() as array:
-            _write_array(array, order, generator)
+            _write_array(array, order, points, generator)
         case Files() | Shards() as folder:
-            _write_many(folder, order, generator)
+            _write_many(folder, order, points, generator)
     if order.interpolate is not None:
-        points = walk(latents(order.seeds, generator.z_dim), STEPS) * np.float32(order.psi)
+        path = points.walk(order.psi, STEPS)
         chunk = _chunk(generator)
-        chunks = (points[i : i + chunk] for i in range(0, len(points), chunk))
+        chunks = (path[i : i + chunk] for i in range(0, len(path), chunk))
         xmp = _origin(order, generator, "walk").packet() if order.metadata else None
-        write_walk(Path(order.interpolate), _images(generator, chunks, len(points)), xmp)
+        write_walk(Path(order.interpolate), _images(generator, chunks, len(path)), xmp)
     out = order.output.out if order.output else order.interpolate
-    result: dict[str, Any] = {"out": out, "n": len(order.seeds), "provider": generator.provider}
+    result: dict[str, Any] = {"out": out, "n": len(points), "provider": generator.provider}
     if order.interpolate is not None:
         result["interpolate"] = order.interpolate
     return {**result, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def _prepare(order: Order) -> tuple[Generator, list[str]]:
-    """Check the order, open the generator and make the folders. Returns the generator and a sheet's labels."""
+def _prepare(order: Order) -> tuple[Generator, Points, list[str]]:
+    """Check the order, open the generator and make the folders. Returns also the latents and a sheet's labels."""
     if order.interpolate is not None:
-        check_walk(order.interpolate, len(order.seeds))
+        check_walk(order.interpolate, len(order.latents or order.seeds))
+    if order.latents and isinstance(order.output, Files | Shards):
+        raise UserError(
+            f"--latent: single files are named by seed; give one sheet or array, such as --out cats.png; --out is "
+            f"{order.output.out}"
+        )
     if isinstance(order.output, Shards):
         check_shards(Path(order.output.out))
     generator = Generator(order.onnx, order.device)
-    labels = _sheet_labels(order.output, order.seeds, generator.size) if isinstance(order.output, Sheet) else []
+    points = open_points(generator, order.onnx, order.seeds, order.latents, order.directions)
+    labels = _sheet_labels(order.output, points.names, generator.size) if isinstance(order.output, Sheet) else []
     match order.output:
         case Sheet(out) | Array(out) if out != STDOUT:
             make_writable(Path(out).parent)
@@ -103,10 +113,10 @@ def _prepare(order: Order) -> tuple[Generator, list[str]]:
             make_writable(Path(out))
     if order.interpolate is not None:
         make_writable(Path(order.interpolate).parent)
-    return generator, labels
+    return generator, points, labels
 
 
-def _sheet_labels(sheet: Sheet, seeds: Sequence[int], size: int) -> list[str]:
+def _sheet_labels(sheet: Sheet, seeds: Sequence[int] | Sequence[str], size: int) -> list[str]:
     """The text below each image of ``size`` pixels, if any. Raises ``UserError`` if the sheet would be too large."""
     n = len(seeds)
     rows, columns = (len(sheet.sweep), n) if sheet.sweep else grid_shape(n)
@@ -130,12 +140,12 @@ def _chunk(generator: Generator) -> int:
     return max(1, min(CHUNK, CHUNK_BYTES // (3 * generator.size**2)))
 
 
-def _latents(seeds: Sequence[int], psis: Sequence[float], generator: Generator) -> Iterator[np.ndarray]:
-    """The latents of all seeds for each psi in chunks, float32 ``[<= CHUNK, z_dim]``."""
+def _latents(points: Points, psis: Sequence[float], generator: Generator) -> Iterator[np.ndarray]:
+    """All latents for each psi in chunks, float32 ``[<= CHUNK, z_dim]``."""
     chunk = _chunk(generator)
     for psi in psis:
-        for first in range(0, len(seeds), chunk):
-            yield latents(seeds[first : first + chunk], generator.z_dim) * np.float32(psi)
+        for first in range(0, len(points), chunk):
+            yield points[first : first + chunk].latents(psi)
 
 
 def _images(generator: Generator, chunks: Iterable[np.ndarray], total: int, before: int = 0) -> Iterator[np.ndarray]:
@@ -155,13 +165,14 @@ def _images(generator: Generator, chunks: Iterable[np.ndarray], total: int, befo
 
 
 def _origin(order: Order, generator: Generator, kind: str) -> Provenance:
-    """The origin of a file with all seeds of ``order``."""
-    return Provenance(kind, generator.sha256, order.seeds, (order.psi,), device=generator.device)
+    """The origin of a file with all images of ``order``. Of latents from files, nothing is recorded."""
+    seeds = () if order.latents else order.seeds
+    return Provenance(kind, generator.sha256, seeds, (order.psi,), device=generator.device, directions=order.directions)
 
 
-def _write_sheet(sheet: Sheet, labels: Sequence[str], order: Order, generator: Generator) -> None:
-    n, psis = len(order.seeds), sheet.sweep or [order.psi]
-    images = _images(generator, _latents(order.seeds, psis, generator), n * len(psis))
+def _write_sheet(sheet: Sheet, labels: Sequence[str], order: Order, points: Points, generator: Generator) -> None:
+    n, psis = len(points), sheet.sweep or [order.psi]
+    images = _images(generator, _latents(points, psis, generator), n * len(psis))
     image = grid(np.stack(list(images)), n if sheet.sweep else None, labels)
     origin = _origin(order, generator, "sweep" if sheet.sweep else "sheet")
     xmp = replace(origin, psi=psis, labels=sheet.labels).packet() if order.metadata else None
@@ -171,9 +182,9 @@ def _write_sheet(sheet: Sheet, labels: Sequence[str], order: Order, generator: G
         file.write(encoded.getbuffer())
 
 
-def _write_array(array: Array, order: Order, generator: Generator) -> None:
-    n = len(order.seeds)
-    images = _images(generator, _latents(order.seeds, [order.psi], generator), n)
+def _write_array(array: Array, order: Order, points: Points, generator: Generator) -> None:
+    n = len(points)
+    images = _images(generator, _latents(points, [order.psi], generator), n)
     with _open(array.out) as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (n, generator.size, generator.size, 3)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -197,7 +208,7 @@ def _open(out: str) -> Iterator[BinaryIO]:
         raise UserError(f"--out -: cannot be written ({error.strerror})") from error
 
 
-def _write_many(output: Files | Shards, order: Order, generator: Generator) -> None:
+def _write_many(output: Files | Shards, order: Order, points: Points, generator: Generator) -> None:
     """Write single files or shards. Continues where an earlier process stopped."""
     from infer import bulk  # hashes and tars, whose imports would slow down every small command
 
@@ -210,18 +221,19 @@ def _write_many(output: Files | Shards, order: Order, generator: Generator) -> N
         provider=generator.provider,
         shards=isinstance(output, Shards),
         software=this_software() if order.metadata else None,
+        directions=order.directions,
     )
     progress = bulk.Progress(folder, job)
     progress.begin()
-    chunks = _latents(order.seeds[progress.done :], [order.psi], generator)
+    chunks = _latents(points[progress.done :], [order.psi], generator)
     origin = _origin(order, generator, "image")
     packets = origin.packets(order.seeds[progress.done :]) if order.metadata else repeat(None)
     files = encode_all(_images(generator, chunks, len(order.seeds), progress.done), job.suffix, packets)
     if not job.shards:
         bulk.write_files(folder, job, files, progress)
         return
+    contacts = chain.from_iterable(map(generator, _latents(points[:CONTACTS], [order.psi], generator)))
     shown = order.seeds[:CONTACTS]
-    contacts = chain.from_iterable(map(generator, _latents(shown, [order.psi], generator)))
     xmp = replace(origin, kind="sheet", seeds=shown).packet() if order.metadata else None
     with atomic_open(folder / bulk.CONTACT) as file:
         save(grid(np.stack(list(contacts))), file, ".png", xmp)

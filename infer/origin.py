@@ -17,7 +17,7 @@ from xml.parsers import expat
 from catgan.command import UserError, say
 from catgan.text import to_json
 from infer.builtin import builtin_models
-from infer.cli import MAX_N, MAX_PSI, MAX_SEED
+from infer.cli import MAX_DIRECTION, MAX_N, MAX_PSI, MAX_SEED
 from infer.containers import MAX_XMP, DamagedError, file_format, find_xmp
 from infer.onnxfile import read_model
 from infer.provenance import KINDS, MAX_PSIS_TEXT, MAX_SEEDS_TEXT, NAMESPACES, RDF, this_software
@@ -39,6 +39,7 @@ _UNKNOWN: dict[str, Any] = dict.fromkeys(
         "labels",
         "device",
         "mix",
+        "directions",
         "command",
     )
 )
@@ -123,6 +124,8 @@ def command(record: dict[str, Any], onnx: str) -> str | None:
         words += ["--truncation-sweep", ",".join(map(repr, psi))]
     else:
         words += ["--psi", repr(psi[0])]
+    for number, amount in (record["directions"] or {}).items():
+        words += ["--direction", f"{number}={amount!r}"]
     if record["labels"]:
         words.append("--labels")
     if record["device"]:
@@ -155,7 +158,8 @@ def _range(part: str) -> tuple[int, int]:
 def _address(record: dict[str, Any]) -> str:
     """The end of the page's address, see ``export/web/app.js``."""
     left, right = re.split("[,-]", record["seeds"])
-    return f"#left={left}&right={right}&mix={record['mix']}&psi={record['psi'][0]:g}"
+    moves = "".join(f"&d{number}={amount:g}" for number, amount in (record["directions"] or {}).items())
+    return f"#left={left}&right={right}&mix={record['mix']}&psi={record['psi'][0]:g}{moves}"
 
 
 def read_packet(packet: bytes) -> dict[str, Any]:
@@ -259,6 +263,17 @@ def _percentage(text: str) -> int:
     return value
 
 
+def _directions(text: str) -> dict[str, float]:
+    moves = {}
+    for part in text.split(","):
+        if not (found := re.fullmatch(r"([1-9]\d{0,2})=([-+.e\d]{1,30})", part, re.ASCII)):
+            raise ValueError
+        moves[found[1]] = amount = float(found[2])
+        if not -MAX_DIRECTION <= amount <= MAX_DIRECTION:
+            raise ValueError
+    return moves
+
+
 _OURS: dict[str, tuple[str, Any]] = {
     "Kind": ("kind", _matching("|".join(KINDS))),
     "GeneratorSHA256": ("generator_sha256", _matching("[0-9a-f]{64}")),
@@ -269,4 +284,5 @@ _OURS: dict[str, tuple[str, Any]] = {
     "Labels": ("labels", lambda text: _matching("True|False")(text) == "True"),
     "Device": ("device", _matching("cpu|cuda")),
     "Mix": ("mix", _percentage),
+    "Directions": ("directions", _directions),
 }

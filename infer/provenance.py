@@ -9,7 +9,7 @@ images have equal packets. Serialised as ISO 16684-1 (XMP, part 1) says, in at m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -58,6 +58,7 @@ class Provenance:
         labels: whether the seeds are written below the images.
         device: that computed the images, "cpu" or "cuda".
         mix: of a blend, the percentage of the second seed.
+        directions: {number of a direction: multiple} that all latents are moved by, see ``infer.directions``.
         software: name and version.
     """
 
@@ -68,6 +69,7 @@ class Provenance:
     labels: bool = False
     device: str | None = None
     mix: int | None = None
+    directions: Mapping[int, float] = field(default_factory=dict)
     software: str = field(default_factory=this_software)
 
     def packet(self) -> bytes:
@@ -105,6 +107,9 @@ class Provenance:
             yield "catgan:Device", self.device
         if self.mix is not None:
             yield "catgan:Mix", str(self.mix)
+        if self.directions:
+            moves = sorted(self.directions.items())
+            yield "catgan:Directions", ",".join(f"{number}={float(amount)!r}" for number, amount in moves)
 
 
 def in_training() -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catgan.command import Parser, UserError, dispatch, run_command
+from catgan.command import Parser, UserError, dispatch, number, run_command
 from catgan.location import local_path
 
 if TYPE_CHECKING:
@@ -19,12 +20,14 @@ _OVERVIEW = """\
 Commands for the folder of a training, out/runs/NAME. `python trainer/run.py` trains.
 
 commands:
+  project  find the latents whose images are nearest to photos
   report   write one HTML file with curves, sample grids, metrics and settings
   sync     deliver the records that are not in MLflow yet
 
 `cattrain COMMAND --help` shows the options. Examples:
   cattrain report out/runs/mine
   cattrain sync out/runs/mine
+  cattrain project out/runs/mine photo.jpg
 """
 
 _SYNC = """\
@@ -89,6 +92,67 @@ def _sync(argv: list[str]) -> dict[str, Any]:
         return sync(folder, args.uri, register=register) | {"run_dir": args.run_dir}
 
 
+_PROJECT = """\
+Find the latent whose image is nearest to a photo, by gradient descent through the generator. Two photos' latents can be
+blended, moved along directions and made into a film with catinfer. The photo is cropped and resized as by
+`catdata build`; choose the crop that the training data were made with. A generator only makes images like its training
+data: of another cat it shows one that resembles it.
+
+For photo.jpg you get photo.latent.npz and photo.projected.png, the photo and the result side by side.
+
+examples:
+  cattrain project out/runs/mine photo.jpg
+  cattrain project out/runs/mine *.jpg --crop face --film webp --out latents/
+  catinfer --onnx out/runs/mine --latent a.latent.npz --latent b.latent.npz --interpolate walk.gif
+
+Progress goes to stderr, one line of JSON to stdout: run, weights_sha256, photos, seconds. --debug shows tracebacks.
+"""
+
+
+def _project(argv: list[str]) -> dict[str, Any]:
+    parser = Parser(f"{NAME} project", _PROJECT)
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="folder of a run (its best generator), a checkpoint, a gen.safetensors, or the URL of a run in a bucket",
+    )
+    parser.add_argument("photos", metavar="PHOTO", nargs="+", type=local_path, help="image file")
+    parser.add_argument("--out", metavar="DIR", type=local_path, default=Path(), help="folder (default: this one)")
+    parser.add_argument(
+        "--crop", choices=("center", "face", "none"), default="center", help="as of catdata build (default center)"
+    )
+    parser.add_argument(
+        "--starts", type=number(int, 1, 64), default=4, metavar="N", help="searches at once (default 4)"
+    )
+    parser.add_argument(
+        "--steps", type=number(int, 1, 100_000), default=300, metavar="N", help="of each search (default 300)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=number(int, 0, 2**32 - 1),
+        default=0,
+        metavar="S",
+        help="the starts are the nearest of 512 seeds from this one on (default 0)",
+    )
+    parser.add_argument("--film", choices=("gif", "webp"), help="also write a film of the search, photo.search.gif")
+    args = parser.parse_intermixed_args(argv)
+    began = time.perf_counter()
+
+    from export.generator import weights_sha256
+    from export.source import is_in_mlflow, open_source
+    from trainer.project.command import Order, project
+
+    if is_in_mlflow(args.run):
+        raise UserError(f"{args.run}: a generator in MLflow; give the folder of its run")
+    generator = open_source(args.run, None).generator
+    digest = weights_sha256(generator)
+    photos = [str(photo) for photo in args.photos]
+    order = Order(photos, args.out, args.crop, args.starts, args.steps, args.seed, args.film)
+    results = project(generator, digest, order)
+    seconds = round(time.perf_counter() - began, 3)
+    return {"run": args.run, "weights_sha256": digest, "photos": results, "seconds": seconds}
+
+
 @contextmanager
 def _work(location: str) -> Iterator[tuple[Storage, Path]]:
     """The run at ``location`` and its folder on this machine: of a run in a bucket, a copy that is pushed back."""
@@ -103,7 +167,7 @@ def _work(location: str) -> Iterator[tuple[Storage, Path]]:
         raise UserError(f"{location}: {error.strerror or error}") from error
 
 
-_COMMANDS = {"report": _report, "sync": _sync}
+_COMMANDS = {"project": _project, "report": _report, "sync": _sync}
 
 
 def main(argv: list[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 // The page's state is in its address: #seed=0&left=3&right=7&mix=50&psi=1. Every change updates it, so that a link
 // shows the same cats.
 
+import { addSliders, moved, readMoves, showMoves } from "./directions.js";
 import { openGenerator, seededLatent } from "./generator.js";
 import { packetOf, withPacket } from "./provenance.js";
 import { slerp } from "./random.js";
@@ -40,6 +41,7 @@ function readAddress() {
     right: seed("right", first + 1),
     mix: Math.round(number("mix", given.has("left") ? 50 : 0, 100)),
     psi: number("psi", 1, 1),
+    moves: readMoves(given, generator.directions),
   };
 }
 
@@ -54,7 +56,9 @@ function change(changes) {
 function show(next) {
   const before = state;
   state = next;
-  history.replaceState(null, "", `#${new URLSearchParams(next)}`);
+  const { moves, ...others } = next;
+  history.replaceState(null, "", `#${new URLSearchParams({ ...others, ...moves })}`);
+  showMoves(element("sliders"), moves);
   element("seed").value = next.seed;
   element("psi").value = next.psi;
   element("psi-value").value = next.psi.toFixed(2);
@@ -91,11 +95,13 @@ async function generateBlend() {
   const round = ++blendRound;
   await handleInput();
   if (round !== blendRound) return;
-  const { left, right, mix, psi } = state;
+  const { left, right, mix, psi, moves } = state;
   const [a, b] = [left, right].map((seed) => seededLatent(seed, psi, generator.zDim));
-  const spent = await timed(() => generate(slerp(a, b, mix / 100), blend));
-  blended = { left, right, mix, psi };
-  blend.setAttribute("aria-label", `A cat, ${100 - mix}% cat ${left} and ${mix}% cat ${right}`);
+  const z = moved(slerp(a, b, mix / 100), moves, generator.directions);
+  const spent = await timed(() => generate(z, blend));
+  blended = { left, right, mix, psi, moves };
+  const along = Object.keys(moves).length ? ", moved along directions" : "";
+  blend.setAttribute("aria-label", `A cat, ${100 - mix}% cat ${left} and ${mix}% cat ${right}${along}`);
   element("blend-time").textContent = `Generated in ${milliseconds(spent)}.`;
 }
 
@@ -123,9 +129,9 @@ function fail(error) {
 
 function save() {
   if (!blended) return;
-  const { left, right, mix, psi } = blended;
+  const { left, right, mix, psi, moves } = blended;
   blend.toBlob(async (png) => {
-    const packet = packetOf({ ...generator.origin, left, right, mix, psi });
+    const packet = packetOf({ ...generator.origin, left, right, mix, psi, moves });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(await withPacket(png, packet));
     link.download = `cat-${left}-${right}-${mix}.png`;
@@ -150,6 +156,9 @@ function listen() {
   element("controls").addEventListener("submit", (event) => event.preventDefault());
   element("psi").addEventListener("input", ({ target }) => change({ psi: Number(target.value) }));
   element("mix").addEventListener("input", ({ target }) => change({ mix: Number(target.value) }));
+  element("directions").hidden = generator.directions.length === 0;
+  addSliders(element("sliders"), generator.directions, (moves) => change({ moves }));
+  element("reset").addEventListener("click", () => change({ moves: {} }));
   element("save").addEventListener("click", save);
   element("share").addEventListener("click", share);
   addEventListener("hashchange", () => show(readAddress()));

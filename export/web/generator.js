@@ -7,11 +7,11 @@ import { latent } from "./random.js";
 ort.env.wasm.numThreads = 1;
 
 /**
- * Open gen.onnx: { size, zDim, origin, generate }, where generate(z, canvas) shows the image of a latent on a canvas,
- * and origin is what downloads say about their generator.
+ * Open gen.onnx: { size, zDim, directions, origin, generate }, where generate(z, canvas) shows the image of a latent on a
+ * canvas, and origin is what downloads say about their generator.
  */
 export async function openGenerator() {
-  const { size, z_dim: zDim, ...origin } = await (await load("gen.json")).json();
+  const { size, z_dim: zDim, directions = [], ...origin } = await (await load("gen.json")).json();
   const model = new Uint8Array(await (await load("gen.onnx")).arrayBuffer());
   const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
 
@@ -20,7 +20,7 @@ export async function openGenerator() {
     canvas.width = canvas.height = size;
     canvas.getContext("2d").putImageData(new ImageData(toPixels(image.data, size), size), 0, 0);
   }
-  return { size, zDim, origin, generate };
+  return { size, zDim, directions, origin, generate };
 }
 
 /** The latent of a seed, scaled by psi in [0, 1], as in catinfer. */

@@ -8,16 +8,19 @@ const NAMESPACES = {
 };
 const IHDR_END = 33; // bytes of the signature and the first chunk
 
-/** The packet of a blend of the seeds left and right, with mix percent of right. */
-export function packetOf({ software, sha256, left, right, mix, psi }) {
+/** The packet of a blend of the seeds left and right, with mix percent of right, moved along directions: { d1: "2.5" }. */
+export function packetOf({ software, sha256, left, right, mix, psi, moves }) {
+  const decimal = (value) => (Number.isInteger(value) ? value.toFixed(1) : String(value));
+  const directions = Object.entries(moves).map(([name, amount]) => `${name.slice(1)}=${decimal(Number(amount))}`);
   const properties = {
     "Iptc4xmpExt:DigitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
     "xmp:CreatorTool": software,
     "catgan:Kind": "blend",
     "catgan:GeneratorSHA256": sha256,
     "catgan:Seeds": `${left}${right === left + 1 ? "-" : ","}${right}`,
-    "catgan:Psi": Number.isInteger(psi) ? psi.toFixed(1) : String(psi),
+    "catgan:Psi": decimal(psi),
     "catgan:Mix": String(mix),
+    ...(directions.length && { "catgan:Directions": directions.join(",") }),
   };
   const written = (entries) => entries.map(([name, value]) => ` ${name}="${escaped(value)}"`).join("");
   return (

@@ -142,7 +142,7 @@ def test_several_precisions_with_a_card(run_dir: Path, tmp_path: Path, capsys: p
         [str(run_dir), "-o", str(tmp_path / "new" / "cats.onnx"), "--precision", "fp32,fp16,int8", "--card"], capsys
     )
     assert code == 0, err
-    names = ["card.md", "cats-fp16.onnx", "cats-int8.onnx", "cats.onnx", "samples.png"]
+    names = ["card.md", "cats-fp16.onnx", "cats-int8.onnx", "cats.onnx", "directions.png", "samples.png"]
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
     files = json.loads(out)["files"]
     assert [f["precision"] for f in files] == ["fp32", "fp16", "int8"]

@@ -121,11 +121,15 @@ def test_latents_equal_numpys(tmp_path: Path) -> None:
 
 @needs_node
 @pytest.mark.parametrize(
-    ("left", "right", "mix", "psi"), [(3, 7, 25, 0.7), (3, 4, 0, 1.0), (4, 4, 100, 0.0), (9, 2, 5, 0.05)]
+    ("left", "right", "mix", "psi", "moves"),
+    [(3, 7, 25, 0.7, {}), (3, 4, 0, 1.0, {1: 2.5, 2: -1.0}), (4, 4, 100, 0.0, {}), (9, 2, 5, 0.05, {12: -0.1})],
 )
-def test_packets_equal_catinfers(tmp_path: Path, left: int, right: int, mix: int, psi: float) -> None:
+def test_packets_equal_catinfers(
+    tmp_path: Path, left: int, right: int, mix: int, psi: float, moves: dict[int, float]
+) -> None:
     module = shutil.copy(MODULES / "provenance.js", tmp_path / "provenance.mjs")
     given = {"software": this_software(), "sha256": "0" * 64, "left": left, "right": right, "mix": mix, "psi": psi}
+    given["moves"] = {f"d{number}": f"{amount:g}" for number, amount in moves.items()}
     script = f"""
         import {{ packetOf, withPacket }} from {json.dumps(module.as_uri())};
         const png = new Blob([Buffer.from({json.dumps(base64.b64encode(PNG).decode())}, "base64")]);
@@ -133,7 +137,7 @@ def test_packets_equal_catinfers(tmp_path: Path, left: int, right: int, mix: int
         process.stdout.write(Buffer.from(await marked.arrayBuffer()));
     """
     run = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, check=True)
-    packet = Provenance("blend", "0" * 64, (left, right), (psi,), mix=mix).packet()
+    packet = Provenance("blend", "0" * 64, (left, right), (psi,), mix=mix, directions=moves).packet()
     assert find_xmp(io.BytesIO(run.stdout), "png") == packet  # checks the chunk's checksum too
     assert run.stdout == encode(np.zeros((8, 8, 3), np.uint8), ".png", packet)
 

@@ -136,6 +136,7 @@ def test_everything_that_a_file_says(tmp_path: Path, capsys: pytest.CaptureFixtu
         "labels": True,
         "device": "cuda",
         "mix": None,
+        "directions": None,
         "command": f"catinfer {words}",
     }
     said = capsys.readouterr().err

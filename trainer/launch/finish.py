@@ -24,12 +24,13 @@ def finish(run_dir: Path, model: str) -> None:
         UserError: outputs of PyTorch and onnxruntime differ.
     """
     # Importing ONNX's libraries takes seconds, which would delay the first step.
+    from export import directions
     from export.card import write_card
     from export.generator import export_onnx, metadata
 
     generator, info = checkpoint.load_generator(run_dir / "best")
     onnx = run_dir / "best" / "gen.onnx"
-    difference = export_onnx(generator, onnx, metadata(info))
+    difference = export_onnx(generator, onnx, metadata(info) | directions.metadata(generator))
     write_card(onnx, info, difference)
     tracker = tracking.Tracker(run_dir)
     for animation in write_progress(run_dir):

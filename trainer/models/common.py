@@ -24,6 +24,10 @@ class Generator(nn.Module):
         self.z_dim = config.z_dim
         self.size = config.size
 
+    def features(self, z: Tensor) -> Tensor:
+        """The activations of the first block, ``[n, channels, 4, 4]``: the map from which the image grows."""
+        raise NotImplementedError
+
 
 class Discriminator(nn.Module):
     """Images -> logits (the critic output for Wasserstein losses).

@@ -55,6 +55,9 @@ class DCGANGenerator(Generator):
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z.reshape(-1, self.z_dim, 1, 1))  # not [..., None, None]: OpenCV reads no such ONNX
 
+    def features(self, z: Tensor) -> Tensor:
+        return self.layers[:3](z.reshape(-1, self.z_dim, 1, 1))  # to4, norm4, relu4
+
 
 def _head(config: ModelConfig, width: int) -> nn.Module:
     """``[n, z_dim, 1, 1]`` -> ``[n, width, 4, 4]``. Both kinds have the same weights; the dense one has

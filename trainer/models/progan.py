@@ -88,15 +88,17 @@ class ProGANGenerator(Generator):
     def forward(self, z: Tensor, level: float | None = None) -> Tensor:
         level = self.full if level is None else level
         top, alpha = math.ceil(level), level % 1
-        x = pixel_norm(_act(self.first(pixel_norm(z.reshape(-1, self.z_dim, 1, 1)))))
-        x = pixel_norm(_act(self.conv(x)))
-        below = x
+        below = x = self.features(z)
         for n in range(3, top + 1):
             below, x = x, self.up[str(1 << n)](x)
         images = self.to_rgb[str(1 << top)](x)
         if alpha:
             images = _upsample(self.to_rgb[str(1 << (top - 1))](below)).lerp(images, alpha)
         return images
+
+    def features(self, z: Tensor) -> Tensor:
+        x = pixel_norm(_act(self.first(pixel_norm(z.reshape(-1, self.z_dim, 1, 1)))))
+        return pixel_norm(_act(self.conv(x)))
 
 
 class _Down(nn.Module):
@@ -155,3 +157,6 @@ class AtLevel(Generator):
         factor = self.size >> math.ceil(self.level)
         images = self.generator(z, level=self.level)
         return F.interpolate(images, scale_factor=float(factor), mode="nearest") if factor > 1 else images
+
+    def features(self, z: Tensor) -> Tensor:
+        return self.generator.features(z)

@@ -124,8 +124,14 @@ class R3GANGenerator(Generator):
         self.layers = nn.Sequential(OrderedDict(layers))
 
     def forward(self, z: Tensor) -> Tensor:
+        return self.layers(self._modulated(z))
+
+    def features(self, z: Tensor) -> Tensor:
+        return self.layers[:1](self._modulated(z))  # blocks4
+
+    def _modulated(self, z: Tensor) -> Tensor:
         scale = self.linear(z)
-        return self.layers(self.basis * scale.reshape(-1, scale.shape[1], 1, 1))
+        return self.basis * scale.reshape(-1, scale.shape[1], 1, 1)
 
 
 class R3GANDiscriminator(Discriminator):

@@ -114,7 +114,7 @@ def test_a_run_in_process_is_continued_and_branched(shards: Path, tmp_path: Path
         "samples/fakes_000000kimg.png",
     ):
         assert (folder / name).stat().st_size > 0, name
-    for name in ("gen.onnx", "gen.safetensors", "card.md", "samples.png"):
+    for name in ("gen.onnx", "gen.safetensors", "card.md", "samples.png", "directions.png"):
         assert (folder / "best" / name).stat().st_size > 0, name
     assert all(p.suffix == ".lock" for p in folder.iterdir() if p.name.startswith("."))
 
