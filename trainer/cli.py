@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ Commands for the folder of a training, out/runs/NAME. `python trainer/run.py` tr
 
 commands:
   project  find the latents whose images are nearest to photos
-  report   write one HTML file with curves, sample grids, metrics and settings
+  report   write one HTML file with curves, sample grids, metrics and settings; several runs: compare them
   sync     deliver the records that are not in MLflow yet
 
 `cattrain COMMAND --help` shows the options. Examples:
@@ -53,28 +53,60 @@ differences from the recipe, the data, warnings, how to use the result. The file
 so it can be mailed. A training writes it when it ends, as RUN_DIR/report.html; this command writes it while a training
 runs, or after it was interrupted.
 
+Two to twelve runs are compared on one page: their grids at the same kimg under one slider, their curves over each
+other, the options that differ, best values and cost. It is compare.html in the current folder, unless --out is given.
+
 examples:
   cattrain report out/runs/mine
   cattrain report out/runs/mine -o mine.html
+  cattrain report out/runs/mine out/runs/other
 
-One line of JSON goes to stdout: report, run_dir. --debug shows tracebacks.
+One line of JSON goes to stdout: report, run_dir; of a comparison report, run_dirs. --debug shows tracebacks.
 """
 
 
 def _report(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"{NAME} report", _REPORT)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run, or its URL in a bucket")
     parser.add_argument(
-        "-o", "--out", metavar="FILE", type=local_path, help="the file to write (default: report.html in RUN_DIR)"
+        "run_dirs", metavar="RUN_DIR", nargs="+", help="folder of a run, or its URL in a bucket; several to compare"
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="FILE",
+        type=local_path,
+        help="the file to write (default: report.html in RUN_DIR; of a comparison, compare.html in the current folder)",
     )
     args = parser.parse_args(argv)
+    if len(args.run_dirs) > 1:
+        return _compare(args.run_dirs, args.out)
+    (run_dir,) = args.run_dirs
 
     from trainer.report.page import NAME as REPORT
     from trainer.report.page import write_report
 
-    with _work(args.run_dir) as (storage, folder):
+    with _work(run_dir) as (storage, folder):
         write_report(folder, args.out)
-    return {"report": str(args.out or storage.join(REPORT)), "run_dir": args.run_dir}
+    return {"report": str(args.out or storage.join(REPORT)), "run_dir": run_dir}
+
+
+def _compare(run_dirs: Sequence[str], out: Path | None) -> dict[str, Any]:
+    from trainer.checkpoints.storage import open_storage
+    from trainer.report.compare import MAX_RUNS, write_comparison
+    from trainer.report.compare import NAME as COMPARISON
+
+    if len(run_dirs) > MAX_RUNS:
+        raise UserError(f"{len(run_dirs)} runs: a comparison takes at most {MAX_RUNS}")
+    runs = []
+    for location in run_dirs:
+        storage = open_storage(location)
+        try:
+            storage.pull()
+        except OSError as error:
+            raise UserError(f"{location}: {error.strerror or error}") from error
+        runs.append((storage.location, storage.work))
+    path = write_comparison(runs, out or Path(COMPARISON))
+    return {"report": str(path), "run_dirs": run_dirs}
 
 
 def _sync(argv: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Line charts over kimg as inline SVG."""
+"""Line charts over kimg or hours as inline SVG."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ Point = tuple[float, float | None]
 _WIDTH, _HEIGHT = 400, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 26  # margins
 _MAX_POINTS = 300  # about one per pixel
-_COLOURS = 4
+_COLOURS = 12
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: ``points`` are kimg and value, in order; a value of None is a gap in the curve."""
+    """One curve: ``points`` are position (kimg or hours) and value, in order; a value of None is a gap in the curve."""
 
     name: str
     points: Sequence[Point]
+    colour: int | None = None
+    """0 to 11; None: the curve's position in its chart."""
 
     @property
     def finite(self) -> list[float]:
@@ -28,17 +30,20 @@ class Series:
         return [value for _, value in self.points if value is not None]
 
 
-def chart(series: Sequence[Series], end: float, best: float | None = None, dots: bool = False) -> str:
+def chart(
+    series: Sequence[Series], end: float, best: float | None = None, dots: bool = False, unit: str = "kimg"
+) -> str:
     """An SVG chart of curves that share a vertical axis.
 
     The axis is logarithmic if all values are positive and span more than a factor of eight. The attributes ``data-*``
     let a script convert positions to values.
 
     Args:
-        series: one to four, each with a value that is not None. Long ones are averaged over equal numbers of points.
-        end: right end of the horizontal axis in kimg, above 0.
-        best: kimg at which to circle the first curve.
+        series: one to twelve, each with a value that is not None. Long ones are averaged over equal numbers of points.
+        end: right end of the horizontal axis, above 0.
+        best: position at which to circle the first curve.
         dots: mark each point, for values that are rarely measured.
+        unit: of the horizontal axis.
     """
     assert 1 <= len(series) <= _COLOURS
     assert end > 0
@@ -59,20 +64,21 @@ def chart(series: Sequence[Series], end: float, best: float | None = None, dots:
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_summary(series)}"'
         f' data-left="{_LEFT}" data-right="{_WIDTH - _RIGHT}" data-top="{_TOP}" data-bottom="{_HEIGHT - _BOTTOM}"'
-        f' data-end="{end:g}" data-low="{low!r}" data-high="{high!r}"{" data-log" if is_log else ""}>'
+        f' data-end="{end:g}" data-unit="{unit}" data-low="{low!r}" data-high="{high!r}"'
+        f"{' data-log' if is_log else ''}>"
     ]
     for tick in ticks:
         parts.append(f'<path class="rule" d="M{_LEFT} {y(tick):.1f}H{_WIDTH - _RIGHT}"/>')
         parts.append(f'<text class="value" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{tick:.4g}</text>')
     for tick in (tick for tick in _ticks(0, end) if tick <= end):
-        parts.append(f'<text class="kimg" x="{x(tick):.1f}" y="{_HEIGHT - 8}">{tick:g}</text>')
-    for i, points in enumerate(thinned):
+        parts.append(f'<text class="position" x="{x(tick):.1f}" y="{_HEIGHT - 8}">{tick:g}</text>')
+    for i, (one, points) in enumerate(zip(series, thinned, strict=True)):
         lines = [[f"{x(kimg):.1f},{y(value):.2f}" for kimg, value in line] for line in _lines(points)]
         curve = "".join(f'<polyline points="{" ".join(line)}"/>' for line in lines)
         if dots:
             centres = (position.split(",") for line in lines for position in dict.fromkeys(line))
             curve += "".join(f'<circle cx="{cx}" cy="{cy}" r="3"/>' for cx, cy in centres)
-        parts.append(f'<g class="curve c{i}">{curve}</g>')
+        parts.append(f'<g class="curve c{i if one.colour is None else one.colour}">{curve}</g>')
     if best is not None:
         (at,) = [value for kimg, value in series[0].points if kimg == best and value is not None][:1]
         parts.append(f'<circle class="best" cx="{x(best):.1f}" cy="{y(at):.2f}" r="6"/>')

@@ -15,6 +15,9 @@ from catgan.command import UserError
 from trainer.report.charts import Series
 from trainer.tracking.journal import Journal, Record
 
+_STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+# Keys of config.json that are not settings.
+_NOT_SETTINGS = ("data", "dataset_digest", "mlflow_run_id", "tracking_uri")
 _METRIC = re.compile(r"(fid|fd|kid)\d+k?(_\w+)?")
 
 
@@ -32,6 +35,16 @@ class History:
     """FINISHED, FAILED or KILLED; None while the run has not ended."""
 
     @property
+    def state(self) -> str:
+        """ "finished", "failed", "stopped", or "unfinished" for a run that is training or was interrupted."""
+        return _STATES.get(self.status or "", "unfinished")
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings by dotted name, such as "loss.name"."""
+        return flatten({name: value for name, value in self.config.items() if name not in _NOT_SETTINGS})
+
+    @property
     def opened(self) -> Record:
         """The latest ``open`` record, which describes the run."""
         return next((r for r in reversed(self.records) if r["kind"] == "open"), {"kind": "open"})
@@ -46,6 +59,20 @@ class History:
         """Time from the first to the last record, without the time between an interruption and its continuation."""
         steps = pairwise(self.records)
         return sum(after["time"] - before["time"] for before, after in steps if after["kind"] != "open") / 1000
+
+    @cached_property
+    def hours(self) -> Mapping[int, float]:
+        """Hours of training by position in images, for the values that have a record. Counted as ``seconds``; a
+        position that was trained again after an interruption has the later time."""
+        found: dict[int, float] = {}
+        total, before = 0.0, None
+        for record in self.records:
+            if before is not None and record["kind"] != "open":
+                total += (record["time"] - before) / 3.6e6
+            before = record["time"]
+            if record["kind"] == "scalars":
+                found[record["nimg"]] = total
+        return found
 
     @property
     def metric_names(self) -> list[str]:
@@ -80,6 +107,11 @@ class History:
         """The values of ``name`` over kimg."""
         return Series(name, [(row["kimg"], row[name]) for row in self.metrics if name in row])
 
+    def series_over_hours(self, name: str) -> Series:
+        """The values of ``name`` over hours of training, without those of which the time is unknown."""
+        rows = [row for row in self.metrics if name in row and row["nimg"] in self.hours]
+        return Series(name, sorted(((self.hours[row["nimg"]], row[name]) for row in rows), key=lambda point: point[0]))
+
 
 def read(folder: Path, status: str | None = None) -> History:
     """Read the history of the run in ``folder``. An incomplete last line, as a killed writer leaves it, is ignored.
@@ -98,7 +130,31 @@ def read(folder: Path, status: str | None = None) -> History:
         metrics = list(Journal(folder / "metrics.jsonl").records())
         file = folder / "config.json"
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        _check(config, metrics, records)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: one of {', '.join(names)} is damaged ({error})") from error
     last = next((r for r in reversed(records) if r["kind"] in ("open", "status")), {})
     return History(folder, config, metrics, records, status or last.get("status"))
+
+
+def _check(config: object, metrics: Sequence[object], records: Sequence[object]) -> None:
+    """Raises ValueError for JSON that is none of a training's."""
+    if not isinstance(config, dict):
+        raise ValueError("config.json is no JSON object")
+    for name, rows, keys in (("metrics.jsonl", metrics, ("nimg", "kimg")), ("outbox.jsonl", records, ("time",))):
+        for row in rows:
+            if not isinstance(row, dict) or not all(type(row.get(key)) in (int, float) for key in keys):
+                raise ValueError(f"{name} has a line without {' and '.join(keys)}")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings by dotted name: ``{"a": {"b": [1, 2.0]}}`` -> ``{"a.b": "1 2.0"}``."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            flat[prefix + name] = " ".join(map(str, value))
+        else:
+            flat[prefix + name] = f"{value:g}" if type(value) in (int, float) else str(value)
+    return flat

@@ -135,7 +135,7 @@ def test_the_content_of_the_page(run_dir: Path) -> None:
 def test_the_commands_that_generate_have_a_line_each(run_dir: Path) -> None:
     (run_dir / "best").mkdir(exist_ok=True)
     (run_dir / "best" / "gen.onnx").write_bytes(b"not read")
-    (commands,) = re.findall(r"<pre><code>(catinfer.*?)</code></pre>", page_of(run_dir), re.DOTALL)
+    (commands,) = re.findall(r"<pre[^>]*><code>(catinfer.*?)</code></pre>", page_of(run_dir), re.DOTALL)
     assert [line.split()[:2] for line in commands.splitlines()] == [["catinfer", "--onnx"]] * 2
 
 
