@@ -59,7 +59,7 @@ def checkout(sandbox: Any) -> Path:
             shutil.copy(ROOT / name, folder / name)
     for name in (".venv/lib/torch.so", "out/runs/a/state.pt", "cats/train-000000.tar"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(bytes(2**20))
+        (folder / name).write_bytes(bytes(2**22))
     return folder
 
 
@@ -94,7 +94,7 @@ def _check_upload(cluster: Any) -> None:
     """The job's working folder holds the program alone."""
     (package,) = cluster.home.glob("c/ray0/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     assert (package / "trainer" / "run.py").is_file()
-    assert sum(path.stat().st_size for path in package.rglob("*.*") if path.is_file()) < 2**20
+    assert sum(path.stat().st_size for path in package.rglob("*.*") if path.is_file()) < 2**21
 
 
 def _check_run(result: dict[str, Any], run_dir: Path) -> None:
