@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,10 +126,15 @@ def _evaluator(source: Source, data: str | None) -> Evaluator | None:
 @contextmanager
 def _scratch_folder(out: Path) -> Iterator[Path]:
     """A temporary folder on the file system of ``out``. OSErrors inside become UserErrors."""
+    # Not tempfile.TemporaryDirectory, which leaves the folder if a signal comes just after it made it.
+    folder = out.parent / f".catexport-{uuid.uuid4().hex[:12]}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".catexport-", dir=out.parent) as folder:
-            yield Path(folder)
+        try:
+            folder.mkdir(mode=0o700)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {out} ({error.filename or out.parent}: {error.strerror or error})") from error
 
