@@ -60,6 +60,7 @@ examples:
   cattrain report out/runs/mine
   cattrain report out/runs/mine -o mine.html
   cattrain report out/runs/mine out/runs/other
+  cattrain report out/runs/mine --neighbours      does the generator copy its training images?
 
 One line of JSON goes to stdout: report, run_dir; of a comparison report, run_dirs. --debug shows tracebacks.
 """
@@ -77,8 +78,16 @@ def _report(argv: list[str]) -> dict[str, Any]:
         type=local_path,
         help="the file to write (default: report.html in RUN_DIR; of a comparison, compare.html in the current folder)",
     )
+    parser.add_argument(
+        "--neighbours",
+        action="store_true",
+        help="of one run: show the training images nearest to generated ones, and how near held-out images are; reads "
+        "the whole data set, and puts some of its images into the file",
+    )
     args = parser.parse_args(argv)
     if len(args.run_dirs) > 1:
+        if args.neighbours:
+            raise UserError("--neighbours is for one run: leave it out, or give one RUN_DIR")
         return _compare(args.run_dirs, args.out)
     (run_dir,) = args.run_dirs
 
@@ -86,7 +95,7 @@ def _report(argv: list[str]) -> dict[str, Any]:
     from trainer.report.page import write_report
 
     with _work(run_dir) as (storage, folder):
-        write_report(folder, args.out)
+        write_report(folder, args.out, neighbours=args.neighbours)
     return {"report": str(args.out or storage.join(REPORT)), "run_dir": run_dir}
 
 

@@ -85,6 +85,12 @@ def image_url(path: Path, most: int, quality: int = 85) -> str:
             small = image.convert("RGB")
     except (OSError, SyntaxError) as error:  # Pillow raises both for truncated files
         raise ValueError(f"{path.name} cannot be read: {error}") from error
+    return pixels_url(small, most, quality)
+
+
+def pixels_url(image: Image.Image, most: int, quality: int = 85) -> str:
+    """The same for an image in memory."""
+    small = image.copy()
     small.thumbnail((most, most), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     small.save(file, "WEBP", quality=quality, xmp=small.info.get("xmp", b""))  # says of generated images that they are

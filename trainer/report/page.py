@@ -63,12 +63,14 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 _COLUMNS = {"diversity": "diversity", "d/overfitting": "overfitting", "speed/evaluation_seconds": "seconds"}
 
 
-def write_report(run_dir: Path, path: Path | None = None, status: str | None = None) -> Path:
+def write_report(run_dir: Path, path: Path | None = None, status: str | None = None, neighbours: bool = False) -> Path:
     """Write the report of the run in the folder ``run_dir``.
 
     Args:
         path: default: ``report.html`` in the run's folder.
         status: FINISHED, FAILED or KILLED, if the run's end is not recorded yet; default: the recorded status.
+        neighbours: also show the training images nearest to generated ones, see ``trainer.report.neighbours``. It takes
+            as long as computing the features of all training images.
 
     Returns:
         The path.
@@ -77,15 +79,21 @@ def write_report(run_dir: Path, path: Path | None = None, status: str | None = N
         UserError: ``run_dir`` is not a run, a file is damaged, or ``path`` cannot be written.
     """
     path = path or run_dir / NAME
-    page = _page(read(run_dir, status))
+    run = read(run_dir, status)
+    nearest = ""
+    if neighbours:
+        from trainer.report.neighbours import neighbours_section  # on use: it imports the metric networks
+
+        nearest = neighbours_section(run)
+    page = _page(run, nearest)
     with atomic_open(path) as file:
         file.write(page.encode())
     return path
 
 
-def _page(run: History) -> str:
+def _page(run: History, neighbours: str) -> str:
     samples, unreadable = _samples(run)
-    sections = [_facts(run), _warnings(run, unreadable), samples]
+    sections = [_facts(run), _warnings(run, unreadable), samples, neighbours]
     sections += [write(run) for write in (_curves, _evaluations, _settings, _data, _usage)]
     return document(
         run.folder.resolve().name,
