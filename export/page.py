@@ -30,7 +30,16 @@ SHA512 = (
     "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
 )
 _RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-_PAGE_FILES = ("index.html", "style.css", "app.js", "directions.js", "generator.js", "provenance.js", "random.js")
+_PAGE_FILES = (
+    "index.html",
+    "style.css",
+    "app.js",
+    "directions.js",
+    "favourites.js",
+    "generator.js",
+    "provenance.js",
+    "random.js",
+)
 _NPM_TIMEOUT = 600  # seconds
 
 

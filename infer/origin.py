@@ -17,10 +17,10 @@ from xml.parsers import expat
 from catgan.command import UserError, say
 from catgan.text import to_json
 from infer.builtin import builtin_models
-from infer.cli import MAX_DIRECTION, MAX_N, MAX_PSI, MAX_SEED
 from infer.containers import MAX_XMP, DamagedError, file_format, find_xmp
 from infer.onnxfile import read_model
 from infer.provenance import KINDS, MAX_PSIS_TEXT, MAX_SEEDS_TEXT, NAMESPACES, RDF, this_software
+from infer.values import MAX_DIRECTION, MAX_N, MAX_PSI, MAX_SEED
 
 _SUFFIXES = {
     "sheet": {"png": ".png", "jpeg": ".jpg", "webp": ".webp"},

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from catgan.command import UserError, number
-from infer.cli import DEFAULT_N, MAX_PSI, MAX_SEED, parse_seeds
+from infer.values import DEFAULT_N, MAX_PSI, MAX_SEED, parse_seeds
 from infer.walk import STEPS
 
 IMAGE, GRID, WALK = "/image", "/grid", "/walk"

@@ -13,8 +13,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from infer.cli import parse_seeds
 from infer.grid import grid
+from infer.values import parse_seeds
 from trainer.report.page import write_report
 
 pytestmark = pytest.mark.slow
