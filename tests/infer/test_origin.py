@@ -89,7 +89,25 @@ def test_the_printed_command_makes_the_same_file(
     assert program == "catinfer"
     main(words)
     (again,) = (tmp_path / "second").iterdir()
-    assert again.read_bytes() == made.read_bytes()
+    if made.suffix == ".mp4":  # x264 encodes equal frames slightly differently now and then
+        for path in (again, made):
+            with path.open("rb") as file:
+                assert (
+                    find_xmp(file, "mp4")
+                    == Provenance("walk", record["generator_sha256"], (0, 1), (1.0,), device="cpu").packet()
+                )
+        frames, others = (decoded(path) for path in (again, made))
+        assert frames.shape == others.shape == (40, 8, 8, 3)
+        assert np.abs(frames - others).mean() < 8 < np.abs(frames - np.roll(others, 20, 0)).mean()
+    else:
+        assert again.read_bytes() == made.read_bytes()
+
+
+def decoded(path: Path) -> np.ndarray:
+    """The frames of a video, float ``[n, height, width, 3]`` in [0, 255]."""
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as video:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(float)
 
 
 @pytest.mark.parametrize("options", ["--format png", "--format jpg", "--format webp", "--shards"])
