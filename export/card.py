@@ -107,10 +107,10 @@ or with NumPy and onnxruntime alone:
     import numpy, onnxruntime
     session = onnxruntime.InferenceSession("{name}", providers=["CPUExecutionProvider"])
     z = numpy.random.default_rng(0).standard_normal((4, {z_dim}), dtype=numpy.float32)
-    image = session.run(["image"], {{"z": z}})[0]  # {_output(generator)}
+    image = session.run(["image"], {_feed(generator)})[0]  # {_output(generator)}
 
 Image *i* of `catinfer --seed s` comes from `numpy.random.PCG64(s + i)`, whatever `--n` is. PyTorch's seeds give other
-images. `--psi` scales *z* outside the graph.
+images. {_psi(generator)}
 {_directions(directions)}
 ## Limits
 
@@ -139,6 +139,16 @@ Each row moves the cats of seeds 0 to {SEEDS - 1} along one direction of the lat
 {AMOUNTS[-1]:+d} standard deviations, as `--direction` does. The directions are those in which the generator's first
 features vary most (GANSpace, Härkönen et al. 2020). No direction is named, and most change several things at once.
 """
+
+
+def _feed(generator: Generator) -> str:
+    return '{"z": z, "psi": numpy.array(1, "float32")}' if generator.has_psi else '{"z": z}'
+
+
+def _psi(generator: Generator) -> str:
+    if generator.has_psi:
+        return "`--psi` is the graph's input `psi`: the intermediate latent *w* is moved towards its mean."
+    return "`--psi` scales *z* outside the graph."
 
 
 def _output(generator: Generator) -> str:

@@ -1,7 +1,7 @@
 """Directions in the latent space along which a generator's first features vary most (GANSpace, Härkönen et al. 2020).
 
-The networks here have no mapping network, so the directions are found as for BigGAN there: principal components of
-the features of many latents, then for each component the latent direction by linear regression.
+Directions are always of z, also where a mapping network makes w of it, and are found as for BigGAN there: principal
+components of the features of many latents, then for each component the latent direction by linear regression.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ def export_onnx(
 
     The file has the input ``z`` float32 ``[batch, z_dim]`` and the output ``image`` float32 ``[batch, 3, size, size]``
     in [-1, 1], for any batch size. With ``uint8``, ``image`` is uint8 ``[batch, size, size, 3]``, as ``catinfer``
-    computes it from the float image.
+    computes it from the float image. A generator that ``truncates`` gets the input ``psi``, a float32 scalar.
 
     Args:
         generator: has ``z_dim`` and ``size``; exported in evaluation mode, from any device; not changed.
@@ -73,7 +74,7 @@ def export_onnx(
 
     Returns:
         The largest absolute difference of images in [-1, 1] between onnxruntime and PyTorch in fp32, over batches of 1,
-        2 and 16 images and the latent of zeros.
+        2 and 16 images and the latent of zeros; for a ``psi`` of 1, 0.5 and 0 if it is an input.
 
     Raises:
         UserError: the images differ by half a grey level or more (fp32; for ``uint8``, which is rounded, by a whole
@@ -141,18 +142,21 @@ def _replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
 
-def _differences(module: nn.Module, path: Path, z_dim: int) -> tuple[float, float]:
+def _differences(module: Clamped, path: Path, z_dim: int) -> tuple[float, float]:
     """Largest absolute difference of images in [-1, 1] between ``module`` and the file, and the root mean square
     difference relative to that range. NaN if either side has a NaN."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     largest, squares = [], []
-    # catinfer --psi 0 uses the latent of zeros.
-    for z in (*(latents(range(batch), z_dim) for batch in PARITY_BATCHES), np.zeros((1, z_dim), np.float32)):
-        (image,) = session.run(["image"], {"z": z})
+    # catinfer --psi 0 uses the latent of zeros where psi is not an input.
+    zs = [*(latents(range(batch), z_dim) for batch in PARITY_BATCHES), np.zeros((1, z_dim), np.float32)]
+    psis = [{"psi": np.array(psi, np.float32)} for psi in (1, 0.5, 0)] if module.truncates else [{}]
+    for z, psi in itertools.product(zs, psis):
+        feed = {"z": z, **psi}
+        (image,) = session.run(["image"], feed)
         if image.dtype == np.uint8:
             image = image.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         with torch.no_grad():
-            expected = module(torch.from_numpy(z)).numpy()
+            expected = module(*map(torch.from_numpy, feed.values())).numpy()
         assert image.shape == expected.shape, (image.shape, expected.shape)
         largest.append(np.abs(image - expected).max())
         squares.append(np.square((image - expected) / 2).mean())

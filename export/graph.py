@@ -23,30 +23,38 @@ IR_VERSION = 8
 
 
 class Clamped(nn.Module):
-    """The generator with its output clamped to [-1, 1], because not every architecture ends in a tanh."""
+    """The generator with its output clamped to [-1, 1], because not every architecture ends in a tanh.
+
+    ``forward`` takes ``psi``, a scalar, if the generator ``truncates``.
+    """
 
     def __init__(self, generator: nn.Module) -> None:
         super().__init__()
         self.generator = generator
+        self.truncates = bool(getattr(generator, "truncates", False))
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.generator(z).clamp(-1.0, 1.0)
+    def forward(self, z: Tensor, psi: Tensor | None = None) -> Tensor:
+        images = self.generator(z, psi=psi) if self.truncates else self.generator(z)
+        return images.clamp(-1.0, 1.0)
 
 
-def to_graph(module: nn.Module, z_dim: int) -> onnx.ModelProto:
-    """The graph of ``module`` with input ``z`` float32 ``[batch, z_dim]`` and output ``image``, for any batch size.
+def to_graph(module: Clamped, z_dim: int) -> onnx.ModelProto:
+    """The graph of ``module`` with input ``z`` float32 ``[batch, z_dim]`` and output ``image``, for any batch size. If
+    the module truncates, it has a second input ``psi``, a float32 scalar.
 
     Args:
         module: in evaluation mode, on the CPU; not changed.
     """
     # The example has batch size 2: the exporter treats sizes 0 and 1 as constants (pytorch#148886).
-    example = torch.zeros(2, z_dim)
+    example, names, shapes = [torch.zeros(2, z_dim)], ["z"], [{0: torch.export.Dim("batch")}]
+    if module.truncates:
+        example, names, shapes = [*example, torch.ones(())], [*names, "psi"], [*shapes, {}]
     program = torch.onnx.export(
         _fold_batch_norm(module),
-        (example,),
-        input_names=["z"],
+        tuple(example),
+        input_names=names,
         output_names=["image"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamic_shapes=tuple(shapes),
         opset_version=OPSET,
         dynamo=True,
         optimize=False,

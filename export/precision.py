@@ -24,12 +24,12 @@ _INT8_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert weights and arithmetic to fp16; ``z``, ``image`` and normalisation stay in fp32. Changes ``model``."""
+    """Convert weights and arithmetic to fp16; inputs, ``image`` and normalisation stay in fp32. Changes ``model``."""
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     graph = model.graph
     declared = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
     weights = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT}
-    kinds: dict[str, int] = {"z": TensorProto.FLOAT}
+    kinds: dict[str, int] = {value.name: TensorProto.FLOAT for value in graph.input}
     nodes: list[onnx.NodeProto] = []
     added: dict[str, onnx.TensorProto] = {}
 
@@ -79,7 +79,7 @@ def to_int8(model: onnx.ModelProto, z_dim: int) -> onnx.ModelProto:
 
     class Latents(CalibrationDataReader):
         def __init__(self) -> None:
-            self._batches = _batches(z_dim)
+            self._batches = _batches(z_dim, {value.name for value in model.graph.input})
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._batches, None)
@@ -103,9 +103,10 @@ def to_int8(model: onnx.ModelProto, z_dim: int) -> onnx.ModelProto:
         logging.getLogger().removeFilter(_is_error)
 
 
-def _batches(z_dim: int) -> Iterator[dict[str, np.ndarray]]:
+def _batches(z_dim: int, inputs: set[str]) -> Iterator[dict[str, np.ndarray]]:
     for start in range(_CALIBRATION_SEED, _CALIBRATION_SEED + _NUM_CALIBRATION, 16):
-        yield {"z": latents(range(start, start + 16), z_dim)}
+        values = {"z": latents(range(start, start + 16), z_dim), "psi": np.float32(1)}
+        yield {name: np.asarray(values[name]) for name in inputs}
 
 
 def _is_error(record: logging.LogRecord) -> bool:

@@ -32,7 +32,7 @@ class Job:
     Attributes:
         generator_sha256: of the ONNX file, in hex.
         seeds: one per image.
-        psi: scales the latents.
+        psi: truncation, see ``infer.session.Generator``.
         suffix: of the image files, such as ".png".
         provider: onnxruntime's name of the device.
         shards: whether the images become a data set instead of single files.

@@ -98,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         type=number(float, 0, MAX_PSI),
         default=1.0,
         metavar="P",
-        help="scales the latents: below 1 cats are more typical and alike, above 1 more unusual; 0 to 2 (default 1)",
+        help="truncation: below 1 cats are more typical and alike, above 1 more unusual; 0 to 2 (default 1). Scales "
+        "the latents, or w if the generator has a mapping network",
     )
     psi.add_argument(
         "--truncation-sweep",

@@ -1,4 +1,4 @@
-"""The latents that an order of ``catinfer`` asks for: of seeds or from files, scaled, and moved along directions."""
+"""The latents that an order of ``catinfer`` asks for: of seeds or from files, and their move along directions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Points:
     Attributes:
         names: of the images, for labels: seeds or the names of files.
         given: float32 ``[n, z_dim]``, instead of those of the seeds in ``names``.
-        move: float32 ``[z_dim]``, added to each latent after it was scaled.
+        move: float32 ``[z_dim]``, along directions, see ``Generator``.
     """
 
     names: Sequence[int] | Sequence[str]
@@ -35,22 +35,19 @@ class Points:
     def __getitem__(self, part: slice) -> Points:
         return replace(self, names=self.names[part], given=None if self.given is None else self.given[part])
 
-    def latents(self, psi: float) -> np.ndarray:
-        """All of them, float32 ``[n, z_dim]``."""
-        return self._base() * np.float32(psi) + self.move
-
-    def walk(self, psi: float, steps: int) -> np.ndarray:
-        """A closed walk through all of them, see ``infer.latents.walk``."""
-        return walk(self._base(), steps) * np.float32(psi) + self.move
-
-    def _base(self) -> np.ndarray:
+    def latents(self) -> np.ndarray:
+        """All of them, float32 ``[n, z_dim]``, before they are scaled and moved."""
         return latents([int(seed) for seed in self.names], len(self.move)) if self.given is None else self.given
+
+    def walk(self, steps: int) -> np.ndarray:
+        """A closed walk through all of them, see ``infer.latents.walk``."""
+        return walk(self.latents(), steps)
 
 
 def open_points(
     generator: Generator, path: str, seeds: Sequence[int], files: Sequence[str], directions: Mapping[int, float]
 ) -> Points:
-    """The latents of ``seeds``, or those in ``files`` if there are any, moved along ``directions``.
+    """The latents of ``seeds``, or those in ``files`` if there are any, and their move along ``directions``.
 
     Warns of a latent that was made for other weights.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -44,7 +45,8 @@ _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 class Generator:
     """A generator in an ONNX file: latents ``z`` float32 ``[n, z_dim]`` -> images uint8 ``[n, size, size, 3]``.
 
-    Image ``i`` depends on ``z[i]`` alone, not on ``n``.
+    An image depends on its ``z``, ``psi`` and ``move`` alone, not on ``n``. A graph with the input ``psi`` truncates an
+    intermediate latent; for others ``z`` is scaled by it.
 
     Args:
         path: the ONNX file.
@@ -54,14 +56,15 @@ class Generator:
         z_dim: size of a latent.
         size: side of an image in pixels.
         is_uint8: whether the graph itself rounds to pixel values.
+        has_psi: whether the graph has the input ``psi``.
         metadata: the file's text entries.
         sha256: of the file, in hex.
         provider: onnxruntime's name of the device, such as "CPUExecutionProvider".
         device: the same as ``catinfer`` names it, "cpu" or "cuda".
 
     Raises:
-        UserError: the file is not one self-contained generator with input ``z`` and output ``image``, or onnxruntime
-            is missing or too old.
+        UserError: the file is not one self-contained generator with input ``z``, maybe ``psi``, and output ``image``,
+            or onnxruntime is missing or too old.
     """
 
     def __init__(self, path: str | PathLike[str], device: str = "auto") -> None:
@@ -74,7 +77,7 @@ class Generator:
         values = check_work(model, open_outline(ort, model.outline, self._path), self._path)
         self._at_once = max(1, min(cores(), MAX_VALUES // values))  # together they take no more than one image may
         self._session = open_session(ort, model.data, self._path, device)
-        self.z_dim, self.size, self._dtype = _check_signature(self._session, self._path)
+        self.z_dim, self.size, self._dtype, self.has_psi = _check_signature(self._session, self._path)
         self.is_uint8 = self._dtype == np.uint8
         self._shape = (self.size, self.size, 3) if self.is_uint8 else (3, self.size, self.size)
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
@@ -86,42 +89,65 @@ class Generator:
                     f"{path}: its metadata says {key} {self.metadata[key][:20]}, its graph {value}; export it again"
                 )
 
-    def __call__(self, z: np.ndarray) -> np.ndarray:
-        """Images uint8 ``[n, size, size, 3]`` of ``z`` float32 ``[n, z_dim]``."""
-        if self.is_uint8:
-            return self.output(z)
-        return self._fill(np.empty((len(z), self.size, self.size, 3), np.uint8), z, to_uint8)
+    def __call__(self, z: np.ndarray, psi: float | np.ndarray = 1.0, move: float | np.ndarray = 0.0) -> np.ndarray:
+        """Images uint8 ``[n, size, size, 3]`` of ``z`` float32 ``[n, z_dim]``.
 
-    def output(self, z: np.ndarray) -> np.ndarray:
+        Args:
+            psi: truncation, one for all or ``[n]``.
+            move: added to z after it was scaled, ``[z_dim]``.
+        """
+        if self.is_uint8:
+            return self.output(z, psi, move)
+        return self._fill(np.empty((len(z), self.size, self.size, 3), np.uint8), z, psi, move, to_uint8)
+
+    def output(self, z: np.ndarray, psi: float | np.ndarray = 1.0, move: float | np.ndarray = 0.0) -> np.ndarray:
         """The output of the graph: float32 ``[n, 3, size, size]``, nominally in [-1, 1], or if the graph itself rounds,
         uint8 ``[n, size, size, 3]``."""
-        return self._fill(np.empty((len(z), *self._shape), self._dtype), z, lambda output: output)
+        return self._fill(np.empty((len(z), *self._shape), self._dtype), z, psi, move, lambda output: output)
 
-    def _fill(self, out: np.ndarray, z: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def _fill(
+        self,
+        out: np.ndarray,
+        z: np.ndarray,
+        psi: float | np.ndarray,
+        move: float | np.ndarray,
+        convert: Callable[[np.ndarray], np.ndarray],
+    ) -> np.ndarray:
         """Write ``convert(output)`` of all latents to ``out``, batch by batch, and return it."""
         assert z.dtype == np.float32, z.dtype
         assert z.ndim == 2, z.shape
         assert z.shape[1] == self.z_dim, z.shape
         batch = BATCH[self.provider]
+        psis = np.broadcast_to(np.float32(psi), len(z))
+        z = (z if self.has_psi else z * psis[:, None]) + np.float32(move)
 
-        def fill(start: int) -> None:
-            part = z[start : start + batch]
-            padded = np.zeros((batch, self.z_dim), np.float32)
-            padded[: len(part)] = part
-            out[start : start + batch] = convert(self._run(padded)[: len(part)])
+        def fill(part: slice) -> None:
+            own = z[part]
+            feed = {"z": np.zeros((batch, self.z_dim), np.float32)}
+            feed["z"][: len(own)] = own
+            if self.has_psi:
+                feed["psi"] = np.array(psis[part.start])
+            out[part] = convert(self._run(feed)[: len(own)])
 
-        starts = range(0, len(z), batch)
-        threads = min(self._at_once, len(starts)) if self.provider == CPU else 1
+        # The graph takes one psi per call.
+        changes = (np.flatnonzero(np.diff(psis)) + 1).tolist() if self.has_psi else []
+        parts = [
+            slice(i, min(i + batch, stop))
+            for start, stop in itertools.pairwise([0, *changes, len(z)])
+            for i in range(start, stop, batch)
+        ]
+        threads = min(self._at_once, len(parts)) if self.provider == CPU else 1
         if threads > 1:
             with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(fill, starts))
+                list(pool.map(fill, parts))
         else:
-            list(map(fill, starts))
+            list(map(fill, parts))
         return out
 
-    def _run(self, z: np.ndarray) -> np.ndarray:
+    def _run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
+        z = feed["z"]
         try:
-            (images,) = self._session.run(["image"], {"z": z})
+            (images,) = self._session.run(["image"], feed)
         except onnxruntime_errors() as error:
             raise UserError(f"{self._path}: onnxruntime failed while generating: {brief(error)}") from error
         if images.shape != (len(z), *self._shape):
@@ -175,22 +201,26 @@ def _session(ort: Any, data: bytes, options: Any, providers: list[Any]) -> Any:
     return ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
 
 
-def _check_signature(session: Any, path: Path) -> tuple[int, int, type[np.generic]]:
-    """(z_dim, size, type of the images) of a graph with one input ``z``, one output ``image`` and any batch size.
+def _check_signature(session: Any, path: Path) -> tuple[int, int, type[np.generic], bool]:
+    """(z_dim, size, type of the images, whether there is ``psi``) of a graph with the input ``z``, maybe a scalar
+    ``psi`` after it, one output ``image`` and any batch size.
 
     Raises ``UserError`` for any other graph.
     """
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    match [[(t.name, t.type, *t.shape) for t in tensors] for tensors in (inputs, outputs)]:
+    given, made = [[(t.name, t.type, *t.shape) for t in tensors] for tensors in (inputs, outputs)]
+    has_psi = given[1:] == [("psi", "tensor(float)")]
+    match [given[:1] if has_psi else given, made]:
         case [[("z", "tensor(float)", batch, int(z_dim))], [("image", "tensor(float)", _, 3, int(height), int(width))]]:
             if not isinstance(batch, int) and height == width:
-                return z_dim, height, np.float32
+                return z_dim, height, np.float32, has_psi
         case [[("z", "tensor(float)", batch, int(z_dim))], [("image", "tensor(uint8)", _, int(height), int(width), 3)]]:
             if not isinstance(batch, int) and height == width:
-                return z_dim, height, np.uint8
+                return z_dim, height, np.uint8, has_psi
     raise UserError(
-        f"{path}: not a generator: {_describe(inputs)} -> {_describe(outputs)}, but needed is z float [batch, z_dim] "
-        "-> image float [batch, 3, size, size] or uint8 [batch, size, size, 3] with any batch; make it with catexport"
+        f"{path}: not a generator: {_describe(inputs)} -> {_describe(outputs)}, but needed is z float [batch, z_dim], "
+        "and maybe psi float [], -> image float [batch, 3, size, size] or uint8 [batch, size, size, 3] with any batch; "
+        "make it with catexport"
     )
 
 

@@ -43,7 +43,8 @@ class ModelConfig:
     """The two networks."""
 
     arch: str = "dcgan"
-    """dcgan: strided 4x4 convolutions. progan: progressive growing. r3gan: residual blocks, no normalisation."""
+    """dcgan: strided 4x4 convolutions. progan: progressive growing. r3gan: residual blocks, no normalisation.
+    stylegan2: a mapping network and modulated convolutions."""
     size: int = 32
     """Side of the images in pixels, a power of two."""
     z_dim: int = 100
@@ -66,6 +67,8 @@ class ModelConfig:
     """Channels of a block's grouped convolution as a multiple of the block's channels (r3gan)."""
     group_width: int = 16
     """Channels per group of the grouped convolution (r3gan)."""
+    mapping_layers: int = 2
+    """Layers of the mapping network (stylegan2)."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,19 @@ class LossConfig:
     """Discriminator steps per generator step."""
     gamma: Schedule = constant(0.0)
     """Weight of R1 and R2, the squared gradient norms at reals and at fakes; 0: none."""
+    r2: bool = True
+    """Penalise the gradient at fakes too (R2), not only at reals (R1)."""
     penalty: Literal["exact", "finite-difference"] = "exact"
     """How R1 and R2 are computed. exact: by differentiating twice. finite-difference: an estimate from a pass
     over slightly changed images, in TF32 or fp32; for GPUs, where differentiating twice is slow."""
     penalty_every: int = 1
     """Compute R1 and R2 every N steps, scaled by N (lazy regularisation)."""
+    path_length: float = 0.0
+    """Weight of path length regularisation (stylegan2); 0: none."""
+    path_every: int = 8
+    """Compute it every N steps of the generator, scaled by N."""
+    style_mixing: float = 0.0
+    """Probability that a fake has the styles of two latents, before and after a random layer (stylegan2)."""
     gp: float = 0.0
     """Weight of WGAN-GP's gradient penalty; 0: none."""
     drift: float = 0.0

@@ -11,7 +11,7 @@ from trainer.config import Config
 from trainer.ema import EMA
 from trainer.models import AtLevel, Discriminator, Generator, build_discriminator, build_generator, resize_to_level
 
-_EMA_LATENTS, _EMA_BATCH = 1024, 64  # for the batch-norm statistics of the EMA generator
+_EMA_LATENTS, _EMA_BATCH = 1024, 64  # for the statistics of the EMA generator
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -56,14 +56,16 @@ class Networks:
         self.growth = {"level": c.grow.level(nimg, c.model.size)} if self.generator.grows else {}
 
     def recompute_ema_statistics(self) -> None:
-        """Recompute the EMA generator's batch-norm statistics, on 1,024 latents that are always the same. Call it
-        before sampling from, evaluating or saving the EMA. It does not change the random state of the training."""
+        """Recompute the EMA generator's batch-norm statistics or its mean w, on 1,024 latents that are always the same.
+        Call it before sampling from, evaluating or saving the EMA. It does not change the random state of the
+        training."""
         random = torch.Generator().manual_seed(0)
         z_dim = self.config.model.z_dim
-        batches = (
+        batches = [
             torch.randn(_EMA_BATCH, z_dim, generator=random).to(self.device) for _ in range(_EMA_LATENTS // _EMA_BATCH)
-        )
+        ]
         self.ema.recompute_statistics(batches, **self.growth)
+        self.ema.module.measure(batches)
 
     @torch.no_grad()
     def sample(self, z: Tensor, raw: bool = False) -> Tensor:

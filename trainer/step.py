@@ -23,7 +23,9 @@ from trainer.losses import (
 )
 from trainer.models import resize_to_level
 from trainer.models.batchnorm import BatchNorm
+from trainer.models.stylegan2 import mix_styles
 from trainer.networks import Networks, to_float
+from trainer.path_length import PathLength, path_lengths
 from trainer.projected import ProjectedDiscriminator
 
 Stats = dict[str, Tensor]
@@ -57,6 +59,7 @@ class GAN(Networks):
         a = config.augment
         self.adaptive = AdaptiveProbability(a.p.start, a.target, a.target_kimg, device) if a.target else None
         self.anchors = torch.zeros(2, device=device)  # LeCam's running means of the logits of reals and fakes
+        self.path_length = PathLength(device) if config.loss.path_length else None
         networks: list[nn.Module] = [self.generator, self.discriminator]
         self._maker, self._judge = (
             [_compiled(module, world_size) for module in networks] if config.compile else networks
@@ -128,15 +131,16 @@ class GAN(Networks):
         """The loss of one part of the batch, penalties included; adds to ``stats``.
 
         All images take one forward, see ``Discriminator``. R1 and R2 are those of the images before augmentation (Huang
-        et al. 2024), every ``penalty_every`` steps.
+        et al. 2024), every ``penalty_every`` steps; with ``no-r2`` R1 alone (Karras et al. 2020).
         """
         c = self.config.loss
         penalise = self.gamma > 0 and (self.num_steps - 1) % c.penalty_every == 0
         exact, finite = penalise and c.penalty == "exact", penalise and c.penalty == "finite-difference"
-        reals, fakes = reals.detach().requires_grad_(exact), fakes.detach().requires_grad_(exact)
+        reals, fakes = reals.detach().requires_grad_(exact), fakes.detach().requires_grad_(exact and c.r2)
+        penalised = [reals, fakes] if c.r2 else [reals]
         if finite:
-            pairs = [self._view(torch.stack([images, perturb(images)])) for images in (reals, fakes)]
-            views = [pair[version] for version in (0, 1) for pair in pairs]
+            pairs = [self._view(torch.stack([images, perturb(images)])) for images in penalised]
+            views = [pair[0] for pair in pairs] + ([] if c.r2 else [self._view(fakes)]) + [pair[1] for pair in pairs]
         else:
             views = [self._view(reals), self._view(fakes)]
         if c.gp:
@@ -150,10 +154,11 @@ class GAN(Networks):
         _add(stats, "d/fake", self._mean(fake))
         _add(stats, "d/sign", self._mean(real.sign()))
         if penalise:
+            logits = [real, fake] if c.r2 else [real]
             if finite:
-                r1r2 = self._mean(finite_difference_penalty([real, fake], more))
+                r1r2 = self._mean(finite_difference_penalty(logits, more))
             else:
-                r1r2 = self._mean(zero_centred_penalty([reals, fakes], torch.cat([real, fake])))
+                r1r2 = self._mean(zero_centred_penalty(penalised, torch.cat(logits)))
             loss = loss + self.gamma * c.penalty_every / 2 * r1r2
             _add(stats, "loss/r1r2", r1r2)
         if c.gp:
@@ -170,6 +175,9 @@ class GAN(Networks):
         """Train the generator to make fakes look real; ``make_fakes`` keeps the generator's graph."""
         stats: Stats = {}
         self.g_optimiser.zero_grad(set_to_none=True)
+        c = self.config.loss
+        if self.path_length and (self.num_steps // c.n_critic - 1) % c.path_every == 0:
+            self._add_path_length(self.path_length, parts[0], stats)
         with frozen(self.discriminator):
             for i, reals in enumerate(parts):
                 sync_gradients(self._g, i == len(parts) - 1)
@@ -185,6 +193,19 @@ class GAN(Networks):
         self.g_optimiser.step()
         return stats
 
+    def _add_path_length(self, path_length: PathLength, reals: Tensor, stats: Stats) -> None:
+        """Add the gradients of the path length penalty, for as many other latents, every ``path_every`` steps (lazy
+        regularisation, Karras et al. 2020, appendix B). DistributedDataParallel averages them with those of the
+        batch."""
+        sync_gradients(self._g, False)
+        z = self._latents(reals)
+        offset = torch.zeros_like(z).requires_grad_()
+        images = self.autocast(self._g, z, offset).float()
+        penalty = path_length.penalty(path_lengths(images, offset))
+        (self.config.loss.path_length * self.config.loss.path_every * penalty).backward()
+        _add(stats, "loss/path_length", penalty)
+        _add(stats, "g/path_length", path_length.mean.clone())
+
     def _backward(self, loss: Tensor, reals: Tensor, fakes: Tensor, stats: Stats) -> None:
         """The generator's gradients of ``loss``, with those of the projected discriminator once it has joined."""
         if self.projected is None or not self.projected.has_joined(self.nimg):
@@ -197,17 +218,22 @@ class GAN(Networks):
 
     def _fakes(self, reals: Tensor) -> Tensor:
         """As many fakes as reals, with the generator's graph."""
-        return self._generate(self._latents(reals))
+        return self._generate(self._mixed(self._latents(reals)))
 
     @torch.no_grad()
     def _detached_fakes(self, reals: Tensor) -> Tensor:
-        return self.autocast(self._maker, self._latents(reals)).float()
+        return self.autocast(self._maker, self._mixed(self._latents(reals))).float()
 
     def _generate(self, z: Tensor) -> Tensor:
         return self.autocast(self._g, z).float()
 
     def _latents(self, reals: Tensor) -> Tensor:
         return torch.randn(len(reals), self.config.model.z_dim, device=self.device)
+
+    def _mixed(self, z: Tensor) -> Tensor:
+        """With style mixing, latents for each layer: a part of the samples gets those of others from a layer on."""
+        p = self.config.loss.style_mixing
+        return mix_styles(z, torch.randn_like(z), self.generator.num_styles, p) if p else z
 
     def _prepare(self, reals: Tensor) -> Tensor:
         """Reals on the device, float in [-1, 1], mirrored at random, at the resolution of the networks."""
@@ -250,8 +276,8 @@ class GAN(Networks):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """``state`` is that of a GAN of the same model configuration."""
         for name, part in self._stateful().items():
-            # A checkpoint from before ADA or the projected discriminator was switched on has none.
-            if name in state or name not in ("adaptive", "projected"):
+            # A checkpoint from before one of these was switched on has none.
+            if name in state or name not in ("adaptive", "projected", "path_length"):
                 part.load_state_dict(state[name])
         self.num_steps, self.lr_scale = state["num_steps"], state["lr_scale"]
         self.anchors.copy_(state["anchors"])
@@ -264,7 +290,7 @@ class GAN(Networks):
             "g_optimiser": self.g_optimiser,
             "d_optimiser": self.d_optimiser,
         }
-        optional = {"adaptive": self.adaptive, "projected": self.projected}
+        optional = {"adaptive": self.adaptive, "projected": self.projected, "path_length": self.path_length}
         return parts | {name: part for name, part in optional.items() if part}
 
 

@@ -1,10 +1,10 @@
 // The page's state is in its address: #seed=0&left=3&right=7&mix=50&psi=1. Every change updates it, so that a link
 // shows the same cats.
 
-import { addSliders, moved, readMoves, showMoves } from "./directions.js";
-import { openGenerator, seededLatent } from "./generator.js";
+import { addSliders, movement, readMoves, showMoves } from "./directions.js";
+import { openGenerator } from "./generator.js";
 import { packetOf, withPacket } from "./provenance.js";
-import { slerp } from "./random.js";
+import { latent, slerp } from "./random.js";
 
 const CATS = 16;
 const MAX_SEED = 2 ** 32 - 1; // as in catinfer
@@ -85,7 +85,7 @@ async function generateGrid() {
   for (const [i, tile] of tiles.entries()) {
     await handleInput();
     if (round !== gridRound) return;
-    spent += await timed(() => generate(seededLatent(state.seed + i, state.psi, generator.zDim), tile.firstChild));
+    spent += await timed(() => generate(latent(state.seed + i, generator.zDim), state.psi, tile.firstChild));
     tile.disabled = false;
   }
   if (round === gridRound) status.textContent = `${CATS} cats generated, ${milliseconds(spent / CATS)} each.`;
@@ -96,9 +96,9 @@ async function generateBlend() {
   await handleInput();
   if (round !== blendRound) return;
   const { left, right, mix, psi, moves } = state;
-  const [a, b] = [left, right].map((seed) => seededLatent(seed, psi, generator.zDim));
-  const z = moved(slerp(a, b, mix / 100), moves, generator.directions);
-  const spent = await timed(() => generate(z, blend));
+  const [a, b] = [left, right].map((seed) => latent(seed, generator.zDim));
+  const move = movement(moves, generator.directions);
+  const spent = await timed(() => generate(slerp(a, b, mix / 100), psi, blend, move));
   blended = { left, right, mix, psi, moves };
   const along = Object.keys(moves).length ? ", moved along directions" : "";
   blend.setAttribute("aria-label", `A cat, ${100 - mix}% cat ${left} and ${mix}% cat ${right}${along}`);
@@ -107,8 +107,8 @@ async function generateBlend() {
 
 // onnxruntime generates one image at a time.
 let last = Promise.resolve();
-function generate(z, canvas) {
-  last = last.then(() => generator.generate(z, canvas));
+function generate(z, psi, canvas, move) {
+  last = last.then(() => generator.generate(z, psi, canvas, move));
   return last;
 }
 

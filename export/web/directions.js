@@ -37,9 +37,9 @@ export function readMoves(parameters, directions) {
   return Object.fromEntries(names.map((name) => [name, parameters.get(name)]).filter(([, text]) => isMove(text)));
 }
 
-/** The latent `z` moved along the directions, unit vectors. */
-export function moved(z, moves, directions) {
-  const amounts = directions.map((direction, i) => [Number(moves[`d${i + 1}`] ?? 0), direction]);
-  const used = amounts.filter(([amount]) => amount);
-  return z.map((value, j) => used.reduce((sum, [amount, direction]) => sum + amount * direction[j], value));
+/** The sum of the directions, unit vectors, each times its number of standard deviations; [] if no slider is moved. */
+export function movement(moves, directions) {
+  const used = directions.map((vector, i) => [Number(moves[`d${i + 1}`] ?? 0), vector]).filter(([amount]) => amount);
+  if (!used.length) return [];
+  return used[0][1].map((_, j) => used.reduce((sum, [amount, vector]) => sum + amount * vector[j], 0));
 }

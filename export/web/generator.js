@@ -2,30 +2,31 @@
 // worker, which the page's content security policy does not allow.
 
 import * as ort from "./ort.wasm.min.mjs";
-import { latent } from "./random.js";
 
 ort.env.wasm.numThreads = 1;
 
 /**
- * Open gen.onnx: { size, zDim, directions, origin, generate }, where generate(z, canvas) shows the image of a latent on a
- * canvas, and origin is what downloads say about their generator.
+ * Open gen.onnx: { size, zDim, directions, origin, generate }, where generate(z, psi, canvas, move) shows the image of a
+ * latent on a canvas, and origin is what downloads say about their generator. As in catinfer, psi in [0, 1] is the
+ * graph's input if it has one, else it scales the latent, and move is added to the latent after that.
  */
 export async function openGenerator() {
   const { size, z_dim: zDim, directions = [], ...origin } = await (await load("gen.json")).json();
   const model = new Uint8Array(await (await load("gen.onnx")).arrayBuffer());
   const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
 
-  async function generate(z, canvas) {
-    const { image } = await session.run({ z: new ort.Tensor("float32", z, [1, zDim]) });
+  const hasPsi = session.inputNames.includes("psi");
+
+  async function generate(z, psi, canvas, move = []) {
+    const scale = hasPsi ? 1 : Math.fround(psi);
+    const point = z.map((value, i) => value * scale + (move[i] ?? 0));
+    const inputs = { z: new ort.Tensor("float32", point, [1, zDim]) };
+    if (hasPsi) inputs.psi = new ort.Tensor("float32", [psi], []);
+    const { image } = await session.run(inputs);
     canvas.width = canvas.height = size;
     canvas.getContext("2d").putImageData(new ImageData(toPixels(image.data, size), size), 0, 0);
   }
   return { size, zDim, directions, origin, generate };
-}
-
-/** The latent of a seed, scaled by psi in [0, 1], as in catinfer. */
-export function seededLatent(seed, psi, zDim) {
-  return latent(seed, zDim).map((value) => value * Math.fround(psi));
 }
 
 async function load(name) {

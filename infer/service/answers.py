@@ -127,7 +127,7 @@ class Answers:
             self._keep(tag, pending.task.result())
 
     async def _make(self, request: ImageRequest) -> bytes:
-        pixels = await self._batches.compute(partial(points, request, self._model.z_dim), request.images)
+        pixels = await self._batches.compute(partial(points, request, self._model.z_dim), request.images, request.psi)
         pool = self._walks if request.path == WALK else self._encoders
         cancelled = Event()
         try:

@@ -27,6 +27,7 @@ class _Job:
 
     latents: Callable[[], np.ndarray]
     n: int
+    psi: float
     done: asyncio.Future[np.ndarray]
     begun: int = 0
     z: np.ndarray | None = None
@@ -56,15 +57,16 @@ class Batches:
         self._thread = ThreadPoolExecutor(1, "generator")
         self.seconds_per_image = 0.0
 
-    async def compute(self, latents: Callable[[], np.ndarray], n: int) -> np.ndarray:
-        """The images uint8 ``[n, size, size, 3]`` of ``latents()``, float32 ``[n, z_dim]``, which another thread calls.
+    async def compute(self, latents: Callable[[], np.ndarray], n: int, psi: float = 1.0) -> np.ndarray:
+        """The images uint8 ``[n, size, size, 3]`` of ``latents()``, float32 ``[n, z_dim]``, which another thread calls,
+        truncated by ``psi``.
 
         If the caller is cancelled, what has not begun is not computed.
 
         Raises:
             UserError: the generator failed.
         """
-        job = _Job(latents, n, asyncio.get_running_loop().create_future())
+        job = _Job(latents, n, psi, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._some.set()
         return await job.done
@@ -122,7 +124,8 @@ class Batches:
             if job.z is None:
                 job.z = job.latents()
             z.append(job.z[start:stop])
-        images = self._generator(np.concatenate(z))
+        psis = [np.full(stop - start, job.psi, np.float32) for job, start, stop in parts]
+        images = self._generator(np.concatenate(z), np.concatenate(psis))
         at = 0
         for job, start, stop in parts:
             if job.pixels is None:

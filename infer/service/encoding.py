@@ -20,9 +20,9 @@ from infer.walk import STEPS, write_walk
 
 
 def points(request: ImageRequest, z_dim: int) -> np.ndarray:
-    """The latents of all images of ``request``, float32 ``[request.images, z_dim]``."""
+    """The latents of all images of ``request``, float32 ``[request.images, z_dim]``, before truncation."""
     keys = latents(request.seeds, z_dim)
-    return (walk(keys, STEPS) if request.path == WALK else keys) * np.float32(request.psi)
+    return walk(keys, STEPS) if request.path == WALK else keys
 
 
 class Cancelled(Exception):

@@ -41,7 +41,7 @@ class ImageRequest:
     Attributes:
         path: ``IMAGE``, ``GRID`` or ``WALK``.
         seeds: one for ``IMAGE``, at least two for ``WALK``.
-        psi: scales the latents.
+        psi: truncation, see ``infer.session.Generator``.
         format: a key of ``TYPES``.
     """
 
@@ -98,7 +98,7 @@ def paths(size: int) -> dict[str, Path]:
     seed = _number("seed", "the seed of image 0", int, MAX_SEED, default=0)
     psi = _number(
         "psi",
-        "scales the latents: below 1 cats are more typical and alike, above 1 more unusual",
+        "truncation: below 1 cats are more typical and alike, above 1 more unusual",
         float,
         MAX_PSI,
         default=1.0,

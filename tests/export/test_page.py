@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -48,9 +49,16 @@ needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="ne
 
 
 @pytest.fixture(scope="module")
-def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def onnx_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the parameter "stylegan2", a generator with the input psi."""
     path = tmp_path_factory.mktemp("model") / "gen.onnx"
-    path.write_bytes(build().SerializeToString())
+    if getattr(request, "param", None) == "stylegan2":
+        torch.manual_seed(0)
+        generator = build_generator(ModelConfig(arch="stylegan2", size=16, z_dim=16, g_width=4, max_width=8))
+        generator.measure([torch.randn(64, 16)])
+        export_onnx(generator, path, {"recipe": "stylegan2"})
+    else:
+        path.write_bytes(build().SerializeToString())
     return path
 
 
@@ -144,15 +152,16 @@ def test_packets_equal_catinfers(
 
 @needs_npm
 @needs_chromium
+@pytest.mark.parametrize("onnx_file", ["dcgan", "stylegan2"], indirect=True)
 def test_images_equal_catinfers(open_page: Callable[..., Page], onnx_file: Path) -> None:
     page = open_page("#seed=5&left=3&right=7&mix=25&psi=0.7")
-    generator, psi = Generator(onnx_file, "cpu"), np.float32(0.7)
-    z = latents(range(5, 21), generator.z_dim) * psi
-    for i, expected in enumerate(generator(z)):
+    generator, psi = Generator(onnx_file, "cpu"), 0.7
+    z = latents(range(5, 21), generator.z_dim)
+    for i, expected in enumerate(generator(z, psi)):
         assert_same_image(pixels(page, f"#grid button:nth-child({i + 1}) canvas"), expected)
-    a, b = latents([3, 7], generator.z_dim) * psi
+    a, b = latents([3, 7], generator.z_dim)
     page.wait_for_selector(MIXED.format("25% cat 7"))
-    assert_same_image(pixels(page, "#blend"), generator(slerp(a, b, 0.25)[None])[0])
+    assert_same_image(pixels(page, "#blend"), generator(slerp(a, b, 0.25)[None], psi)[0])
     assert re.fullmatch(r"Generated in [\d.]+ ms\.", page.inner_text("#blend-time"))
 
 

@@ -36,14 +36,20 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def expected(path: Path, batch: int) -> tuple[np.ndarray, np.ndarray]:
     z = latents(range(batch), Z_DIM)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (image,) = session.run(["image"], {"z": z})
+    (image,) = session.run(["image"], feed(path, z))
     return z, image
+
+
+def feed(path: Path, z: np.ndarray) -> dict[str, np.ndarray]:
+    """The inputs of the file."""
+    values = {"z": z, "psi": np.array(1, np.float32)}
+    return {value.name: values[value.name] for value in onnx.load(path).graph.input}
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_the_reference_evaluator_generates_the_same(exported: Path, batch: int) -> None:
     z, image = expected(exported, batch)
-    (image_again,) = onnx.reference.ReferenceEvaluator(str(exported)).run(["image"], {"z": z})
+    (image_again,) = onnx.reference.ReferenceEvaluator(str(exported)).run(["image"], feed(path=exported, z=z))
     np.testing.assert_allclose(image_again, image, atol=USUAL_ABS_DIFF)
 
 
@@ -51,7 +57,8 @@ def test_the_reference_evaluator_generates_the_same(exported: Path, batch: int) 
 def test_opencv_generates_the_same(exported: Path, batch: int) -> None:
     z, image = expected(exported, batch)
     net = cv2.dnn.readNetFromONNX(str(exported))
-    net.setInput(z, "z")
+    for name, value in feed(exported, z).items():
+        net.setInput(np.atleast_1d(value), name)
     np.testing.assert_allclose(net.forward("image"), image, atol=USUAL_ABS_DIFF)
 
 
@@ -105,9 +112,9 @@ def test_old_onnxruntimes_generate_the_same(exported: Path, old_onnxruntime: tup
 GENERATE_WITH_OPENVINO = """
 import json, sys
 import numpy as np, openvino
-_, path, latents, out = sys.argv
+_, path, inputs, out = sys.argv
 model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-np.save(out, model({"z": np.load(latents)})["image"])
+np.save(out, model(dict(np.load(inputs)))["image"])
 print(json.dumps({}))
 """
 
@@ -124,6 +131,6 @@ def openvino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("batch", BATCHES)
 def test_openvino_generates_the_same(exported: Path, openvino: Path, tmp_path: Path, batch: int) -> None:
     z, image = expected(exported, batch)
-    np.save(tmp_path / "z.npy", z)
-    run_in(openvino, GENERATE_WITH_OPENVINO, exported, tmp_path / "z.npy", tmp_path / "image.npy")
+    np.savez(tmp_path / "inputs.npz", **feed(exported, z))
+    run_in(openvino, GENERATE_WITH_OPENVINO, exported, tmp_path / "inputs.npz", tmp_path / "image.npy")
     np.testing.assert_allclose(np.load(tmp_path / "image.npy"), image, atol=USUAL_ABS_DIFF)

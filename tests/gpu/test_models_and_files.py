@@ -39,7 +39,7 @@ def test_features_and_distances_are_those_of_the_cpu(gpu: torch.device) -> None:
     assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
-@pytest.mark.parametrize("recipe", ["dcgan-64", "r3gan-64", "progan-64"])
+@pytest.mark.parametrize("recipe", ["dcgan-64", "r3gan-64", "progan-64", "stylegan2-64"])
 def test_the_exported_file_makes_the_images_of_the_gpu(recipe: str, gpu: torch.device, tmp_path: Path) -> None:
     for package in ("onnxscript", "onnxruntime"):
         pytest.importorskip(package)

@@ -39,7 +39,9 @@ def without_chance(config: Config, batch: int) -> Config:
     """Without what CPU and GPU draw differently, and without the projected discriminator, whose weights are a package
     of their own. The latents come from the CPU, see ``same_draws``."""
     model, augment = replace(config.model, d_dropout=0.0), AugmentConfig(flip=False)
-    return replace(config, model=model, augment=augment, batch=batch, precision="fp32", projected=ProjectedConfig())
+    loss = replace(config.loss, style_mixing=0.0)
+    config = replace(config, model=model, loss=loss, augment=augment, projected=ProjectedConfig())
+    return replace(config, batch=batch, precision="fp32")
 
 
 def cpu_latents(gan: GAN, reals: Tensor) -> Tensor:
@@ -56,6 +58,7 @@ def same_draws() -> Iterator[None]:
         mock.patch.object(GAN, "_latents", cpu_latents),
         mock.patch("trainer.step.interpolate", midpoint),
         mock.patch("trainer.step.perturb", lambda images: images + 0.01 * images.flip(2)),
+        mock.patch("trainer.path_length.random_direction", lambda images: images.detach().flip(2) / images.shape[2]),
     ):
         yield
 
@@ -147,7 +150,7 @@ def test_bf16_trains_without_waiting_for_the_gpu(family: str, size: int, gpu: to
         assert gan.bf16
     pinned = [images(c, c.batch, seed).pin_memory() for seed in (0, 1)]
     before = [p.detach().clone() for p in (*gan.generator.parameters(), *gan.discriminator.parameters())]
-    warm_up = max(c.loss.n_critic, c.loss.penalty_every)
+    warm_up = max(c.loss.n_critic, c.loss.penalty_every, c.loss.path_every)
     for step in range(warm_up + 10):
         if step == warm_up:
             torch.cuda.set_sync_debug_mode("error")
@@ -234,6 +237,7 @@ CASES = {
     "dcgan, batch norm": without_chance(resolve("dcgan-32", None, gpu=True), 8),
     "r3gan": without_chance(resolve("r3gan-32", None, gpu=True), 8),
     "progan": without_chance(resolve("progan-32", None, gpu=True), 8),
+    "stylegan2": without_chance(resolve("stylegan2-32", None, gpu=True), 8),
 }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ SIZE = 4
 
 
 class Counting:
-    """A generator whose image is its latent's value everywhere. Waits for ``go`` before each call, fails for NaN.
+    """A generator whose image is its latent's value times psi everywhere. Waits for ``go`` before each call, and fails
+    for NaN.
 
     Attributes:
         calls: the latents of each call.
@@ -42,13 +44,14 @@ class Counting:
         self.begun, self.go = threading.Event(), threading.Event()
         self.go.set()
 
-    def __call__(self, z: np.ndarray) -> np.ndarray:
+    def __call__(self, z: np.ndarray, psi: np.ndarray) -> np.ndarray:
         self.calls.append(z[:, 0].tolist())
         self.begun.set()
         self.go.wait(10)
-        if np.isnan(z).any():
+        scaled = z * psi[:, None]
+        if np.isnan(scaled).any():
             raise UserError("not finite")
-        return np.broadcast_to(z.astype(np.uint8)[:, :, None, None], (len(z), SIZE, SIZE, 3))
+        return np.broadcast_to(scaled.astype(np.uint8)[:, :, None, None], (len(z), SIZE, SIZE, 3))
 
 
 def values(*numbers: float) -> Callable[[], np.ndarray]:
@@ -81,13 +84,18 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches_module, "cores", lambda: 2)  # so 8 images per call
 
 
-async def _after_the_first(generator: Counting, *jobs: tuple[float, ...]) -> list[np.ndarray]:
+async def _after_the_first(
+    generator: Counting, *jobs: tuple[float, ...], psis: Iterable[float] = itertools.repeat(1.0)
+) -> list[np.ndarray]:
     """The results of ``jobs``, which all wait while the image 99 is computed."""
     async with running(generator) as batches:
         generator.go.clear()
         first = asyncio.create_task(batches.compute(values(99), 1))
         await until(generator.begun.is_set)
-        tasks = [asyncio.create_task(batches.compute(values(*job), len(job))) for job in jobs]
+        tasks = [
+            asyncio.create_task(batches.compute(values(*job), len(job), psi))
+            for job, psi in zip(jobs, psis, strict=False)
+        ]
         await asyncio.sleep(0)
         generator.go.set()
         await first
@@ -100,6 +108,13 @@ def test_what_waits_is_computed_in_one_call() -> None:
     assert generator.calls == [[99], [1, 2, 3, 4]]
     assert [result[:, 0, 0, 0].tolist() for result in results] == [[1], [2, 3], [4]]
     assert all(result.shape[1:] == (SIZE, SIZE, 3) for result in results)
+
+
+def test_each_job_has_its_psi() -> None:
+    generator = Counting()
+    results = asyncio.run(_after_the_first(generator, (10, 20), (4,), psis=(0.5, 1.0)))
+    assert generator.calls == [[99], [10, 20, 4]]
+    assert [result[:, 0, 0, 0].tolist() for result in results] == [[5, 10], [4]]
 
 
 def test_large_jobs_let_others_pass() -> None:

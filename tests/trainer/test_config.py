@@ -123,6 +123,20 @@ NO_NORM = ModelConfig(d_norm="none")
         ),
         ({"model": ModelConfig(arch="r3gan", g_width=100)}, "--model.g-width 100"),
         ({"model": ModelConfig(arch="progan", d_dropout=0.5)}, "are options of dcgan"),
+        ({"loss": LossConfig(path_length=0.2, share_batch=False)}, "they are options of stylegan2"),
+        ({"loss": LossConfig(style_mixing=0.9)}, "they are options of stylegan2"),
+        (
+            {"model": ModelConfig(arch="stylegan2"), "loss": LossConfig(path_length=0.2)},
+            "--loss.path-length with --loss.share-batch",
+        ),
+        (
+            {
+                "model": ModelConfig(arch="stylegan2"),
+                "loss": LossConfig(path_length=0.2, share_batch=False),
+                "compile": True,
+            },
+            "--compile with a penalty that differentiates twice",
+        ),
         ({"ema": EMAConfig(ramp=0.0)}, "--ema.ramp 0"),
         ({"accumulate": 65, "loss": LossConfig(share_batch=False)}, "--accumulate 65: give 1 to --batch, 64"),
         ({"stop": StopConfig(patience_kimg=-1)}, "--stop.patience-kimg -1"),

@@ -87,6 +87,8 @@ CASES = {
     "rpgan, finite differences, compiled": replace(
         changed_loss(config("rpgan", gamma=2.0, arch="r3gan"), penalty="finite-difference"), compile=True
     ),
+    "stylegan2, path length in each step": changed_loss(without_chance("stylegan2"), path_every=1),
+    "stylegan2, finite differences": changed_loss(without_chance("stylegan2"), penalty="finite-difference"),
 }
 # Traced by torch.compile, but run by PyTorch's own operations: compiling them takes half a minute.
 TRACED = functools.partial(torch.compile, backend="aot_eager")
@@ -112,13 +114,17 @@ def perturbed(images: torch.Tensor) -> torch.Tensor:
     return images + 0.01 * images.flip(2)
 
 
+def direction(images: torch.Tensor) -> torch.Tensor:
+    return images.detach().flip(2) / SIZE
+
+
 def fakes_of(gan: GAN, latents: Sequence[torch.Tensor], detach: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
     """Fakes for the parts of a batch from given latents, in turn."""
     remaining = iter(latents)
 
     def make(_: torch.Tensor) -> torch.Tensor:
-        fakes = gan._generate(next(remaining))
-        return fakes.detach() if detach else fakes
+        z = next(remaining)
+        return gan.autocast(gan._maker, z).float().detach() if detach else gan._generate(z)
 
     return make
 
@@ -140,9 +146,13 @@ def two_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(1)
     kept: dict[str, torch.Tensor] = {}
     start, stop = share(BATCH, rank, world_size)
-    # Each rank draws its own points between reals and fakes and near them; here all draw the same.
+    # Each rank draws its own points between reals and fakes and near them, and its own path lengths; here all draw the
+    # same.
     drawn = mock.patch.multiple("trainer.step", interpolate=midpoint, perturb=perturbed)
-    with drawn, mock.patch("trainer.projected._ALONE", BATCH):
+    directed = mock.patch("trainer.path_length.random_direction", direction)
+    path_z = torch.randn(BATCH, 8, generator=torch.Generator().manual_seed(2))[start:stop]
+    path_latents = mock.patch.object(GAN, "_latents", return_value=path_z)
+    with drawn, directed, path_latents, mock.patch("trainer.projected._ALONE", BATCH):
         for step in range(2):
             gan.num_steps += 1
             gan.schedule(40 + 10 * step)  # a network that grows is in the middle of a fade
@@ -159,7 +169,11 @@ def two_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor]:
     kept |= {f"d.{n}": t for n, t in gan.discriminator.state_dict().items()}
     if gan.projected:
         kept |= {f"heads.{n}": t for n, t in gan.projected.heads.state_dict().items()}
-    return kept | {"anchors": gan.anchors}
+    return kept | {"anchors": gan.anchors, **path_mean(gan)}
+
+
+def path_mean(gan: GAN) -> dict[str, torch.Tensor]:
+    return {"path length": gan.path_length.mean} if gan.path_length else {}
 
 
 def whole_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor]:
@@ -186,6 +200,7 @@ def whole_steps(c: Config, rank: int, world_size: int) -> dict[str, torch.Tensor
         **{f"{n}.{key}": t for n, module in networks.items() for key, t in module.state_dict().items()},
         "anchors": gan.anchors,
         "p": torch.as_tensor(gan.p),
+        **path_mean(gan),
     }
 
 

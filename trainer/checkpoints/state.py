@@ -64,7 +64,7 @@ def restore(state: dict[str, Any], gan: GAN, rank: int, world_size: int) -> Posi
 
 def check_fits(config: Config, state: dict[str, Any], origin: str) -> None:
     """Raise UserError unless networks and optimisers of ``config`` can take over those of ``state``."""
-    own, saved = config.to_dict(), state["config"]
+    own, saved = config.to_dict(), Config.from_dict(state["config"]).to_dict()
     if (saved["model"], saved["grow"], saved["optim"]["name"]) != (own["model"], own["grow"], own["optim"]["name"]):
         raise UserError(
             f"checkpoint {origin} has another model, growth or optimiser than this configuration; give the same"

@@ -34,14 +34,14 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "1 or more",
         lambda value: value >= 1,
         "batch model.z_dim model.g_width model.d_width model.max_width model.blocks model.expansion model.group_width"
-        " loss.n_critic loss.penalty_every loader.shuffle_buffer eval.every",
+        " model.mapping_layers loss.n_critic loss.penalty_every loss.path_every loader.shuffle_buffer eval.every",
     ),
     (
         "0 or more",
         lambda value: value >= 0,
-        "loss.gamma loss.gp loss.drift loss.clip loss.lecam augment.noise optim.g_lr optim.d_lr ema.half_life_kimg"
-        " projected.weight projected.start_kimg stop.patience_kimg stop.rollbacks stop.min_diversity loader.workers"
-        " loader.memory_mib profile",
+        "loss.gamma loss.path_length loss.gp loss.drift loss.clip loss.lecam augment.noise optim.g_lr optim.d_lr"
+        " ema.half_life_kimg projected.weight projected.start_kimg stop.patience_kimg stop.rollbacks stop.min_diversity"
+        " loader.workers loader.memory_mib profile",
     ),
     ("0 to 2^63 - 1", lambda value: 0 <= value < 2**63, "seed"),
     ("more than 0", lambda value: value > 0, "kimg augment.target_kimg projected.lr ema.ramp track.tick_kimg"),
@@ -51,7 +51,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.d_dropout augment.target optim.beta1 optim.beta2 loader.max_broken",
     ),
     ("0 or more, below 0.5", lambda value: 0 <= value < 0.5, "loss.smoothing"),
-    ("0 to 1", lambda value: 0 <= value <= 1, "augment.p"),
+    ("0 to 1", lambda value: 0 <= value <= 1, "augment.p loss.style_mixing"),
     ("2 or more", lambda value: value >= 2, "eval.num"),
     ("1 to 1024", lambda value: 1 <= value <= 1024, "track.grid"),
 )
@@ -168,9 +168,11 @@ def _check_loss(config: Config, check: Check) -> None:
         " difference is the penalty; set one of them back",
     )
     check(
-        not (config.compile and (loss.gp > 0 or (_is_on(loss.gamma) and loss.penalty == "exact"))),
+        not (
+            config.compile and (loss.gp > 0 or loss.path_length > 0 or (_is_on(loss.gamma) and loss.penalty == "exact"))
+        ),
         "--compile with a penalty that differentiates twice, which compiled networks cannot: give --loss.penalty"
-        " finite-difference with --loss.gamma, or leave --compile out",
+        " finite-difference with --loss.gamma, set --loss.gp and --loss.path-length to 0, or leave --compile out",
     )
     check(
         not (config.compile and m.arch == "progan"),
@@ -179,6 +181,16 @@ def _check_loss(config: Config, check: Check) -> None:
     check(
         loss.penalty_every <= 1 or _is_on(loss.gamma),
         f"--loss.penalty-every {loss.penalty_every} without --loss.gamma: there is no penalty to compute",
+    )
+    check(
+        m.arch == "stylegan2" or (loss.path_length, loss.style_mixing) == (0.0, 0.0),
+        f"--loss.path-length or --loss.style-mixing with --model.arch {m.arch}, which has no styles: they are options"
+        " of stylegan2; set them to 0",
+    )
+    check(
+        loss.path_length == 0 or not loss.share_batch,
+        "--loss.path-length with --loss.share-batch: the penalty needs the generator between the two phases of a shared"
+        " batch; add --loss.no-share-batch",
     )
     is_relative = loss.name in LOSSES and not LOSSES[loss.name].has_level
     check(

@@ -13,6 +13,7 @@ from trainer.models.common import Discriminator, Generator
 from trainer.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from trainer.models.progan import AtLevel, ProGANDiscriminator, ProGANGenerator, resize_to_level
 from trainer.models.r3gan import R3GANDiscriminator, R3GANGenerator
+from trainer.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 
 __all__ = [
     "ARCHITECTURES",
@@ -30,6 +31,7 @@ ARCHITECTURES: dict[str, tuple[type[Generator], type[Discriminator]]] = {
     "dcgan": (DCGANGenerator, DCGANDiscriminator),
     "progan": (ProGANGenerator, ProGANDiscriminator),
     "r3gan": (R3GANGenerator, R3GANDiscriminator),
+    "stylegan2": (StyleGAN2Generator, StyleGAN2Discriminator),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,10 @@ class Generator(nn.Module):
     """
 
     grows = False
+    truncates = False
+    """Whether ``forward`` takes the keyword ``psi``, a scalar: the truncation of an intermediate latent."""
+    num_styles = 1
+    """Layers with a latent of their own. If there are several, z may also be ``[n, num_styles, z_dim]``."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -25,8 +31,12 @@ class Generator(nn.Module):
         self.size = config.size
 
     def features(self, z: Tensor) -> Tensor:
-        """The activations of the first block, ``[n, channels, 4, 4]``: the map from which the image grows."""
+        """What directions are found in: the activations of the first block, ``[n, channels, 4, 4]``, the map from which
+        the image grows, or a mapping network's w, ``[n, z_dim]``."""
         raise NotImplementedError
+
+    def measure(self, batches: Iterable[Tensor]) -> None:
+        """Measure what truncation needs on batches of latents ``[n, z_dim]``; nothing if there is none."""
 
 
 class Discriminator(nn.Module):

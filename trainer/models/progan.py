@@ -21,8 +21,10 @@ class EqualConv(nn.Conv2d):
     """A convolution whose weights are N(0, 1) and scaled by He's constant in each pass, so that Adam updates all layers
     at the same speed (equalised learning rate, section 4.1)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, padding: int, gain: float = 2**0.5) -> None:
-        super().__init__(in_channels, out_channels, kernel, padding=padding)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, padding: int, gain: float = 2**0.5, stride: int = 1
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, padding)
         nn.init.normal_(self.weight)
         assert self.bias is not None
         nn.init.zeros_(self.bias)

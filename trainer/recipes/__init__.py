@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from catgan.command import UserError
 from trainer.config import Config
-from trainer.recipes import dcgan, progan, r3gan, ralsgan, wgan
+from trainer.recipes import dcgan, progan, r3gan, ralsgan, stylegan2, wgan
 
 SIZES = (32, 64, 128)
 _EVAL_ON_CPU = 2048  # images per evaluation
@@ -37,6 +37,8 @@ FAMILIES = {
     "progan-cpu": Family("progressive growing in two hundred thousand images, for a few CPU cores", progan.cpu),
     "r3gan": Family("the modern recipe: relativistic loss, R1 + R2, residual networks (Huang et al. 2024)", r3gan.make),
     "r3gan-cpu": Family("R3GAN's loss on strided networks, for a few CPU cores", r3gan.cpu),
+    "stylegan2": Family("styles, path length regularisation, truncation (Karras et al. 2020)", stylegan2.make),
+    "stylegan2-cpu": Family("StyleGAN2 with narrow networks, for a few CPU cores", stylegan2.cpu),
 }
 DEFAULT_CPU = "dcgan-cpu"
 DEFAULT_GPU = "r3gan"

@@ -40,7 +40,7 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Diversity near 0: mode collapse. Overfitting near 1: training images are memorised.",
         ("diversity", "d/overfitting", "d/sign"),
     ),
-    ("Penalties", "A small share of the discriminator's loss.", ("loss/r1r2", "loss/gp")),
+    ("Penalties", "A small share of the discriminator's loss.", ("loss/r1r2", "loss/gp", "loss/path_length")),
     ("Learning rates", "They follow the recipe's schedules.", ("lr/generator", "lr/discriminator")),
     ("Speed", "Images per second while training.", ("speed/images_per_second",)),
     (
