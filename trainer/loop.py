@@ -192,6 +192,7 @@ class _Training:
                 is_due = step == total or step // snapshot % config.eval.every == 0
                 evaluate = is_due or position.best is None  # there is always a generator to export
                 self._snapshot(gan, position, evaluate)
+                request = request or self.context.request()  # a sweep may end a training for the metric just reported
             elif request:
                 self._save(gan, position)
             if request == "stop":
@@ -269,7 +270,9 @@ class _Training:
     def _save(self, gan: GAN, position: Position) -> None:
         """A checkpoint with the random state of every rank. A collective."""
         self.recorder.save(gan, position, gather(rng_state(self.context.device)))
-        self.context.report({"kimg": position.nimg / 1000})
+        last = position.last_metric
+        is_new = last is not None and last["kimg"] == position.nimg / 1000
+        self.context.report({"kimg": position.nimg / 1000, "metric": last if is_new else None})
 
 
 def plan(config: Config) -> tuple[int, int, int]:

@@ -280,7 +280,7 @@ def _check_schedules(config: Config, check: Check) -> None:
 
 def _problems_of_run(options: Options, manifest: Manifest | None, workers: Workers) -> list[str]:
     found = _problems_of_data(options, manifest)
-    found += (of_name := _problems_of_name(options.name))
+    found += (of_name := problems_of_name(options.name))
     found += problem_with_names(options.track.experiment, options.track.model, None if of_name else options.name)
     most = workers if isinstance(workers, int) else workers[1]
     if most > options.batch:
@@ -311,7 +311,7 @@ def _problems_of_data(options: Options, manifest: Manifest | None) -> list[str]:
     return found
 
 
-def _problems_of_name(name: str | None) -> list[str]:
+def problems_of_name(name: str | None) -> list[str]:
     """The name of a run becomes the name of a folder or the end of a URL."""
     if name is None:
         return []

@@ -39,9 +39,12 @@ def cluster_address() -> str | None:
     return address if address not in ("", "local") else None
 
 
-def connect_ray(workers: Workers) -> None:
+def connect_ray(workers: Workers, show_logs: bool = True) -> None:
     """Connect to the cluster at RAY_ADDRESS. Without one, start a cluster on this machine that ends with this process.
     Does nothing if this process is connected.
+
+    Args:
+        show_logs: print what workers print.
 
     Raises:
         UserError: there is no such cluster, or it refuses; no cluster can be started here; it is too small.
@@ -49,7 +52,7 @@ def connect_ray(workers: Workers) -> None:
     least, most = (workers, workers) if isinstance(workers, int) else workers
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    _connect(most)
+    _connect(most, show_logs)
     import ray
 
     resources = ray.cluster_resources()
@@ -74,7 +77,7 @@ def resource_unit() -> str:
     return "GPU" if ray.cluster_resources().get("GPU", 0) else "CPU"
 
 
-def _connect(max_workers: int) -> None:
+def _connect(max_workers: int, show_logs: bool = True) -> None:
     address = cluster_address()
     if address is not None:
         # Attempts of a second to reach the cluster, whose address is tried before: each one writes to stderr.
@@ -85,14 +88,14 @@ def _connect(max_workers: int) -> None:
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address is not None:
-        _join(address)
+        _join(address, show_logs)
     else:
-        _start(max_workers)
+        _start(max_workers, show_logs)
     # As of a process without a handler. Ray's handler exits with 15.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-def _join(address: str) -> None:
+def _join(address: str, show_logs: bool) -> None:
     import ray
 
     problem = f"no connection to a Ray cluster at RAY_ADDRESS={address}"
@@ -107,7 +110,7 @@ def _join(address: str) -> None:
         )
     _check_answers(address, problem, advice)
     with _as_user_error(problem, f"{advice}; Ray and Python must have its versions, and RAY_AUTH_MODE=token its token"):
-        ray.init(address, logging_level=logging.ERROR)
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=show_logs)
 
 
 def _check_answers(address: str, problem: str, advice: str) -> None:
@@ -142,7 +145,7 @@ def _check_answers(address: str, problem: str, advice: str) -> None:
         )
 
 
-def _start(max_workers: int) -> None:
+def _start(max_workers: int, show_logs: bool) -> None:
     import ray
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preempted
@@ -162,6 +165,7 @@ def _start(max_workers: int) -> None:
             object_store_memory=200 << 20,  # no large objects are stored; the default is a third of the memory
             include_dashboard=True,  # on loopback; without it Ray Train logs every second that it is missing
             logging_level=logging.ERROR,
+            log_to_driver=show_logs,
         )
 
 

@@ -8,8 +8,9 @@ import datetime
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,13 @@ def main(argv: list[str]) -> dict[str, Any]:
     name, rest = split_recipe(argv)
     data = None if asks_for_help(rest) else value_of(rest, "--data")
     manifest = Manifest.load(data) if data else None
-    gpus = _num_gpus(rest)
+    gpus = num_gpus(rest)
     recipe = resolve(name, manifest.size if manifest else None, gpus > 0)
-    options = parse(rest, _with_environment(recipe), _description())
+    options = parse(rest, with_environment(recipe), _description())
     workers: Workers = parse_workers(options.workers) if options.workers is not None else max(gpus, 1)
     check_options(options, manifest, workers)
     storage = _open(options)
-    uri = server.resolve_uri(options.track.uri, _beside(storage))
+    uri = server.resolve_uri(options.track.uri, folder_beside(storage))
     check_machine(options, storage, elsewhere=workers != 0 and cluster_address() is not None)
     _warn(options, workers, gpus)
     if options.dry_run:
@@ -65,7 +66,27 @@ def main(argv: list[str]) -> dict[str, Any]:
         return _train(options, workers, storage, uri, start)
 
 
-def _num_gpus(argv: list[str]) -> int:
+def train_with(
+    options: Options, storage: Storage, uri: str, execute: Callable[[Job], Outcome], sweep: Mapping[str, str]
+) -> dict[str, Any]:
+    """Train as a trial of a sweep, like ``main`` with valid options, by a function of its own.
+
+    Args:
+        uri: MLflow's tracking URI.
+        execute: trains and returns the outcome, or raises ``Stopped`` if there is a checkpoint to continue from.
+        sweep: ``id`` and ``name`` of the sweep, see ``tracker.open_run``.
+
+    Returns:
+        The summary of the run, see ``finish.summary``.
+
+    Raises:
+        UserError, Stopped: as for ``main``.
+    """
+    with only_training(storage):
+        return _train(options, 1, storage, uri, find_start(options, storage), execute, sweep)
+
+
+def num_gpus(argv: list[str]) -> int:
     """Number of GPUs to train on: of the cluster at RAY_ADDRESS if it is set, else of this machine. Where a plan cannot
     ask the cluster, it is that of this machine, with a message."""
     if cluster_address() is None or asks_for_help(argv) or value_of(argv, "--workers") == "0":
@@ -79,7 +100,7 @@ def _num_gpus(argv: list[str]) -> int:
         return torch.cuda.device_count()
 
 
-def _with_environment(recipe: Config) -> Config:
+def with_environment(recipe: Config) -> Config:
     """``recipe`` with the experiment that MLflow's own variable names."""
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or recipe.track.experiment
     return replace(recipe, track=replace(recipe.track, experiment=name))
@@ -104,18 +125,18 @@ def _description() -> str:
 def _open(options: Options) -> Storage:
     """The storage of the run called ``--name``, or of a new name."""
     tail = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    return open_storage(join(options.out or _default_out(), options.name or f"{options.recipe}-{tail}"))
+    return open_storage(join(options.out or default_out(), options.name or f"{options.recipe}-{tail}"))
 
 
-def _default_out() -> Path:
+def default_out() -> Path:
     """``out/runs``; in a Ray job, where the working folder is a temporary copy, ``~/catgan/runs``."""
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     return Path.home() / "catgan" / "runs" if in_job else Path("out", "runs").resolve()
 
 
-def _beside(storage: Storage) -> Path:
+def folder_beside(storage: Storage) -> Path:
     """The folder for MLflow's SQLite file: that of the runs. Such a file cannot be in a bucket."""
-    return _default_out() if isinstance(storage, Bucket) else storage.work.parent
+    return default_out() if isinstance(storage, Bucket) else storage.work.parent
 
 
 def _warn(options: Options, workers: Workers, gpus: int) -> None:
@@ -170,11 +191,21 @@ def _dry_run(options: Options, manifest: Manifest | None, workers: Workers, stor
     }
 
 
-def _train(options: Options, workers: Workers, storage: Storage, uri: str, start: Start) -> dict[str, Any]:
+def _train(
+    options: Options,
+    workers: Workers,
+    storage: Storage,
+    uri: str,
+    start: Start,
+    execute: Callable[[Job], Outcome] | None = None,
+    sweep: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Train, export the best generator and register it. Returns the JSON object for stdout.
 
     Args:
         uri: MLflow's tracking URI.
+        execute: trains; default: in this process or on Ray, depending on ``workers``.
+        sweep: the sweep that the training belongs to.
 
     Raises:
         UserError: the data, the run's folder or MLflow cannot be used, or the training failed.
@@ -187,7 +218,7 @@ def _train(options: Options, workers: Workers, storage: Storage, uri: str, start
     config = _without_password(options.config(), uri, workers)
     if is_finished(config, start.position, storage):
         return summary(storage)
-    run_id = _open_run(config, manifest, storage, uri, start.run_id or _recorded_run_id(storage.work, uri))
+    run_id = _open_run(config, manifest, storage, uri, start.run_id or _recorded_run_id(storage.work, uri), sweep)
     job = Job(
         config=config.to_dict(),
         data=manifest.root if options.data else None,
@@ -197,15 +228,17 @@ def _train(options: Options, workers: Workers, storage: Storage, uri: str, start
         resume_from=None if start.is_own else start.checkpoint,
         init_from=str(start.init_from) if start.init_from else None,
     )
-    _run(job, workers, config, storage, uri)
+    if execute is None:
+        execute = run_in_process if workers == 0 else partial(run_on_ray, workers=workers)
+    _run(job, execute, config, storage, uri)
     return summary(storage)
 
 
-def _run(job: Job, workers: Workers, config: Config, storage: Storage, uri: str) -> None:
+def _run(job: Job, execute: Callable[[Job], Outcome], config: Config, storage: Storage, uri: str) -> None:
     """Run the training of an MLflow run that is open, export its best generator, and close it however that ends."""
     with contextlib.ExitStack() as end:
         try:
-            outcome = run_in_process(job) if workers == 0 else run_on_ray(job, workers)
+            outcome = execute(job)
         finally:
             # Rank 0 may have run on another machine. Its files must be here before others are written and pushed.
             with _storage_errors(storage):
@@ -238,7 +271,14 @@ def _recorded_run_id(run_dir: Path, uri: str) -> str | None:
     return recorded.get("mlflow_run_id") if recorded.get("tracking_uri") == redact(uri) else None
 
 
-def _open_run(config: Config, manifest: Manifest, storage: Storage, uri: str, run_id: str | None) -> str:
+def _open_run(
+    config: Config,
+    manifest: Manifest,
+    storage: Storage,
+    uri: str,
+    run_id: str | None,
+    sweep: Mapping[str, str] | None,
+) -> str:
     """Open the MLflow run and write ``config.json``. Returns the id of the run."""
     with _storage_errors(storage):
         run_id = tracking.open_run(
@@ -250,6 +290,7 @@ def _open_run(config: Config, manifest: Manifest, storage: Storage, uri: str, ru
             register=register,
             run_id=run_id,
             offline=config.track.offline,
+            sweep=sweep,
         )
         origin = {
             "data": manifest.root,

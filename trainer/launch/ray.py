@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,19 @@ MAX_FAILURES = 4
 _RESIZE_SECONDS = 30.0  # interval of the checks whether an elastic training can grow
 
 
-def run_on_ray(job: Job, workers: Workers) -> Outcome:
+@dataclass(frozen=True)
+class Share:
+    """What a trial of a sweep uses of a cluster that it shares with others, and how it is stopped and watched."""
+
+    resources: Mapping[str, float]
+    """CPU and GPU of each worker."""
+    stop_flag: Any
+    """The actor of ``create_stop_flag``."""
+    report: Callable[[dict[str, Any]], object]
+    """Gets what the training reports, in a process of Ray Train."""
+
+
+def run_on_ray(job: Job, workers: Workers, share: Share | None = None) -> Outcome:
     """Train with Ray Train V2. When workers or nodes are lost, restart from the latest checkpoint, see
     ``MAX_FAILURES``; announced preemptions are not counted as failures.
 
@@ -33,6 +45,9 @@ def run_on_ray(job: Job, workers: Workers) -> Outcome:
     continue the other. Ray Train keeps only its own state next to them.
 
     Call ``connect_ray`` first.
+
+    Args:
+        share: of a trial, which is stopped by its flag alone; default: all of the cluster, stopped by signals.
 
     Raises:
         UserError: a worker raised a ``UserError``, or there were too many failures.
@@ -42,8 +57,11 @@ def run_on_ray(job: Job, workers: Workers) -> Outcome:
     import ray
 
     storage = open_storage(job.location)
-    stop_flag = _create_stop_flag()
-    trainer = _ray_trainer(job, workers, resource_unit() == "GPU", storage, stop_flag)
+    if share is not None:
+        trainer = _ray_trainer(job, workers, share.resources, storage, share.stop_flag, share.report)
+        return Outcome(**_fit_with_retries(trainer.fit, storage).return_value)
+    stop_flag = create_stop_flag()
+    trainer = _ray_trainer(job, workers, _resources(workers), storage, stop_flag)
     try:
         with stop_requests(stop_flag.set.remote):
             return Outcome(**_fit_with_retries(trainer.fit, storage).return_value)
@@ -52,22 +70,41 @@ def run_on_ray(job: Job, workers: Workers) -> Outcome:
         raise
 
 
-def _ray_trainer(job: Job, workers: Workers, use_gpu: bool, storage: Storage, stop_flag: Any) -> Any:
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+def _resources(workers: Workers) -> dict[str, float]:
+    """CPU and GPU of each worker of a training that has the cluster for itself."""
+    if resource_unit() == "GPU":
+        return {"GPU": 1}
+    return {"CPU": _cpus_per_worker(workers if isinstance(workers, int) else workers[1])}
+
+
+def _ray_trainer(
+    job: Job,
+    workers: Workers,
+    resources: Mapping[str, float],
+    storage: Storage,
+    stop_flag: Any,
+    report: Callable[[dict[str, Any]], object] | None = None,
+) -> Any:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
             """Ray Train's own handler of Ctrl-C would replace that of ``stop_requests`` and lose the progress."""
 
-    most = workers if isinstance(workers, int) else workers[1]
+    class Watch(UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            assert report is not None
+            report(metrics[0])
+
+    use_gpu = resources.get("GPU", 0) > 0
     return Trainer(
         _ray_worker,  # type: ignore[arg-type]  # the stubs lack its return value
         train_loop_config={"job": asdict(job), "stop_flag": stop_flag, "max_threads": _max_threads()},
         scaling_config=ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]  # the stubs are those of Ray Train V1
             use_gpu=use_gpu,
-            resources_per_worker=None if use_gpu else {"CPU": _cpus_per_worker(most)},
+            resources_per_worker=None if dict(resources) == {"GPU": 1} else dict(resources),
             elastic_resize_monitor_interval_s=_RESIZE_SECONDS,  # type: ignore[call-arg]
         ),
         run_config=RunConfig(
@@ -75,6 +112,7 @@ def _ray_trainer(job: Job, workers: Workers, use_gpu: bool, storage: Storage, st
             failure_config=FailureConfig(max_failures=0),  # _fit_with_retries handles failures
             # It also reports them. Ray's own messages, with its actors' tracebacks, are in the session's log files.
             logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]
+            callbacks=[Watch()] if report else None,  # type: ignore[list-item]  # the stubs are those of V1
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
     )
@@ -120,7 +158,7 @@ def _ray_storage(storage: Storage) -> dict[str, Any]:
     return {"name": storage.name, "storage_path": folder, "storage_filesystem": files}
 
 
-def _create_stop_flag() -> Any:
+def create_stop_flag() -> Any:
     """Create an actor on this machine that the driver sets to end the training, and that rank 0 reads at each tick. It
     exists as long as this process."""
     import ray

@@ -1,10 +1,10 @@
 """The latent whose image is nearest to a given one, by gradient descent through the generator.
 
 As the projections of Abdal et al. 2019 and Karras et al. 2020, but never in the space of a mapping network: the
-latents are the generator's own, z, and the distance is in the features of a network and in the pixels. In 100 dimensions
-the norm of a latent of N(0, I) is close to 10, and the generator has seen no others, so the norm has a prior: its own
-distribution, as in Samuel et al. 2023 ("Norm-guided latent space exploration"); Menon et al. 2020 (PULSE) keep it
-constant instead.
+latents are the generator's own, z, and the distance is in the features of a network and in the pixels. In 100
+dimensions the norm of a latent of N(0, I) is close to 10, and the generator has seen no others, so the norm has a
+prior: its own distribution, as in Samuel et al. 2023 ("Norm-guided latent space exploration"); Menon et al. 2020
+(PULSE) keep it constant instead.
 """
 
 from __future__ import annotations

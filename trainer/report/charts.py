@@ -49,8 +49,7 @@ def chart(
     assert end > 0
     thinned = [_thin(one.points) for one in series]
     values = [value for points in thinned for _, value in points if value is not None]
-    is_log = min(values) > 0 and max(values) / min(values) > 8
-    ticks = _log_ticks(min(values), max(values)) if is_log else _ticks(min(values), max(values))
+    ticks, is_log = axis(min(values), max(values))
     scaled = [math.log(tick) for tick in ticks] if is_log else ticks
     low, high = scaled[0], scaled[-1]
 
@@ -84,6 +83,13 @@ def chart(
         parts.append(f'<circle class="best" cx="{x(best):.1f}" cy="{y(at):.2f}" r="6"/>')
     parts.append(f'<path class="cursor" d="M0 {_TOP}V{_HEIGHT - _BOTTOM}"/></svg>')
     return "".join(parts)
+
+
+def axis(low: float, high: float) -> tuple[list[float], bool]:
+    """Ticks that enclose all values from ``low`` to ``high``, and whether the axis is logarithmic: if all values are
+    positive and span more than a factor of eight."""
+    is_log = low > 0 and high / low > 8
+    return _log_ticks(low, high) if is_log else _ticks(low, high), is_log
 
 
 def _summary(series: Sequence[Series]) -> str:

@@ -18,7 +18,7 @@ from trainer.tracking.journal import Journal, Record
 _STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 # Keys of config.json that are not settings.
 _NOT_SETTINGS = ("data", "dataset_digest", "mlflow_run_id", "tracking_uri")
-_METRIC = re.compile(r"(fid|fd|kid)\d+k?(_\w+)?")
+METRIC = re.compile(r"(fid|fd|kid)\d+k?(_\w+)?")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class History:
     @property
     def metric_names(self) -> list[str]:
         """Names of the distances between real and generated images, the latest first: it chooses the best generator."""
-        names = [name for row in reversed(self.metrics) for name in row if _METRIC.fullmatch(name)]
+        names = [name for row in reversed(self.metrics) for name in row if METRIC.fullmatch(name)]
         return list(dict.fromkeys(names))
 
     def best(self, name: str) -> Record | None:
@@ -100,7 +100,7 @@ class History:
             if record["kind"] == "open":
                 settings = record.get("params", {}).get("eval.num"), record.get("dataset", {}).get("digest")
             elif record["kind"] == "scalars":
-                found |= {(name, record["nimg"]): settings for name in record["values"] if _METRIC.fullmatch(name)}
+                found |= {(name, record["nimg"]): settings for name in record["values"] if METRIC.fullmatch(name)}
         return found
 
     def series(self, name: str) -> Series:

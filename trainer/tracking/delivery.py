@@ -40,14 +40,13 @@ from trainer.tracking.journal import Record
 from trainer.tracking.messages import brief
 from trainer.tracking.outbox import DeliveryState, Outbox, Refused, describe_refused
 from trainer.tracking.server import (
-    artifact_location,
-    check_experiment,
     connect,
+    find_experiment,
     find_run,
     mlflow_errors,
     server_name,
-    sqlite_path,
 )
+from trainer.tracking.sweeps import PARENT_OF_RUN, find_parent
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -60,7 +59,6 @@ the same run again must return the same version."""
 _RUN_TAG = "catgan.run"
 _DATA_TAG = "catgan.data"
 _PARENT_TAG = "catgan.trainings_on"
-_PARENT_OF_RUN = "mlflow.parentRunId"  # MLflow's UI nests runs by it
 _REFUSED_TAG = "catgan.refused_files"
 _DESCRIPTION = "mlflow.note.content"
 _IMAGE_LINK = r"!\[[^\]]*\]\(get-artifact\?[^)\s]*\)"
@@ -193,38 +191,24 @@ class Delivery:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in (record["tags"] | changed).items()])
         client.log_inputs(run_id, [_dataset_input(record)])
         state["run_id"] = run_id
-        self._add_to_parent(run, record)
+        if "sweep" in record:
+            parent = find_parent(client, run.info.experiment_id, record["sweep"], record["user"])
+            client.set_tag(run_id, PARENT_OF_RUN, parent, synchronous=True)
+            client.set_tag(run_id, _DATA_TAG, record["dataset"]["digest"], synchronous=True)
+        else:
+            self._add_to_parent(run, record)
 
     def _create_run(self, record: Record) -> str:
         """The id of the run with the record's tag, created if there is none."""
         from mlflow.entities import ViewType
 
-        experiment_id = self._experiment(record["experiment"])
+        experiment_id = find_experiment(self._client, self._uri, record["experiment"])
         condition = f"tags.`{_RUN_TAG}` = '{record['run']}'"
         for run in self._client.search_runs([experiment_id], condition, ViewType.ALL, max_results=1):
             return str(run.info.run_id)
         tags = {_RUN_TAG: record["run"], "mlflow.user": record["user"], "mlflow.source.name": "trainer/run.py"}
         run = self._client.create_run(experiment_id, record["time"], tags, run_name=record["name"])
         return str(run.info.run_id)
-
-    def _experiment(self, name: str) -> str:
-        """The id of the experiment, created if there is none. With an SQLite file, its artifacts go to ``mlartifacts``
-        in the same folder."""
-        from mlflow.exceptions import MlflowException
-
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            database = sqlite_path(self._uri)
-            location = None if database is None else artifact_location(database.parent / "mlartifacts")
-            try:
-                return str(self._client.create_experiment(name, artifact_location=location))
-            except MlflowException:
-                # Another training may have created it in the meantime.
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
-                    raise
-        check_experiment(found, self._uri)
-        return str(found.experiment_id)
 
     def _add_to_parent(self, run: Run, record: Record) -> None:
         """Make trainings on the same data children of one run named after the data, to compare their metrics.
@@ -256,8 +240,8 @@ class Delivery:
             client.log_inputs(parent.run_id, [_dataset_input(record)])
             client.set_terminated(parent.run_id)
         for training in trainings:
-            if _PARENT_OF_RUN not in training.data.tags:
-                client.set_tag(training.info.run_id, _PARENT_OF_RUN, parent.run_id, synchronous=True)
+            if PARENT_OF_RUN not in training.data.tags:
+                client.set_tag(training.info.run_id, PARENT_OF_RUN, parent.run_id, synchronous=True)
 
     def _scalars(self, records: Sequence[Record], state: DeliveryState) -> None:
         from mlflow.entities import Metric

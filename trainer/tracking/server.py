@@ -257,6 +257,30 @@ def check_experiment(experiment: Experiment, uri: str, otherwise: str = "give an
         )
 
 
+def find_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """The id of the experiment, created if there is none. With an SQLite file, its artifacts go to ``mlartifacts`` in
+    the same folder.
+
+    Raises:
+        UserError: it was deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = sqlite_path(uri)
+        location = None if database is None else artifact_location(database.parent / "mlartifacts")
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            # Another training may have created it in the meantime.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    check_experiment(found, uri)
+    return str(found.experiment_id)
+
+
 def mlflow_errors() -> tuple[type[Exception], ...]:
     """The exceptions of MLflow's client and of clients of artifact stores when a server is unreachable or refuses, or
     if the package of a client is missing. To be called when one is raised: it knows the clients in use by then."""

@@ -65,6 +65,7 @@ def open_run(
     register: Register,
     run_id: str | None = None,
     offline: bool = False,
+    sweep: Mapping[str, str] | None = None,
 ) -> str:
     """Create the MLflow run of a training, named like the folder ``run_dir``, or reopen it, and describe it.
 
@@ -78,6 +79,7 @@ def open_run(
         register: registers generators that an earlier process has queued.
         run_id: the result of an earlier call, if known.
         offline: only queue the record, for ``sync`` to deliver.
+        sweep: ``id`` and ``name`` of the sweep whose run becomes the parent of this one, see ``tracking.sweeps``.
 
     Returns:
         The id of the training: MLflow's run id, or as long as there is no run in MLflow ``offline-`` and a number,
@@ -96,6 +98,8 @@ def open_run(
     recorded = next((record["run"] for record in outbox.journal.records() if record["kind"] == "open"), None)
     key = run_id or recorded or ((_OFFLINE if offline else "") + secrets.token_hex(16))
     opened = {"kind": "open", "time": _now(), "run": key, "uri": redact(uri), "experiment": experiment}
+    if sweep:
+        opened["sweep"] = dict(sweep)
     outbox.put(opened | {"name": run_dir.name} | describe(config, manifest))
     if outbox.journal.has_unwritten:
         raise UserError(f"{outbox.journal.path} cannot be written; free some space and run the same command again")

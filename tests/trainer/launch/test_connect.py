@@ -179,7 +179,7 @@ def test_without_an_address_a_cluster_is_started_here(monkeypatch: pytest.Monkey
 
 
 def test_a_cluster_that_is_too_small(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connect, "_connect", lambda _: None)
+    monkeypatch.setattr(connect, "_connect", lambda *_: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(UserError, match="--workers 3: the Ray cluster has 2 CPUs"):
         driver.main([*command, "--workers", "3:8"])
