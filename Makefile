@@ -41,7 +41,7 @@ demo: setup  ## Train on drawn cats with 2 workers, export the best generator, w
 	@rm out/demo.name
 
 # Learning rates fall to a tenth, since the length is known. The metric is measured against the training images, which are
-# many; docs/infer.md has its value against others.
+# many; infer/models/drawn-cats-64.md has its value against other cats.
 BASE := out/base
 base: setup  ## Train the generator that catinfer has built in once more, on 50,000 drawn cats: an hour on one core
 	test -f $(BASE)/data/manifest.json || $(BIN)/catdata synth $(BASE)/data --num 50000 --size 64 --seed 20261 --val-fraction 0
