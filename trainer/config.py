@@ -182,6 +182,9 @@ class OptimConfig:
     """Decay of the first moment (adam)."""
     beta2: Schedule = constant(0.999)
     """Decay of the second moment."""
+    freeze_d: int = 0
+    """Keep the weights of so many layers of the discriminator, those next to the image (Freeze-D, Mo et al. 2020). For
+    --init-from."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,9 @@ class StopConfig:
 
     patience_kimg: float = 0.0
     """Stop when the metric has not improved for this many thousand images; 0: never."""
+    overfitting: float = 0.0
+    """Stop when d/overfitting is above this and the metric has become worse: the discriminator memorises the training
+    images; 0: never. Needs a val split."""
     rollbacks: int = 0
     """How many times to go back to the latest checkpoint with half the learning rates when a loss or a weight is not
     finite; after that, training ends and keeps the best generator."""

@@ -164,8 +164,8 @@ class _Training:
 
         meter = Meter(position.nimg)
         for step in range(position.nimg // config.batch + 1, total + 1):
-            if stalled(config, position):
-                recorder.say(f"stopping: no better for {config.stop.patience_kimg:g} kimg (--stop.patience-kimg)")
+            if reason := why_stopped(config, position):
+                recorder.say(f"stopping: {reason}")
                 break
             with meter.waiting():
                 reals = next(batches)
@@ -223,7 +223,7 @@ class _Training:
         last = position.last_metric
         if last and not (self.evaluator.is_comparable(last) and state["dataset_digest"] == self.manifest.digest):
             self.recorder.say(f"metric settings or data changed since {last['name']} was measured: best metric reset")
-            position.best = position.last_metric = None
+            position.best = position.last_metric = position.overfitting = None
         return position
 
     def _load(self) -> dict[str, float]:
@@ -264,7 +264,8 @@ class _Training:
                 position.best = result
             now = time.perf_counter()
             self.evaluating += now - began
-            self.recorder.evaluation(gan, position, is_best, self.evaluating / (now - self.began))
+            share_of_time = self.evaluating / (now - self.began)
+            position.overfitting = broadcast(self.recorder.evaluation(gan, position, is_best, share_of_time))
         self._save(gan, position)
 
     def _save(self, gan: GAN, position: Position) -> None:
@@ -283,13 +284,21 @@ def plan(config: Config) -> tuple[int, int, int]:
     return tick, snapshot, math.ceil(config.kimg * 1000 / config.batch / n_critic) * n_critic
 
 
-def stalled(config: Config, position: Position) -> bool:
-    """Whether the metric has not improved for ``stop.patience_kimg``, as of the latest evaluation."""
-    if not config.stop.patience_kimg or position.best is None or position.last_metric is None:
-        return False
+def why_stopped(config: Config, position: Position) -> str | None:
+    """Why a training ends before its last step, as of the latest evaluation; None: it goes on."""
+    stop, best, last = config.stop, position.best, position.last_metric
+    if best is None or last is None:
+        return None
     # A metric that stalls at a low resolution improves again at the next one.
-    since = max(position.best["kimg"], full_resolution_kimg(config))
-    return position.last_metric["kimg"] - since >= config.stop.patience_kimg
+    since = max(best["kimg"], full_resolution_kimg(config))
+    if stop.patience_kimg and last["kimg"] - since >= stop.patience_kimg:
+        return f"no better for {stop.patience_kimg:g} kimg (--stop.patience-kimg)"
+    if stop.overfitting and last["kimg"] > since and (position.overfitting or 0.0) > stop.overfitting:
+        return (
+            f"the discriminator overfits the training images (d/overfitting {position.overfitting:.2f},"
+            f" --stop.overfitting {stop.overfitting:g}), and the metric was better at {best['kimg']:g} kimg"
+        )
+    return None
 
 
 def _check_losses(values: dict[str, float], gan: GAN, nimg: int) -> None:

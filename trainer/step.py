@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainer.augment import AdaptiveProbability, augment, random_flip
 from trainer.config import Config
 from trainer.distributed.collectives import batch_mean, mean_over_ranks
-from trainer.distributed.parallel import frozen, sync_gradients, wrap
+from trainer.distributed.parallel import freeze_first, frozen, sync_gradients, wrap
 from trainer.losses import (
     LOSSES,
     finite_difference_penalty,
@@ -60,6 +60,7 @@ class GAN(Networks):
         self.adaptive = AdaptiveProbability(a.p.start, a.target, a.target_kimg, device) if a.target else None
         self.anchors = torch.zeros(2, device=device)  # LeCam's running means of the logits of reals and fakes
         self.path_length = PathLength(device) if config.loss.path_length else None
+        freeze_first(self.discriminator, config.optim.freeze_d)
         networks: list[nn.Module] = [self.generator, self.discriminator]
         self._maker, self._judge = (
             [_compiled(module, world_size) for module in networks] if config.compile else networks

@@ -48,7 +48,24 @@ def test_a_family_takes_the_size_of_the_data():
     assert resolve(None, None, gpu=False).model.size in SIZES
 
 
-@pytest.mark.parametrize("name", ["no-such-recipe", "r3gan-63", "r3gan-", "r3gam-64", ""])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not family.startswith("progan")])
+def test_recipes_for_few_photographs(family: str):
+    config, base = (resolve(name, None, gpu=False) for name in (f"{family}-few-64", f"{family}-64"))
+    assert config.recipe == f"{family}-few-64"
+    assert problems(config) == []
+    assert config.optim.freeze_d > 0
+    assert config.optim.g_lr.start == base.optim.g_lr.start / 2
+    assert config.model == base.model, "the weights of the recipe itself fit"
+
+
+def test_few_alone_is_the_default_family():
+    assert resolve("few", 64, gpu=False) == resolve(f"{DEFAULT_CPU}-few-64", None, gpu=False)
+    assert resolve("few-128", None, gpu=True).recipe == f"{DEFAULT_GPU}-few-128"
+    with pytest.raises(UserError, match="no progan-64 for few photographs: it begins at a low resolution"):
+        resolve("progan-few-64", None, gpu=False)
+
+
+@pytest.mark.parametrize("name", ["no-such-recipe", "r3gan-63", "r3gan-", "r3gam-64", "few-few-64", "-few", "few-", ""])
 def test_unknown_recipes_are_refused(name: str):
     if name == "":
         assert resolve(None, None, gpu=False)

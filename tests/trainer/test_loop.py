@@ -21,6 +21,7 @@ from infer.session import Generator
 from tests.trainer.damage import damage
 from tests.trainer.tiny import tiny
 from trainer.checkpoints import checkpoint
+from trainer.checkpoints.state import Position
 from trainer.checkpoints.storage import Storage
 from trainer.config import (
     AugmentConfig,
@@ -35,10 +36,11 @@ from trainer.config import (
     constant,
 )
 from trainer.distributed.context import LocalContext, Request
-from trainer.loop import Outcome, Run, plan, train
+from trainer.loop import Outcome, Run, plan, train, why_stopped
 from trainer.losses import LOSSES
 from trainer.recipes import FAMILIES
 from trainer.step import GAN
+from trainer.tracking.alarms import OverfittingCheck
 from trainer.tracking.recorder import Recorder
 
 pytestmark = pytest.mark.usefixtures("tiny_extractor")
@@ -236,6 +238,34 @@ def test_training_ends_when_nothing_improves(manifest: Manifest, tmp_path: Path,
     assert checkpoint.find_all(tmp_path) == [last, end], "asked again, it has nothing to do"
 
 
+def test_training_ends_when_the_discriminator_overfits_and_the_metric_is_worse(
+    manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    still = replace(
+        CONFIG,
+        optim=replace(CONFIG.optim, g_lr=constant(1e-30), d_lr=constant(1e-30)),
+        stop=StopConfig(overfitting=0.7),
+        kimg=1.0,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OverfittingCheck, "__call__", lambda self, gan: {"d/overfitting": 0.75})
+        run(still, manifest, tmp_path, Notes())
+    assert checkpoint.position(checkpoint.find_all(tmp_path)[-1].name) == 128, "the first evaluation at 64 is the best"
+    assert "(d/overfitting 0.75, --stop.overfitting 0.7), and the metric was better at 0.064" in capsys.readouterr().err
+    before = checkpoint.find_all(tmp_path)
+    run(still, manifest, tmp_path, Notes())
+    assert checkpoint.find_all(tmp_path) == before, "the checkpoint knows it"
+
+
+@pytest.mark.parametrize(
+    ("overfitting", "last", "stops"), [(0.8, 2, True), (0.6, 2, False), (0.8, 1, False), (None, 2, False)]
+)
+def test_overfitting_alone_is_no_reason_to_stop(overfitting: float | None, last: float, stops: bool):
+    position = Position(2000, best={"kimg": 1.0}, last_metric={"kimg": float(last)}, overfitting=overfitting)
+    assert (why_stopped(replace(CONFIG, stop=StopConfig(overfitting=0.7)), position) is not None) == stops
+    assert why_stopped(CONFIG, position) is None
+
+
 def test_a_new_run_begins_with_given_weights(manifest: Manifest, tmp_path: Path, capsys):
     run(CONFIG, manifest, tmp_path / "a", Notes())
     frozen = replace(CONFIG, optim=replace(CONFIG.optim, g_lr=constant(1e-30), d_lr=constant(1e-30)), kimg=0.064)
@@ -292,6 +322,7 @@ def test_a_checkpoint_holds_everything(manifest: Manifest, tmp_path: Path):
             "rng",
             "best",
             "last_metric",
+            "overfitting",
             "run_id",
             "dataset_digest",
         ),

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.nn import BatchNorm2d, Conv2d, Linear
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tests.trainer.tiny import tiny
@@ -29,7 +30,7 @@ from trainer.config import (
     constant,
 )
 from trainer.data.stream import share
-from trainer.distributed.parallel import frozen
+from trainer.distributed.parallel import freeze_first, frozen
 from trainer.losses import LOSSES
 from trainer.models import resize_to_level
 from trainer.recipes import FAMILIES
@@ -83,6 +84,7 @@ CASES = {
         config("hinge", gamma=2.0, arch="progan"), penalty="finite-difference"
     ),
     "bce, projected": projected(config("bce", norm="batch")),
+    "bce, two layers frozen": replace(config("bce", norm="batch"), optim=OptimConfig(freeze_d=2)),
     "bce, compiled": replace(config("bce", norm="batch"), compile=True),
     "rpgan, finite differences, compiled": replace(
         changed_loss(config("rpgan", gamma=2.0, arch="r3gan"), penalty="finite-difference"), compile=True
@@ -357,6 +359,30 @@ def test_reals_are_scaled_to_minus_one_to_one():
     prepared = gan._prepare(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, SIZE, SIZE))
     assert prepared[0].unique().item() == -1
     assert prepared[1].unique().item() == 1
+
+
+def test_the_first_layers_keep_their_weights():
+    layers = torch.nn.Sequential(Conv2d(3, 4, 3), BatchNorm2d(4), Conv2d(4, 5, 3), Linear(2, 2))
+    freeze_first(layers, 2)
+    assert [p.requires_grad for p in layers.parameters()] == [False] * 6 + [True] * 2
+    with frozen(layers):
+        assert not any(p.requires_grad for p in layers.parameters())
+    assert [p.requires_grad for p in layers.parameters()] == [False] * 6 + [True] * 2
+    with pytest.raises(ValueError, match="3 layers, of which at most 2"):
+        freeze_first(layers, 3)
+
+
+@pytest.mark.parametrize("arch", ["dcgan", "r3gan", "stylegan2"])
+def test_frozen_layers_are_those_next_to_the_image(arch: str):
+    c = config("bce", arch=arch)
+    gan = GAN(replace(c, optim=replace(c.optim, freeze_d=2)), torch.device("cpu"))
+    before = {name: value.clone() for name, value in gan.discriminator.named_parameters()}
+    for nimg in (0, BATCH):
+        gan.step(torch.rand(BATCH, 3, SIZE, SIZE) * 2 - 1, nimg)
+    kept = [name for name, value in gan.discriminator.named_parameters() if torch.equal(value, before[name])]
+    assert kept == [name for name, value in gan.discriminator.named_parameters() if not value.requires_grad]
+    assert f"rgb{SIZE}" in kept[0]
+    assert len(kept) < len(before)
 
 
 def test_frozen_lets_gradients_through_to_the_input():

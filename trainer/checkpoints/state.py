@@ -23,6 +23,8 @@ class Position:
     """The lowest metric so far: the evaluation's result and ``kimg``."""
     last_metric: dict[str, Any] | None = None
     """The latest evaluation."""
+    overfitting: float | None = None
+    """``d/overfitting`` then, if it was measured."""
 
 
 def save_state(
@@ -43,6 +45,7 @@ def save_state(
         "rng": rng,
         "best": position.best,
         "last_metric": position.last_metric,
+        "overfitting": position.overfitting,
         "run_id": run_id,
         "dataset_digest": dataset_digest,
     }
@@ -59,7 +62,12 @@ def restore(state: dict[str, Any], gan: GAN, rank: int, world_size: int) -> Posi
         _set_rng_state(state["rng"][rank], gan.device)
     else:
         seed_rank(gan.config.seed, rank, state["nimg"])
-    return Position(state["nimg"], state["best"], state["last_metric"])
+    return position_in(state)
+
+
+def position_in(state: dict[str, Any]) -> Position:
+    """The position of a checkpoint; one from before ``overfitting`` was kept has none."""
+    return Position(state["nimg"], state["best"], state["last_metric"], state.get("overfitting"))
 
 
 def check_fits(config: Config, state: dict[str, Any], origin: str) -> None:

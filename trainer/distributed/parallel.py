@@ -22,11 +22,30 @@ _WITHOUT_BUFFERS: dict[str, Any] = {
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """No gradients for ``module``'s parameters inside; gradients still flow through it to its input."""
-    module.requires_grad_(False)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        module.requires_grad_(True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def freeze_first(module: nn.Module, num: int) -> None:
+    """Keep the weights of the first ``num`` layers, in the order in which ``module`` has them. A layer has one weight
+    of two or more dimensions; the biases and norms that follow belong to it.
+
+    Raises:
+        ValueError: no layer is left.
+    """
+    seen = 0
+    for parameter in module.parameters():
+        seen += parameter.ndim > 1
+        if seen <= num:
+            parameter.requires_grad_(False)
+    if num >= seen:
+        raise ValueError(f"has {seen} layers, of which at most {seen - 1} can be frozen")
 
 
 def wrap(module: nn.Module, world_size: int, progressive: bool = False) -> nn.Module:

@@ -10,12 +10,15 @@ from dataclasses import astuple
 from operator import attrgetter
 from pathlib import Path
 
+import torch
+
 from catgan.command import UserError
 from catgan.dataset import Manifest
 from catgan.files import cache_path
 from catgan.location import local_path
 from trainer.checkpoints.storage import Bucket, Storage
 from trainer.config import Config, Schedule
+from trainer.distributed.parallel import freeze_first
 from trainer.features import opennsfw
 from trainer.features.extractors import MIN_FID, OFFLINE
 from trainer.features.networks import INCEPTION
@@ -23,7 +26,7 @@ from trainer.features.weights import INCEPTION_SHA256, Unavailable, find_incepti
 from trainer.launch.connect import Workers
 from trainer.launch.options import Options, schedules, values
 from trainer.losses import LOSSES
-from trainer.models import ARCHITECTURES, full_resolution_kimg
+from trainer.models import ARCHITECTURES, build_discriminator, full_resolution_kimg
 from trainer.models.projected import STRIDES
 from trainer.tracking.names import problem_with_names
 
@@ -40,8 +43,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda value: value >= 0,
         "loss.gamma loss.path_length loss.gp loss.drift loss.clip loss.lecam augment.noise optim.g_lr optim.d_lr"
-        " ema.half_life_kimg projected.weight projected.start_kimg stop.patience_kimg stop.rollbacks stop.min_diversity"
-        " loader.workers loader.memory_mib profile",
+        " ema.half_life_kimg projected.weight projected.start_kimg stop.patience_kimg stop.overfitting stop.rollbacks"
+        " stop.min_diversity loader.workers loader.memory_mib optim.freeze_d profile",
     ),
     ("0 to 2^63 - 1", lambda value: 0 <= value < 2**63, "seed"),
     ("more than 0", lambda value: value > 0, "kimg augment.target_kimg projected.lr ema.ramp track.tick_kimg"),
@@ -90,6 +93,8 @@ def problems(config: Config) -> list[str]:
     _check_training(config, check)
     _check_projected(config, check)
     _check_schedules(config, check)
+    if not found:  # builds the network
+        _check_frozen_layers(config, check)
     return found
 
 
@@ -264,6 +269,22 @@ def _check_projected(config: Config, check: Check) -> None:
         "--eval.extractor efflite0 with --projected.weight, whose discriminator contains this network: give opennsfw"
         " or inception",
     )
+
+
+def _check_frozen_layers(config: Config, check: Check) -> None:
+    num = config.optim.freeze_d
+    if num == 0:
+        return
+    check(
+        config.model.arch != "progan",
+        f"--optim.freeze-d {num} with --model.arch progan, whose layers next to the image change as it grows; set it"
+        " to 0",
+    )
+    try:
+        with torch.device("meta"):
+            freeze_first(build_discriminator(config.model), num)
+    except ValueError as error:
+        check(False, f"--optim.freeze-d {num}: the discriminator {error}")
 
 
 def _check_schedules(config: Config, check: Check) -> None:

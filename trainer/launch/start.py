@@ -14,11 +14,11 @@ from filelock import FileLock, Timeout
 from catgan.command import UserError, say
 from catgan.location import resolved_path
 from trainer.checkpoints import checkpoint, transfer
-from trainer.checkpoints.state import Position, check_fits
+from trainer.checkpoints.state import Position, check_fits, position_in
 from trainer.checkpoints.storage import Storage, load_checkpoint, open_storage
 from trainer.config import Config
 from trainer.launch.options import Options
-from trainer.loop import stalled
+from trainer.loop import why_stopped
 from trainer.step import GAN
 from trainer.tracking import tracker as tracking
 
@@ -70,7 +70,7 @@ def find_start(options: Options, storage: Storage) -> Start:
     check_fits(config, state, origin)
     own = latest is not None
     # Another run's best metric is reset, so that its patience does not count.
-    position = Position(state["nimg"], state["best"], state["last_metric"]) if own else Position(state["nimg"])
+    position = position_in(state) if own else Position(state["nimg"])
     _check_remaining(config, position, storage.location if own else None, origin)
     return Start(origin, own, position, state["run_id"] if own else None, None)
 
@@ -89,6 +89,11 @@ def _given_checkpoint(resume: str) -> str:
 def _init_from(options: Options) -> Path | None:
     """The path of ``--init-from``, after a trial that its weights fit."""
     if options.init_from is None:
+        if frozen := options.optim.freeze_d:
+            raise UserError(
+                f"--optim.freeze-d {frozen} without --init-from: these layers of the discriminator would keep random"
+                " weights; give the weights to start from, or --optim.freeze-d 0"
+            )
         return None
     path = resolved_path(options.init_from)
     if not checkpoint.holds_weights(path):
@@ -99,7 +104,7 @@ def _init_from(options: Options) -> Path | None:
 
 def is_complete(config: Config, position: Position) -> bool:
     """Whether there is nothing left to train at ``position``."""
-    return position.nimg >= config.kimg * 1000 or stalled(config, position)
+    return position.nimg >= config.kimg * 1000 or why_stopped(config, position) is not None
 
 
 def _check_remaining(config: Config, position: Position, own: str | None, origin: str) -> None:
@@ -126,8 +131,11 @@ def is_finished(config: Config, position: Position, storage: Storage) -> bool:
     if not tracking.is_finished(storage.work):
         say(f"{storage.location} has nothing left to train; its best generator is to be exported")
         return False
-    longer = "--kimg" if position.nimg >= config.kimg * 1000 else "--stop.patience-kimg"
-    say(f"{storage.location} is finished; a larger {longer} trains it further")
+    reason = why_stopped(config, position)
+    if position.nimg < config.kimg * 1000:
+        say(f"{storage.location} is finished: {reason}; change that option to train it further")
+    else:
+        say(f"{storage.location} is finished; a larger --kimg trains it further")
     return True
 
 

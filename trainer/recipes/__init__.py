@@ -1,6 +1,7 @@
 """Recipes: complete configurations with a name, written as data, one module per system.
 
-A recipe's name is a family and a size, ``r3gan-64``; the family alone takes the size of the data. Every value is an
+A recipe's name is a family and a size, ``r3gan-64``; the family alone takes the size of the data. With ``few`` before
+the size, ``r3gan-few-64``, it is changed for few photographs; ``few`` alone is the default family's. Every value is an
 option of the command line.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from catgan.command import UserError
 from trainer.config import Config
 from trainer.recipes import dcgan, progan, r3gan, ralsgan, stylegan2, wgan
+from trainer.recipes.few import few
 
 SIZES = (32, 64, 128)
 _EVAL_ON_CPU = 2048  # images per evaluation
@@ -59,23 +61,27 @@ def resolve(name: str | None, data_size: int | None, gpu: bool) -> Config:
     """The recipe called ``name``.
 
     Args:
-        name: ``family-size``, ``family`` (the data's size, else the default one) or None (the default family).
+        name: ``family-size``, ``family`` (the data's size, else the default one) or None (the default family), with
+            ``few`` after the family or instead of it.
         data_size: side of the shards' images in pixels, if there are shards.
         gpu: whether training will run on GPUs; chooses the default family.
 
     Raises:
         UserError: no such recipe.
     """
-    name = name or (DEFAULT_GPU if gpu else DEFAULT_CPU)
-    if name in FAMILIES:
-        return _on(gpu, FAMILIES[name].make(data_size or (64 if gpu else 32)))
-    family, _, size = name.rpartition("-")
-    if family in FAMILIES and size.isdecimal() and int(size) in SIZES:
-        return _on(gpu, FAMILIES[family].make(int(size)))
+    default = DEFAULT_GPU if gpu else DEFAULT_CPU
+    name = name or default
+    head, _, tail = name.rpartition("-")
+    system, size = (head, int(tail)) if tail.isdecimal() else (name, data_size or (64 if gpu else 32))
+    family = default if system == "few" else system.removesuffix("-few")
+    if family in FAMILIES and size in SIZES:
+        config = FAMILIES[family].make(size)
+        return _on(gpu, config if system == family else few(config))
     names = [*FAMILIES, *(f"{f}-{s}" for f in FAMILIES for s in SIZES)]
     near = difflib.get_close_matches(name, names, 1)
     raise UserError(
         f"no recipe {name!r}"
         + (f"; did you mean {near[0]}?" if near else "")
-        + f"; families: {', '.join(FAMILIES)}, alone or with a size, e.g. r3gan-64 ({', '.join(map(str, SIZES))})"
+        + f"; families: {', '.join(FAMILIES)}, alone or with a size, e.g. r3gan-64 ({', '.join(map(str, SIZES))});"
+        " for few photographs r3gan-few-64, or few alone"
     )

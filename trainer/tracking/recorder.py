@@ -53,12 +53,16 @@ class NullRecorder:
     def samples(self, gan: GAN, nimg: int) -> None:
         """Log a grid of samples of the EMA generator."""
 
-    def evaluation(self, gan: GAN, position: Position, is_best: bool, share: float) -> None:
+    def evaluation(self, gan: GAN, position: Position, is_best: bool, share: float) -> float | None:
         """Log ``position.last_metric``, just measured, and keep the EMA generator if it is the best so far.
 
         Args:
             share: part of the time since the start that evaluations took.
+
+        Returns:
+            ``d/overfitting``, if it was measured.
         """
+        return None
 
     def save(self, gan: GAN, position: Position, rng: list[dict[str, Any]]) -> None:
         """Start to save a checkpoint; ``rng`` is the random state of each rank."""
@@ -117,7 +121,7 @@ class Recorder(NullRecorder):
         if path := self._keep(f"samples/fakes_{nimg // 1000:06d}kimg.png", image, in_training()):
             self.tracker.log_grid("fakes", nimg, path)
 
-    def evaluation(self, gan: GAN, position: Position, is_best: bool, share: float) -> None:
+    def evaluation(self, gan: GAN, position: Position, is_best: bool, share: float) -> float | None:
         result, best = position.last_metric, position.best
         assert result is not None
         assert best is not None
@@ -131,6 +135,7 @@ class Recorder(NullRecorder):
         say(f"{name} {value:.2f}{noise}" + (" (best so far)" if is_best else f" (best {best['value']:.2f})"))
         for warning in warnings({**signs, "loss/discriminator": self.d_loss}, gan.config, position.nimg):
             self.warn("quality", warning)
+        return signs.get("d/overfitting")
 
     def save(self, gan: GAN, position: Position, rng: list[dict[str, Any]]) -> None:
         self.saver.save(position.nimg, save_state(gan, position, rng, self.run_id, self.manifest.digest))

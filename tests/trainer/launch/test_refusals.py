@@ -121,6 +121,9 @@ def test_no_interval_may_be_zero(interval: str):
         (["--eval.num", "2048", "--eval.weights", "/nowhere/x.pth"], ["no weights file at /nowhere/x.pth"]),
         (["--resume", "{tmp}/nothing"], ["--resume"]),
         (["--init-from", "{tmp}/nothing"], ["--init-from"]),
+        (["--optim.freeze-d", "2"], ["--optim.freeze-d 2 without --init-from"]),
+        (["--optim.freeze-d", "4"], ["--optim.freeze-d 4: the discriminator has 4 layers, of which at most 3"]),
+        (["--optim.freeze-d", "1", "--model.arch", "progan"], ["--optim.freeze-d 1 with --model.arch progan"]),
     ],
 )
 def test_options(shards: Path, tmp_path: Path, arguments: list[str], parts: list[str]):
