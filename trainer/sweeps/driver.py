@@ -169,10 +169,10 @@ class _Sweep:
 
     def _train(self, trials: Iterator[Trial], need: Need, at_once: int, rungs: Rungs | None) -> None:
         """Train trials with Tune, at most ``at_once`` at a time."""
-        from trainer.sweeps.trial import Task, create_board  # with Ray Tune: seconds, which mistakes need not wait for
+        from trainer.sweeps.trial import Task, create_control  # with Ray Tune: seconds, which mistakes need not wait for
         from trainer.sweeps.tuning import run_trials
 
-        board, ledger = create_board(), self.ledger
+        control, ledger = create_control(), self.ledger
 
         def tasks() -> Iterator[Task]:
             for trial in trials:
@@ -191,12 +191,12 @@ class _Sweep:
                     workers=need.workers,
                     resources=need.per_worker,
                     max_threads=_max_threads(),
-                    board=board,
+                    control=control,
                 )
 
         waiting = tasks()
         for first in waiting:  # Tune cannot be asked to train nothing
-            run_trials(chain([first], waiting), ledger, need, at_once, rungs, board, self.table.changed)
+            run_trials(chain([first], waiting), ledger, need, at_once, rungs, control, self.table.changed)
 
     def _end(self, status: str) -> dict[str, Any] | None:
         """Print the table and the best so far, write ``sweep.html``, log the summary to MLflow. Returns the JSON

@@ -1,7 +1,7 @@
 """A trial: an ordinary run, trained in an actor of Ray Tune, which it reports each distance to.
 
 The training runs in a thread of the actor, or with several workers on Ray Train. Tune never stops it: the sweep's
-``Board`` does, so that a stopped trial ends as every stopped training does, with a checkpoint, a report and a status in
+``Control`` does, so that a stopped trial ends as every stopped training does, with a checkpoint, a report and a status in
 MLflow.
 """
 
@@ -39,8 +39,8 @@ LOG = "log.txt"
 
 _POLL_SECONDS = 0.5
 
-Wish = Literal["stop", "leave"]
-"""stop: others are better. leave: the sweep is interrupted, and the trial will be continued."""
+StopReason = Literal["worse", "interrupted"]
+"""worse: others are better. interrupted: the sweep is, and the trial will be continued."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +57,25 @@ class Task:
     resources: Mapping[str, float]
     """CPU and GPU of each worker."""
     max_threads: int | None
-    board: Any
+    control: Any
 
 
-def create_board() -> Any:
+def create_control() -> Any:
     """Create the actor, on this machine, through which the sweep's command stops trials. It exists as long as this
     process."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    class Board:  # defined here, so that its process does not import this module, and with it PyTorch
+    class Control:  # defined here, so that its process does not import this module, and with it PyTorch
         def __init__(self) -> None:
-            self._wishes: dict[str, str] = {}
+            self._reasons: dict[str, str] = {}
             self._reports: dict[str, list[dict[str, Any]]] = {}
 
-        def set(self, name: str, wish: str) -> None:
+        def stop(self, name: str, reason: str) -> None:
             """``name`` "": all trials."""
-            self._wishes[name] = wish
+            self._reasons[name] = reason
 
-        def wish(self, name: str) -> str | None:
-            return self._wishes.get("") or self._wishes.get(name)
+        def stop_reason(self, name: str) -> str | None:
+            return self._reasons.get("") or self._reasons.get(name)
 
         def report(self, name: str, metrics: dict[str, Any]) -> None:
             self._reports.setdefault(name, []).append(metrics)
@@ -84,7 +84,7 @@ def create_board() -> Any:
             return self._reports.pop(name, [])
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(Control).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class TrialActor(tune.Trainable):
@@ -143,9 +143,9 @@ class _Training:
         self._decided.acquire()
 
     @property
-    def wish(self) -> Wish | None:
-        answer: Wish | None = ray.get(self.task.board.wish.remote(self.task.name))
-        return answer
+    def stop_reason(self) -> StopReason | None:
+        reason: StopReason | None = ray.get(self.task.control.stop_reason.remote(self.task.name))
+        return reason
 
     def _main(self) -> None:
         with _log_in(self.storage):
@@ -165,11 +165,11 @@ class _Training:
         try:
             for metrics in _history(self.storage):
                 self.put(metrics, is_known=True)
-            if self.wish == "leave":
+            if self.stop_reason == "interrupted":
                 return "left"
             train_with(self.task.options, self.storage, with_password(self.task.uri), self._execute, self.task.sweep)
         except Stopped:
-            return "left" if self.wish == "leave" else "stopped"
+            return "left" if self.stop_reason == "interrupted" else "stopped"
         return "done"
 
     def _execute(self, job: Job) -> Outcome:
@@ -185,10 +185,10 @@ class _Training:
         return work(job, _Context(self))
 
     def _on_ray(self, job: Job) -> Outcome:
-        """With Ray Train. Its reports come through the board, and the stop request is passed on."""
+        """With Ray Train. Its reports come through the actor, and the stop request is passed on."""
         task = self.task
         stop_flag = create_stop_flag()
-        report = partial(_send, task.board, task.name)
+        report = partial(_send, task.control, task.name)
         outcomes: queue.Queue[Outcome | BaseException] = queue.Queue()
 
         def fit() -> None:
@@ -201,9 +201,9 @@ class _Training:
         thread.start()
         while True:
             is_over = not thread.is_alive()
-            for metrics in ray.get(task.board.take.remote(task.name)):
+            for metrics in ray.get(task.control.take.remote(task.name)):
                 self.put(metrics)
-            if self.wish is not None:
+            if self.stop_reason is not None:
                 ray.get(stop_flag.set.remote())
             if is_over:
                 break
@@ -222,14 +222,14 @@ class _Context(LocalContext):
         self._training = training
 
     def request(self) -> Request | None:
-        return "stop" if self._training.wish else None
+        return "stop" if self._training.stop_reason else None
 
     def report(self, metrics: dict[str, Any]) -> None:
         self._training.put(metrics)
 
 
-def _send(board: Any, name: str, metrics: dict[str, Any]) -> None:
-    ray.get(board.report.remote(name, metrics))
+def _send(control: Any, name: str, metrics: dict[str, Any]) -> None:
+    ray.get(control.report.remote(name, metrics))
 
 
 def _history(storage: Storage) -> Iterator[dict[str, Any]]:

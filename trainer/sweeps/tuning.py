@@ -46,8 +46,9 @@ class _NotKept:
 
 
 class Scheduler(_NotKept, ASHAScheduler):
-    """Ray's ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020), whose decisions the board
-    passes on. Distances that were known before are entered without a decision: it was made when they were new."""
+    """Ray's ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020). It stops no trial itself but
+    asks ``stop`` to. Distances that were known before are entered without a decision: it was made when they were new.
+    """
 
     def __init__(self, rungs: Rungs, stop: Callable[[str], None]) -> None:
         super().__init__(
@@ -174,7 +175,7 @@ def run_trials(
     need: Need,
     at_once: int,
     rungs: Rungs | None,
-    board: Any,
+    control: Any,
     changed: Callable[[Trial | None], None],
 ) -> None:
     """Train trials on Ray Tune, at most ``at_once`` at a time, until there are no more.
@@ -182,7 +183,7 @@ def run_trials(
     Args:
         tasks: trials in their order; asked for one as soon as there is room.
         rungs: where to stop those that are worse; None: train all to the end.
-        board: of ``trial.create_board``.
+        control: of ``trial.create_control``.
         changed: called whenever the ledger has news; with a trial that begins or ends.
 
     Raises:
@@ -195,7 +196,7 @@ def run_trials(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     scheduler: TrialScheduler = FIFOScheduler()
     if rungs is not None:
-        scheduler = asha = Scheduler(rungs, lambda name: ray.get(board.set.remote(name, "stop")))
+        scheduler = asha = Scheduler(rungs, lambda name: ray.get(control.stop.remote(name, "worse")))
         for trial in ledger.trials.values():
             if trial.is_over and trial.of is None:
                 asha.remember(trial)
@@ -209,7 +210,7 @@ def run_trials(
 
     def stop() -> None:
         stopping.append(True)
-        board.set.remote("", "leave")
+        control.stop.remote("", "interrupted")
 
     with tempfile.TemporaryDirectory() as scratch, stop_requests(stop):
         tuner = tune.Tuner(
