@@ -169,7 +169,8 @@ class _Sweep:
 
     def _train(self, trials: Iterator[Trial], need: Need, at_once: int, rungs: Rungs | None) -> None:
         """Train trials with Tune, at most ``at_once`` at a time."""
-        from trainer.sweeps.trial import Task, create_control  # with Ray Tune: seconds, which mistakes need not wait for
+        # With Ray Tune: seconds, which mistakes need not wait for.
+        from trainer.sweeps.trial import Task, create_control
         from trainer.sweeps.tuning import run_trials
 
         control, ledger = create_control(), self.ledger

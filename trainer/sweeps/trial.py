@@ -1,8 +1,8 @@
 """A trial: an ordinary run, trained in an actor of Ray Tune, which it reports each distance to.
 
 The training runs in a thread of the actor, or with several workers on Ray Train. Tune never stops it: the sweep's
-``Control`` does, so that a stopped trial ends as every stopped training does, with a checkpoint, a report and a status in
-MLflow.
+``Control`` does, so that a stopped trial ends as every stopped training does, with a checkpoint, a report and a status
+in MLflow.
 """
 
 from __future__ import annotations
