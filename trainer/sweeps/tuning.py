@@ -47,8 +47,8 @@ class _NotKept:
 
 class Scheduler(_NotKept, ASHAScheduler):
     """Ray's ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020). It stops no trial itself,
-    but asks ``stop`` to. Distances that were known before are entered without a decision: it was made when they were new.
-    """
+    but asks ``stop`` to. Distances that were known before are entered without a decision, which was made when they were
+    new."""
 
     def __init__(self, rungs: Rungs, stop: Callable[[str], None]) -> None:
         super().__init__(
