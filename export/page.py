@@ -34,6 +34,7 @@ _PAGE_FILES = (
     "index.html",
     "style.css",
     "app.js",
+    "classes.js",
     "directions.js",
     "favourites.js",
     "generator.js",
@@ -72,6 +73,8 @@ def write_page(onnx: Path, folder: Path) -> None:
     directions = read_directions(generator.metadata, generator.z_dim, onnx)
     if len(directions):
         facts["directions"] = directions.tolist()
+    if generator.classes:
+        facts["classes"] = generator.classes
     model = read_model(onnx)
     runtime = _onnxruntime_web()
     folder = folder.absolute()

@@ -25,7 +25,8 @@ def list_models(runs: str) -> dict[str, Any]:
 
     Returns:
         The JSON object of ``catinfer --list``: "models", a list of objects with "onnx" (what ``--onnx`` takes), "size"
-        in pixels, "recipe", "kimg", "metric", "metric_value" (None where the file does not say) and "bytes".
+        in pixels, "recipe", "kimg", "metric", "metric_value" (None where the file does not say), "classes" (their
+        names, empty if there are none) and "bytes".
 
     Raises:
         UserError: ``runs`` cannot be read.
@@ -60,8 +61,18 @@ def _entry(name: str, path: Path, metadata: Mapping[str, str]) -> dict[str, Any]
         "kimg": _number(metadata, "kimg"),
         "metric": metadata.get("metric"),
         "metric_value": _number(metadata, "metric_value"),
+        "classes": _classes(metadata),
         "bytes": path.stat().st_size,
     }
+
+
+def _classes(metadata: Mapping[str, str]) -> list[str]:
+    from infer.classes import ENTRY, parse_names
+
+    try:
+        return list(parse_names(metadata[ENTRY]))
+    except (KeyError, ValueError):
+        return []
 
 
 def _number(metadata: Mapping[str, str], key: str) -> float | None:
@@ -74,11 +85,12 @@ def _number(metadata: Mapping[str, str], key: str) -> float | None:
 
 def _table(models: list[dict[str, Any]]) -> list[str]:
     """Lines for a terminal."""
-    rows = [("--onnx", "pixels", "recipe", "kimg", "metric", "MB")]
+    rows = [("--onnx", "pixels", "recipe", "kimg", "metric", "classes", "MB")]
     for model in models:
         metric = "" if model["metric_value"] is None else f"{model['metric']} {model['metric_value']:.2f}"
         kimg = "" if model["kimg"] is None else f"{model['kimg']:g}"
         size, recipe = str(model["size"] or ""), str(model["recipe"] or "")[:30]
-        rows.append((model["onnx"], size, recipe, kimg, metric[:40], f"{model['bytes'] / 1e6:.1f}"))
+        classes = str(len(model["classes"]) or "")
+        rows.append((model["onnx"], size, recipe, kimg, metric[:40], classes, f"{model['bytes'] / 1e6:.1f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -8,6 +8,7 @@ run.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -17,12 +18,15 @@ from typing import Any
 from catgan.command import UserError, say
 from catgan.dataset import MANIFEST, Manifest, Shard, Split, canonical_json, tool, write_shard
 from catgan.files import atomic_open, remove_partials
+from infer.classes import Class, class_of
 from infer.files import STATE
 from infer.provenance import SOURCE_TYPE, seeds_sha256
 
 CONTACT = "contact.png"
 SHARD = 1000  # images per shard, about 10 MB at 64 pixels
 PART = 250  # single files between two updates of the state file
+_NOT_IN_NAMES = re.compile(r"[^\w-]+")
+_NAME = 40  # characters of a class in a file's name
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Job:
         shards: whether the images become a data set instead of single files.
         software: name and version of this program, which the files say made them; None if they say nothing.
         directions: {number of a direction: multiple} that all latents are moved by.
+        classes: take turns with the seeds, see ``infer.classes.class_of``; none if the generator has none.
     """
 
     generator_sha256: str
@@ -48,6 +53,7 @@ class Job:
     shards: bool
     software: str | None = None
     directions: Mapping[int, float] = field(default_factory=dict)
+    classes: Sequence[Class] = ()
 
     @property
     def point(self) -> dict[str, Any]:
@@ -55,12 +61,24 @@ class Job:
         moved = {str(number): amount for number, amount in sorted(self.directions.items())}
         return {"psi": self.psi, "directions": moved} if moved else {"psi": self.psi}
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The names of the classes, for JSON; without classes as before there were any."""
+        return {"classes": [one.name for one in self.classes]} if self.classes else {}
+
+    def file_name(self, seed: int) -> str:
+        """Of a single file: ``cat-000003.png``, or if there are several classes ``cat-000003-tabby.png``."""
+        one = class_of(seed, self.classes)
+        name = f"-{_NOT_IN_NAMES.sub('-', one.name)[:_NAME]}" if one and len(self.classes) > 1 else ""
+        return f"cat-{seed:06d}{name}{self.suffix}"
+
     def settings(self) -> dict[str, Any]:
         """The job in values that JSON gives back unchanged."""
         settings = {
             "generator_sha256": self.generator_sha256,
             "seeds_sha256": seeds_sha256(self.seeds),
             **self.point,
+            **self.chosen,
             "suffix": self.suffix,
             "provider": self.provider,
             "shards": self.shards,
@@ -71,6 +89,8 @@ class Job:
     def record(self, seed: int) -> dict[str, Any]:
         """The attributes of an image in a shard."""
         record = {**self.point, "seed": seed}
+        if one := class_of(seed, self.classes):
+            record["label"] = one.label
         if self.software is None:
             return record
         return {**record, "digital_source_type": SOURCE_TYPE, "generator_sha256": self.generator_sha256}
@@ -123,24 +143,26 @@ class Progress:
 
 
 def write_files(folder: Path, job: Job, images: Iterator[bytes], progress: Progress) -> None:
-    """Write one file per seed, such as ``cat-000003.png``. Existing files are replaced.
+    """Write one file per seed, see ``Job.file_name``. Existing files are replaced.
 
     ``images`` are the encoded images after those that are done, in order.
     """
     while part := job.seeds[progress.done : progress.done + PART]:
         for seed, content in zip(part, islice(images, len(part)), strict=True):
-            with atomic_open(folder / f"cat-{seed:06d}{job.suffix}") as file:
+            with atomic_open(folder / job.file_name(seed)) as file:
                 file.write(content)
         progress.done += len(part)
         progress.save()
     progress.finish()
 
 
-def write_shards(folder: Path, job: Job, size: int, images: Iterator[bytes], progress: Progress) -> None:
+def write_shards(
+    folder: Path, job: Job, size: int, images: Iterator[bytes], progress: Progress, classes: Sequence[str] = ()
+) -> None:
     """Write a data set in the format of ``catdata``, with the split ``train`` alone: shards, then ``manifest.json``.
 
     ``images`` are the encoded images of ``size`` pixels after those that are done, in order. Each becomes a sample of
-    ``<seed, 8 digits>.png`` and ``.json``, see ``Job.record``.
+    ``<seed, 8 digits>.png`` and ``.json``, see ``Job.record``. ``classes`` are the names of all that the generator has.
     """
     while part := job.seeds[progress.done : progress.done + SHARD]:
         path = folder / f"train-{len(progress.shards):06d}.tar"
@@ -153,8 +175,9 @@ def write_shards(folder: Path, job: Job, size: int, images: Iterator[bytes], pro
         splits={"train": Split(tuple(progress.shards)), "val": Split(())},
         seed=job.seeds[0],
         source=("catinfer",),
-        options={"generator_sha256": job.generator_sha256, **job.point, "provider": job.provider},
+        options={"generator_sha256": job.generator_sha256, **job.point, **job.chosen, "provider": job.provider},
         tool=tool(),
+        labels=tuple(classes),
     )
     with atomic_open(folder / MANIFEST) as file:
         file.write(manifest.to_json())

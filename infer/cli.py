@@ -41,6 +41,7 @@ examples:
   catinfer --onnx gen.onnx --n 8 --truncation-sweep      a row of the same 8 cats for each psi
   catinfer --onnx gen.onnx --n 1 --out - > cat.png       to standard output
   catinfer --onnx gen.onnx --direction 1=2 --direction 3=-1  the same cats, moved along directions in the latent space
+  catinfer --onnx gen.onnx --class tabby,black --n 8     two rows, the same 8 seeds in each class
   catinfer --onnx gen.onnx --latent mine.latent.npz --latent yours.latent.npz --interpolate walk.gif
 
 other commands:
@@ -91,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K=X",
         help="move all latents by X standard deviations along direction K, counted from 1, that the file has; -10 to "
         "10; directions.png beside the file shows what each one changes; repeat it for several",
+    )
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        metavar="NAME",
+        help="of a generator with classes: the class of the images, by name or number from 0 on; several as a,b or "
+        "all: a sheet has a row of the same seeds for each; in single files, arrays and shards the classes take turns "
+        "with the seeds (default all)",
     )
     psi = parser.add_mutually_exclusive_group()
     psi.add_argument(
@@ -218,8 +228,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     if len(directions) < len(args.direction or ()):
         raise UserError("--direction names a direction twice; give each once")
     if args.benchmark:
-        if args.latent is not None or directions:
-            raise UserError("--benchmark measures any latents: omit --latent and --direction")
+        if args.latent is not None or directions or args.classes:
+            raise UserError("--benchmark measures any latents: omit --latent, --direction and --class")
         if args.out is not None or args.interpolate is not None:
             raise UserError("--benchmark writes no images: omit --out and --interpolate")
 
@@ -246,6 +256,7 @@ def main(argv: list[str]) -> dict[str, Any]:
             args.metadata,
             args.latent or (),
             directions,
+            args.classes or (),
         )
     )
 

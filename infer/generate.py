@@ -16,8 +16,9 @@ import numpy as np
 
 from catgan.command import STDOUT, UserError, say
 from catgan.files import atomic_open
+from infer.classes import Class, check_one, choose, class_of, listed
 from infer.files import encode_all, make_writable, save
-from infer.grid import cell, grid, grid_shape
+from infer.grid import cell, grid, grid_shape, margin
 from infer.output import Array, Files, Output, Shards, Sheet, check_shards
 from infer.points import Points, open_points
 from infer.provenance import Provenance, this_software
@@ -31,7 +32,7 @@ CHUNK_BYTES = 2**28
 REPORT_SECONDS = 2.0
 CONTACTS = 64  # images on the contact sheet of a data set
 
-_Chunk: TypeAlias = tuple[np.ndarray, float, np.ndarray]  # z, psi and move, see Generator
+_Chunk: TypeAlias = tuple[np.ndarray, float, np.ndarray, np.ndarray]  # z, psi, move and label, see Generator
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Order:
         metadata: whether the files say that they are generated, and by what, see ``infer.provenance``.
         latents: files with latents, see ``infer.latentfile``, instead of ``seeds``.
         directions: {number of a direction from 1 on: multiple} to move all latents by, see ``infer.directions``.
+        classes: texts that name classes, see ``infer.classes.choose``. A sheet has a row of all seeds for each class if
+            there are several; otherwise the classes take turns with the seeds, see ``infer.classes.class_of``.
     """
 
     onnx: str
@@ -59,6 +62,7 @@ class Order:
     metadata: bool = True
     latents: Sequence[str] = ()
     directions: Mapping[int, float] = field(default_factory=dict)
+    classes: Sequence[str] = ()
 
 
 def generate(order: Order) -> dict[str, Any]:
@@ -84,8 +88,10 @@ def generate(order: Order) -> dict[str, Any]:
     if order.interpolate is not None:
         path = points.walk(STEPS)
         chunk = _chunk(generator)
-        chunks = ((path[i : i + chunk], order.psi, points.move) for i in range(0, len(path), chunk))
-        xmp = _origin(order, generator, "walk").packet() if order.metadata else None
+        parts = (path[i : i + chunk] for i in range(0, len(path), chunk))
+        label = points[:1].labels()
+        chunks = ((part, order.psi, points.move, np.repeat(label, len(part))) for part in parts)
+        xmp = _origin(order, generator, points, "walk").packet() if order.metadata else None
         write_walk(Path(order.interpolate), _images(generator, chunks, len(path)), xmp)
     out = order.output.out if order.output else order.interpolate
     result: dict[str, Any] = {"out": out, "n": len(points), "provider": generator.provider}
@@ -106,8 +112,10 @@ def _prepare(order: Order) -> tuple[Generator, Points, list[str]]:
     if isinstance(order.output, Shards):
         check_shards(Path(order.output.out))
     generator = Generator(order.onnx, order.device)
-    points = open_points(generator, order.onnx, order.seeds, order.latents, order.directions)
-    labels = _sheet_labels(order.output, points.names, generator.size) if isinstance(order.output, Sheet) else []
+    classes = choose(generator.classes, order.classes, "--class")
+    _check_classes(order, classes, generator.classes)
+    points = open_points(generator, order.onnx, order.seeds, order.latents, order.directions, classes)
+    labels = _sheet_labels(order.output, points, generator.size) if isinstance(order.output, Sheet) else []
     match order.output:
         case Sheet(out) | Array(out) if out != STDOUT:
             make_writable(Path(out).parent)
@@ -118,21 +126,45 @@ def _prepare(order: Order) -> tuple[Generator, Points, list[str]]:
     return generator, points, labels
 
 
-def _sheet_labels(sheet: Sheet, seeds: Sequence[int] | Sequence[str], size: int) -> list[str]:
+def _check_classes(order: Order, classes: Sequence[Class], names: Sequence[str]) -> None:
+    """Raise ``UserError`` if several classes are chosen for what shows one; say which there are if none was given."""
+    sweep = isinstance(order.output, Sheet) and order.output.sweep
+    for is_given, what in (
+        (order.interpolate is not None, "--interpolate"),
+        (sweep, "--truncation-sweep"),
+        (order.latents and not isinstance(order.output, Sheet), "--latent with one array"),
+    ):
+        if is_given:
+            check_one(classes, names, "--class NAME", what)
+    if len(classes) > 1 and not order.classes:
+        say(f"{len(names)} classes, which --class chooses: {listed(names)}")
+
+
+def _row_names(points: Points, sheet: Sheet) -> list[str]:
+    """The classes of a sheet that has a row for each of several; else none."""
+    return [one.name for one in points.classes] if len(points.classes) > 1 and not sheet.sweep else []
+
+
+def _sheet_labels(sheet: Sheet, points: Points, size: int) -> list[str]:
     """The text below each image of ``size`` pixels, if any. Raises ``UserError`` if the sheet would be too large."""
+    seeds, names = points.names, _row_names(points, sheet)
     n = len(seeds)
-    rows, columns = (len(sheet.sweep), n) if sheet.sweep else grid_shape(n)
+    has_rows = bool(sheet.sweep or names)
+    rows, columns = (len(sheet.sweep or names), n) if has_rows else grid_shape(n)
+    beside = margin(size, names)
     labels = ["0"] if sheet.labels else []
     width, height = cell(size, labels)
-    if sheet.labels and max(columns * width, rows * height) <= MAX_SHEET_SIDE:
-        labels = [f"{seed}, psi {psi:g}" for psi in sheet.sweep for seed in seeds] or list(map(str, seeds))
+    if sheet.labels and max(beside + columns * width, rows * height) <= MAX_SHEET_SIDE:
+        labels = [f"{seed}, psi {psi:g}" for psi in sheet.sweep for seed in seeds]
+        labels = labels or [str(seed) for _ in names or [""] for seed in seeds]
         width, height = cell(size, labels)
-    if max(columns * width, rows * height) > MAX_SHEET_SIDE:
-        most = MAX_SHEET_SIDE // width if sheet.sweep else (MAX_SHEET_SIDE // max(width, height)) ** 2
+    full = (beside + columns * width, rows * height)
+    if max(full) > MAX_SHEET_SIDE:
+        most = (MAX_SHEET_SIDE - beside) // width if has_rows else (MAX_SHEET_SIDE // max(width, height)) ** 2
+        fewer = "fewer classes with --class" if full[1] > MAX_SHEET_SIDE and names else f"at most --n {most}"
         raise UserError(
-            f"--n {n}: one sheet of {rows} x {columns} images of {size}x{size} would be {columns * width}x"
-            f"{rows * height} pixels, more than {MAX_SHEET_SIDE} a side; use at most --n {most}, or --out DIR/ for "
-            "files"
+            f"--n {n}: one sheet of {rows} x {columns} images of {size}x{size} would be {full[0]}x{full[1]} pixels, "
+            f"more than {MAX_SHEET_SIDE} a side; use {fewer}, or --out DIR/ for files"
         )
     return labels
 
@@ -142,12 +174,13 @@ def _chunk(generator: Generator) -> int:
     return max(1, min(CHUNK, CHUNK_BYTES // (3 * generator.size**2)))
 
 
-def _chunks(points: Points, psis: Sequence[float], generator: Generator) -> Iterator[_Chunk]:
-    """All latents for each psi, at most ``_chunk(generator)`` at a time."""
+def _chunks(rows: Iterable[tuple[Points, float]], generator: Generator) -> Iterator[_Chunk]:
+    """All points of each row with its psi, at most ``_chunk(generator)`` at a time."""
     chunk = _chunk(generator)
-    for psi in psis:
+    for points, psi in rows:
         for first in range(0, len(points), chunk):
-            yield points[first : first + chunk].latents(), psi, points.move
+            part = points[first : first + chunk]
+            yield part.latents(), psi, points.move, part.labels()
 
 
 def _images(generator: Generator, chunks: Iterable[_Chunk], total: int, before: int = 0) -> Iterator[np.ndarray]:
@@ -166,17 +199,25 @@ def _images(generator: Generator, chunks: Iterable[_Chunk], total: int, before: 
             say(f"{done}/{total} images, {speed:.0f}/s, {minutes}:{seconds:02d} min left")
 
 
-def _origin(order: Order, generator: Generator, kind: str) -> Provenance:
+def _origin(order: Order, generator: Generator, points: Points, kind: str) -> Provenance:
     """The origin of a file with all images of ``order``. Of latents from files, nothing is recorded."""
-    seeds = () if order.latents else order.seeds
-    return Provenance(kind, generator.sha256, seeds, (order.psi,), device=generator.device, directions=order.directions)
+    return Provenance(
+        kind,
+        generator.sha256,
+        () if order.latents else order.seeds,
+        (order.psi,),
+        device=generator.device,
+        directions=order.directions,
+        classes=[one.name for one in points.classes],
+    )
 
 
 def _write_sheet(sheet: Sheet, labels: Sequence[str], order: Order, points: Points, generator: Generator) -> None:
-    n, psis = len(points), sheet.sweep or [order.psi]
-    images = _images(generator, _chunks(points, psis, generator), n * len(psis))
-    image = grid(np.stack(list(images)), n if sheet.sweep else None, labels)
-    origin = _origin(order, generator, "sweep" if sheet.sweep else "sheet")
+    psis, names = sheet.sweep or [order.psi], _row_names(points, sheet)
+    rows = [(points.of(one), order.psi) for one in points.classes] if names else [(points, psi) for psi in psis]
+    images = _images(generator, _chunks(rows, generator), len(points) * len(rows))
+    image = grid(np.stack(list(images)), len(points) if sheet.sweep or names else None, labels, names)
+    origin = _origin(order, generator, points, "sweep" if sheet.sweep else "sheet")
     xmp = replace(origin, psi=psis, labels=sheet.labels).packet() if order.metadata else None
     with _open(sheet.out) as file:
         encoded = io.BytesIO()  # Pillow reports a closed pipe as an error of its encoder
@@ -186,7 +227,7 @@ def _write_sheet(sheet: Sheet, labels: Sequence[str], order: Order, points: Poin
 
 def _write_array(array: Array, order: Order, points: Points, generator: Generator) -> None:
     n = len(points)
-    images = _images(generator, _chunks(points, [order.psi], generator), n)
+    images = _images(generator, _chunks([(points, order.psi)], generator), n)
     with _open(array.out) as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (n, generator.size, generator.size, 3)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -224,19 +265,23 @@ def _write_many(output: Files | Shards, order: Order, points: Points, generator:
         shards=isinstance(output, Shards),
         software=this_software() if order.metadata else None,
         directions=order.directions,
+        classes=points.classes,
     )
     progress = bulk.Progress(folder, job)
     progress.begin()
-    chunks = _chunks(points[progress.done :], [order.psi], generator)
-    origin = _origin(order, generator, "image")
-    packets = origin.packets(order.seeds[progress.done :]) if order.metadata else repeat(None)
+    chunks = _chunks([(points[progress.done :], order.psi)], generator)
+    origin = _origin(order, generator, points, "image")
+    left = order.seeds[progress.done :]
+    classes = (() if one is None else (one.name,) for one in (class_of(seed, points.classes) for seed in left))
+    packets = origin.packets(left, classes) if order.metadata else repeat(None)
     files = encode_all(_images(generator, chunks, len(order.seeds), progress.done), job.suffix, packets)
     if not job.shards:
         bulk.write_files(folder, job, files, progress)
         return
-    contacts = chain.from_iterable(starmap(generator, _chunks(points[:CONTACTS], [order.psi], generator)))
-    shown = order.seeds[:CONTACTS]
+    contacts = chain.from_iterable(starmap(generator, _chunks([(points[:CONTACTS], order.psi)], generator)))
+    # No command makes a sheet on which classes take turns.
+    shown = order.seeds[:CONTACTS] if len(points.classes) <= 1 else ()
     xmp = replace(origin, kind="sheet", seeds=shown).packet() if order.metadata else None
     with atomic_open(folder / bulk.CONTACT) as file:
         save(grid(np.stack(list(contacts))), file, ".png", xmp)
-    bulk.write_shards(folder, job, generator.size, files, progress)
+    bulk.write_shards(folder, job, generator.size, files, progress, generator.classes)

@@ -12,6 +12,8 @@ from PIL import Image
 if TYPE_CHECKING:  # imported where they are used: most sheets have no text
     from PIL import ImageFont
 
+_ROW_NAME = 30  # characters of a name beside a row
+
 
 def to_uint8(output: np.ndarray) -> np.ndarray:
     """Float ``[n, 3, H, W]``, clipped to [-1, 1], as uint8 ``[n, H, W, 3]``: -1 is 0, 1 is 255, rounded between."""
@@ -34,27 +36,49 @@ def cell(size: int, labels: Sequence[str]) -> tuple[int, int]:
     return max(size, width + 4), size + _line_height(font)
 
 
-def grid(images: np.ndarray, columns: int | None = None, labels: Sequence[str] = ()) -> Image.Image:
+def margin(size: int, rows: Sequence[str]) -> int:
+    """Width in pixels of the names ``rows`` beside rows of images of ``size``; 0 if there are none."""
+    if not rows:
+        return 0
+    font = _font(size)
+    return math.ceil(max(font.getlength(_short(text)) for text in rows)) + 8
+
+
+def grid(
+    images: np.ndarray, columns: int | None = None, labels: Sequence[str] = (), rows: Sequence[str] = ()
+) -> Image.Image:
     """One RGB sheet of ``images`` uint8 ``[n, H, W, 3]``, n >= 1, row by row without gaps; unused cells are white.
 
-    ``labels``, one per image or none, are written below the images, black on white.
+    ``labels``, one per image or none, are written below the images, ``rows``, one per row or none, left of the rows,
+    black on white.
     """
     n, height, width, channels = images.shape
     assert images.dtype == np.uint8, images.dtype
     assert channels == 3, images.shape
     assert len(labels) in (0, n), len(labels)
-    rows, columns = grid_shape(n, columns)
+    height_in_cells, columns = grid_shape(n, columns)
+    assert len(rows) in (0, height_in_cells), len(rows)
+    beside = margin(width, rows)
     cell_width, line = (width, 0) if not labels else (cell(width, labels)[0], _line_height(_font(width)))
-    sheet = Image.new("RGB", (columns * cell_width, rows * (height + line)), "white")
+    sheet = Image.new("RGB", (beside + columns * cell_width, height_in_cells * (height + line)), "white")
     for i, image in enumerate(images):
-        left, top = i % columns * cell_width, i // columns * (height + line)
+        left, top = beside + i % columns * cell_width, i // columns * (height + line)
         sheet.paste(Image.fromarray(image), (left + (cell_width - width) // 2, top))
         if labels:
             from PIL import ImageDraw
 
             centre = (left + cell_width / 2, top + height + line / 2)
             ImageDraw.Draw(sheet).text(centre, labels[i], fill="black", font=_font(width), anchor="mm")
+    for i, text in enumerate(rows):
+        from PIL import ImageDraw
+
+        middle = (beside - 4, i * (height + line) + height / 2)
+        ImageDraw.Draw(sheet).text(middle, _short(text), fill="black", font=_font(width), anchor="rm")
     return sheet
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _ROW_NAME else text[: _ROW_NAME - 3] + "..."
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

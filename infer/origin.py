@@ -12,14 +12,16 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.parsers import expat
 
 from catgan.command import UserError, say
 from catgan.text import to_json
 from infer.builtin import builtin_models
+from infer.classes import parse_names
 from infer.containers import MAX_XMP, DamagedError, file_format, find_xmp
 from infer.onnxfile import read_model
-from infer.provenance import KINDS, MAX_PSIS_TEXT, MAX_SEEDS_TEXT, NAMESPACES, RDF, this_software
+from infer.provenance import KINDS, MAX_CLASSES_TEXT, MAX_PSIS_TEXT, MAX_SEEDS_TEXT, NAMESPACES, RDF, this_software
 from infer.values import MAX_DIRECTION, MAX_N, MAX_PSI, MAX_SEED
 
 _SUFFIXES = {
@@ -40,6 +42,8 @@ _UNKNOWN: dict[str, Any] = dict.fromkeys(
         "device",
         "mix",
         "directions",
+        "classes",
+        "class_count",
         "command",
     )
 )
@@ -119,6 +123,8 @@ def command(record: dict[str, Any], onnx: str) -> str | None:
     chosen = _seed_options(seeds) if seeds else None
     if suffix is None or chosen is None or not psi or not record["generator_sha256"]:
         return None
+    if record["class_count"] and not record["classes"]:
+        return None
     words = ["catinfer", "--onnx", onnx, *chosen]
     if kind == "sweep":
         words += ["--truncation-sweep", ",".join(map(repr, psi))]
@@ -126,6 +132,7 @@ def command(record: dict[str, Any], onnx: str) -> str | None:
         words += ["--psi", repr(psi[0])]
     for number, amount in (record["directions"] or {}).items():
         words += ["--direction", f"{number}={amount!r}"]
+    words += [f"--class={name}" for name in record["classes"] or ()]
     if record["labels"]:
         words.append("--labels")
     if record["device"]:
@@ -159,7 +166,8 @@ def _address(record: dict[str, Any]) -> str:
     """The end of the page's address, see ``export/web/app.js``."""
     left, right = re.split("[,-]", record["seeds"])
     moves = "".join(f"&d{number}={amount:g}" for number, amount in (record["directions"] or {}).items())
-    return f"#left={left}&right={right}&mix={record['mix']}&psi={record['psi'][0]:g}{moves}"
+    chosen = "".join(f"&class={quote(name)}" for name in record["classes"] or ())
+    return f"#left={left}&right={right}&mix={record['mix']}&psi={record['psi'][0]:g}{chosen}{moves}"
 
 
 def read_packet(packet: bytes) -> dict[str, Any]:
@@ -183,6 +191,8 @@ def read_packet(packet: bytes) -> dict[str, Any]:
         record.setdefault("labels", False)
     if "seeds" in record:
         record["seed_count"] = sum(last - first + 1 for first, last in map(_range, record["seeds"].split(",")))
+    if "classes" in record:
+        record["class_count"] = len(record["classes"])
     if record.get("kind") == "blend" and not (record.get("seed_count") == 2 and "mix" in record and "psi" in record):
         raise DamagedError("has incomplete metadata")
     return record
@@ -274,6 +284,12 @@ def _directions(text: str) -> dict[str, float]:
     return moves
 
 
+def _classes(text: str) -> list[str]:
+    if len(text) > MAX_CLASSES_TEXT:
+        raise ValueError
+    return list(parse_names(text))
+
+
 _OURS: dict[str, tuple[str, Any]] = {
     "Kind": ("kind", _matching("|".join(KINDS))),
     "GeneratorSHA256": ("generator_sha256", _matching("[0-9a-f]{64}")),
@@ -285,4 +301,6 @@ _OURS: dict[str, tuple[str, Any]] = {
     "Device": ("device", _matching("cpu|cuda")),
     "Mix": ("mix", _percentage),
     "Directions": ("directions", _directions),
+    "Classes": ("classes", _classes),
+    "ClassCount": ("class_count", lambda text: int(_matching(r"\d{1,4}")(text))),
 }

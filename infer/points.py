@@ -1,4 +1,4 @@
-"""The latents that an order of ``catinfer`` asks for: of seeds or from files, and their move along directions."""
+"""What an order of ``catinfer`` shows: latents of seeds or from files, their move along directions, and classes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from catgan.command import UserError, say
+from infer.classes import Class, labels_of
 from infer.directions import read_directions, shift
 from infer.latentfile import read_latent
 from infer.latents import latents, walk
@@ -23,11 +24,14 @@ class Points:
         names: of the images, for labels: seeds or the names of files.
         given: float32 ``[n, z_dim]``, instead of those of the seeds in ``names``.
         move: float32 ``[z_dim]``, along directions, see ``Generator``.
+        classes: take turns, see ``infer.classes.class_of``; at most one if latents are given, none if the generator has
+            none.
     """
 
     names: Sequence[int] | Sequence[str]
     given: np.ndarray | None
     move: np.ndarray
+    classes: Sequence[Class] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -39,15 +43,30 @@ class Points:
         """All of them, float32 ``[n, z_dim]``, before they are scaled and moved."""
         return latents([int(seed) for seed in self.names], len(self.move)) if self.given is None else self.given
 
+    def labels(self) -> np.ndarray:
+        """Of all of them, int64 ``[n]``."""
+        seeds = self.names if self.given is None else range(len(self.names))
+        return np.array(labels_of(map(int, seeds), self.classes), np.int64)
+
+    def of(self, one: Class) -> Points:
+        """The same latents, all in one class."""
+        return replace(self, classes=(one,))
+
     def walk(self, steps: int) -> np.ndarray:
         """A closed walk through all of them, see ``infer.latents.walk``."""
         return walk(self.latents(), steps)
 
 
 def open_points(
-    generator: Generator, path: str, seeds: Sequence[int], files: Sequence[str], directions: Mapping[int, float]
+    generator: Generator,
+    path: str,
+    seeds: Sequence[int],
+    files: Sequence[str],
+    directions: Mapping[int, float],
+    classes: Sequence[Class],
 ) -> Points:
-    """The latents of ``seeds``, or those in ``files`` if there are any, and their move along ``directions``.
+    """The latents of ``seeds``, or those in ``files`` if there are any, their move along ``directions``, and their
+    ``classes``.
 
     Warns of a latent that was made for other weights.
 
@@ -62,9 +81,9 @@ def open_points(
     if directions:
         move = shift(read_directions(generator.metadata, generator.z_dim, path), directions, path)
     if not files:
-        return Points(seeds, None, move)
+        return Points(seeds, None, move, classes)
     given = [_read(file, generator, path) for file in files]
-    return Points([Path(file).stem.removesuffix(".latent") for file in files], np.concatenate(given), move)
+    return Points([Path(file).stem.removesuffix(".latent") for file in files], np.concatenate(given), move, classes)
 
 
 def _read(file: str, generator: Generator, path: str) -> np.ndarray:

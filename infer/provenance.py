@@ -9,9 +9,11 @@ images have equal packets. Serialised as ISO 16684-1 (XMP, part 1) says, in at m
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import repeat
 
 from catgan.text import printable
 
@@ -26,6 +28,7 @@ KINDS = ("image", "sheet", "sweep", "walk", "blend", "training")
 MAX_PACKET = 65_502  # bytes; what fits into a segment of a JPEG file after the segment's name
 # Characters of a list in the packet. With longer ones it would not fit; they are replaced by length and SHA-256.
 MAX_SEEDS_TEXT, MAX_PSIS_TEXT = 50_000, 10_000
+MAX_CLASSES_TEXT = 9_000  # bytes; of several classes, which a sheet of several psi does not have
 _START = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about=""'
@@ -59,6 +62,7 @@ class Provenance:
         device: that computed the images, "cpu" or "cuda".
         mix: of a blend, the percentage of the second seed.
         directions: {number of a direction: multiple} that all latents are moved by, see ``infer.directions``.
+        classes: names of the classes; of a sheet with several, one for each row. Empty if the generator has none.
         software: name and version.
     """
 
@@ -70,6 +74,7 @@ class Provenance:
     device: str | None = None
     mix: int | None = None
     directions: Mapping[int, float] = field(default_factory=dict)
+    classes: Sequence[str] = ()
     software: str = field(default_factory=this_software)
 
     def packet(self) -> bytes:
@@ -80,10 +85,14 @@ class Provenance:
         assert len(packet) <= MAX_PACKET, len(packet)
         return packet
 
-    def packets(self, seeds: Iterable[int]) -> Iterator[bytes]:
-        """The packet of each file with one of ``seeds`` alone; faster than making each anew."""
-        before, after = replace(self, seeds=(0,)).packet().split(b'Seeds="0"')
-        return (b'%sSeeds="%d"%s' % (before, seed, after) for seed in seeds)
+    def packets(self, seeds: Iterable[int], classes: Iterable[tuple[str, ...]] = repeat(())) -> Iterator[bytes]:
+        """The packet of each file with one of ``seeds`` and of ``classes`` alone; faster than making each anew."""
+        halves: dict[tuple[str, ...], list[bytes]] = {}
+        for seed, names in zip(seeds, classes, strict=False):
+            if names not in halves:
+                halves[names] = replace(self, seeds=(0,), classes=names).packet().split(b'Seeds="0"')
+            before, after = halves[names]
+            yield b'%sSeeds="%d"%s' % (before, seed, after)
 
     def _properties(self) -> Iterator[tuple[str, str]]:
         yield "Iptc4xmpExt:DigitalSourceType", SOURCE_TYPE
@@ -110,11 +119,22 @@ class Provenance:
         if self.directions:
             moves = sorted(self.directions.items())
             yield "catgan:Directions", ",".join(f"{number}={float(amount)!r}" for number, amount in moves)
+        if self.classes:
+            text = classes_text(self.classes)
+            if len(text.translate(_ESCAPES).encode()) <= MAX_CLASSES_TEXT:
+                yield "catgan:Classes", text
+            else:
+                yield "catgan:ClassCount", str(len(self.classes))
 
 
 def in_training() -> bytes:
     """The packet for images of a generator in training."""
     return Provenance("training").packet()
+
+
+def classes_text(names: Sequence[str]) -> str:
+    """Names as the packet and ``export/web/provenance.js`` write them: a JSON list without blanks."""
+    return json.dumps(list(names), ensure_ascii=False, separators=(",", ":"))
 
 
 def ranges(seeds: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from catgan.command import UserError, say
 from catgan.machine import cores
+from infer.classes import read_classes
 from infer.diagnosis import (
     CPU,
     CUDA,
@@ -45,8 +46,9 @@ _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 class Generator:
     """A generator in an ONNX file: latents ``z`` float32 ``[n, z_dim]`` -> images uint8 ``[n, size, size, 3]``.
 
-    An image depends on its ``z``, ``psi`` and ``move`` alone, not on ``n``. A graph with the input ``psi`` truncates an
-    intermediate latent; for others ``z`` is scaled by it.
+    An image depends on its ``z``, ``psi``, ``move`` and ``label`` alone, not on ``n``. A graph with the input ``psi``
+    truncates an intermediate latent; for others ``z`` is scaled by it. A graph with the input ``label`` is
+    class-conditional.
 
     Args:
         path: the ONNX file.
@@ -57,14 +59,15 @@ class Generator:
         size: side of an image in pixels.
         is_uint8: whether the graph itself rounds to pixel values.
         has_psi: whether the graph has the input ``psi``.
+        classes: names of the classes by label, see ``infer.classes``; empty if the graph has no input ``label``.
         metadata: the file's text entries.
         sha256: of the file, in hex.
         provider: onnxruntime's name of the device, such as "CPUExecutionProvider".
         device: the same as ``catinfer`` names it, "cpu" or "cuda".
 
     Raises:
-        UserError: the file is not one self-contained generator with input ``z``, maybe ``psi``, and output ``image``,
-            or onnxruntime is missing or too old.
+        UserError: the file is not one self-contained generator with input ``z``, maybe ``label`` and ``psi``, and
+            output ``image``, its metadata do not fit, or onnxruntime is missing or too old.
     """
 
     def __init__(self, path: str | PathLike[str], device: str = "auto") -> None:
@@ -77,10 +80,12 @@ class Generator:
         values = check_work(model, open_outline(ort, model.outline, self._path), self._path)
         self._at_once = max(1, min(cores(), MAX_VALUES // values))  # together they take no more than one image may
         self._session = open_session(ort, model.data, self._path, device)
-        self.z_dim, self.size, self._dtype, self.has_psi = _check_signature(self._session, self._path)
+        self.z_dim, self.size, self._dtype, more = _check_signature(self._session, self._path)
+        self.has_psi = "psi" in more
         self.is_uint8 = self._dtype == np.uint8
         self._shape = (self.size, self.size, 3) if self.is_uint8 else (3, self.size, self.size)
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.classes = read_classes(self.metadata, path) if "label" in more else ()
         self.provider: str = self._session.get_providers()[0]
         self.device = "cuda" if self.provider == CUDA else "cpu"
         for key, value in (("z_dim", self.z_dim), ("size", self.size)):
@@ -89,21 +94,34 @@ class Generator:
                     f"{path}: its metadata says {key} {self.metadata[key][:20]}, its graph {value}; export it again"
                 )
 
-    def __call__(self, z: np.ndarray, psi: float | np.ndarray = 1.0, move: float | np.ndarray = 0.0) -> np.ndarray:
+    def __call__(
+        self,
+        z: np.ndarray,
+        psi: float | np.ndarray = 1.0,
+        move: float | np.ndarray = 0.0,
+        label: int | np.ndarray = 0,
+    ) -> np.ndarray:
         """Images uint8 ``[n, size, size, 3]`` of ``z`` float32 ``[n, z_dim]``.
 
         Args:
             psi: truncation, one for all or ``[n]``.
             move: added to z after it was scaled, ``[z_dim]``.
+            label: of the class, an index into ``classes``, one for all or int64 ``[n]``; 0 if there are no classes.
         """
         if self.is_uint8:
-            return self.output(z, psi, move)
-        return self._fill(np.empty((len(z), self.size, self.size, 3), np.uint8), z, psi, move, to_uint8)
+            return self.output(z, psi, move, label)
+        return self._fill(np.empty((len(z), self.size, self.size, 3), np.uint8), z, psi, move, label, to_uint8)
 
-    def output(self, z: np.ndarray, psi: float | np.ndarray = 1.0, move: float | np.ndarray = 0.0) -> np.ndarray:
+    def output(
+        self,
+        z: np.ndarray,
+        psi: float | np.ndarray = 1.0,
+        move: float | np.ndarray = 0.0,
+        label: int | np.ndarray = 0,
+    ) -> np.ndarray:
         """The output of the graph: float32 ``[n, 3, size, size]``, nominally in [-1, 1], or if the graph itself rounds,
         uint8 ``[n, size, size, 3]``."""
-        return self._fill(np.empty((len(z), *self._shape), self._dtype), z, psi, move, lambda output: output)
+        return self._fill(np.empty((len(z), *self._shape), self._dtype), z, psi, move, label, lambda output: output)
 
     def _fill(
         self,
@@ -111,6 +129,7 @@ class Generator:
         z: np.ndarray,
         psi: float | np.ndarray,
         move: float | np.ndarray,
+        label: int | np.ndarray,
         convert: Callable[[np.ndarray], np.ndarray],
     ) -> np.ndarray:
         """Write ``convert(output)`` of all latents to ``out``, batch by batch, and return it."""
@@ -119,12 +138,19 @@ class Generator:
         assert z.shape[1] == self.z_dim, z.shape
         batch = BATCH[self.provider]
         psis = np.broadcast_to(np.float32(psi), len(z))
+        labels = np.broadcast_to(np.asarray(label), len(z))
+        assert np.issubdtype(labels.dtype, np.integer), labels.dtype
+        # Operators differ in what they do with a label out of range.
+        assert ((labels >= 0) & (labels < max(1, len(self.classes)))).all(), (label, len(self.classes))
         z = (z if self.has_psi else z * psis[:, None]) + np.float32(move)
 
         def fill(part: slice) -> None:
             own = z[part]
-            feed = {"z": np.zeros((batch, self.z_dim), np.float32)}
+            feed: dict[str, np.ndarray] = {"z": np.zeros((batch, self.z_dim), np.float32)}
             feed["z"][: len(own)] = own
+            if self.classes:
+                feed["label"] = np.zeros(batch, np.int64)
+                feed["label"][: len(own)] = labels[part]
             if self.has_psi:
                 feed["psi"] = np.array(psis[part.start])
             out[part] = convert(self._run(feed)[: len(own)])
@@ -201,26 +227,38 @@ def _session(ort: Any, data: bytes, options: Any, providers: list[Any]) -> Any:
     return ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
 
 
-def _check_signature(session: Any, path: Path) -> tuple[int, int, type[np.generic], bool]:
-    """(z_dim, size, type of the images, whether there is ``psi``) of a graph with the input ``z``, maybe a scalar
-    ``psi`` after it, one output ``image`` and any batch size.
+def _check_signature(session: Any, path: Path) -> tuple[int, int, type[np.generic], tuple[str, ...]]:
+    """(z_dim, size, type of the images, names of the further inputs) of a graph with the input ``z``, maybe a ``label``
+    for each image after it, then maybe a scalar ``psi``, one output ``image`` and any batch size.
 
     Raises ``UserError`` for any other graph.
     """
     inputs, outputs = session.get_inputs(), session.get_outputs()
     given, made = [[(t.name, t.type, *t.shape) for t in tensors] for tensors in (inputs, outputs)]
-    has_psi = given[1:] == [("psi", "tensor(float)")]
-    match [given[:1] if has_psi else given, made]:
+    match [given[:1], made]:
         case [[("z", "tensor(float)", batch, int(z_dim))], [("image", "tensor(float)", _, 3, int(height), int(width))]]:
-            if not isinstance(batch, int) and height == width:
-                return z_dim, height, np.float32, has_psi
+            dtype: type[np.generic] = np.float32
         case [[("z", "tensor(float)", batch, int(z_dim))], [("image", "tensor(uint8)", _, int(height), int(width), 3)]]:
-            if not isinstance(batch, int) and height == width:
-                return z_dim, height, np.uint8, has_psi
-    raise UserError(
+            dtype = np.uint8
+        case _:
+            raise _not_a_generator(path, inputs, outputs)
+    match given[1:]:
+        case [] | [("psi", "tensor(float)")]:
+            is_known = True
+        case [("label", "tensor(int64)", labels)] | [("label", "tensor(int64)", labels), ("psi", "tensor(float)")]:
+            is_known = not isinstance(labels, int)
+        case _:
+            is_known = False
+    if not is_known or isinstance(batch, int) or height != width:
+        raise _not_a_generator(path, inputs, outputs)
+    return z_dim, height, dtype, tuple(name for name, *_ in given[1:])
+
+
+def _not_a_generator(path: Path, inputs: Any, outputs: Any) -> UserError:
+    return UserError(
         f"{path}: not a generator: {_describe(inputs)} -> {_describe(outputs)}, but needed is z float [batch, z_dim], "
-        "and maybe psi float [], -> image float [batch, 3, size, size] or uint8 [batch, size, size, 3] with any batch; "
-        "make it with catexport"
+        "then maybe label int64 [batch], then maybe psi float [], -> image float [batch, 3, size, size] or uint8 "
+        "[batch, size, size, 3] with any batch; make it with catexport"
     )
 
 

@@ -1,6 +1,7 @@
 // The page's state is in its address: #seed=0&left=3&right=7&mix=50&psi=1. Every change updates it, so that a link
 // shows the same cats.
 
+import { addClasses, readClass } from "./classes.js";
 import { addSliders, movement, readMoves, showMoves } from "./directions.js";
 import { openGenerator } from "./generator.js";
 import { packetOf, withPacket } from "./provenance.js";
@@ -41,6 +42,7 @@ function readAddress() {
     right: seed("right", first + 1),
     mix: Math.round(number("mix", given.has("left") ? 50 : 0, 100)),
     psi: number("psi", 1, 1),
+    ...readClass(given, generator.classes),
     moves: readMoves(given, generator.directions),
   };
 }
@@ -61,6 +63,7 @@ function show(next) {
   showMoves(element("sliders"), moves);
   element("seed").value = next.seed;
   element("psi").value = next.psi;
+  element("class").value = next.class ?? "";
   element("psi-value").value = next.psi.toFixed(2);
   element("mix").value = next.mix;
   element("mix").setAttribute("aria-valuetext", `${next.mix}% of cat ${next.right}`);
@@ -71,7 +74,7 @@ function show(next) {
     tile.setAttribute("aria-label", `Cat ${next.seed + i}`);
     tile.setAttribute("aria-pressed", [next.left, next.right].includes(next.seed + i));
   });
-  if (before?.seed !== next.seed || before.psi !== next.psi) generateGrid().catch(fail);
+  if (["seed", "psi", "class"].some((name) => before?.[name] !== next[name])) generateGrid().catch(fail);
   generateBlend().catch(fail);
 }
 
@@ -85,7 +88,7 @@ async function generateGrid() {
   for (const [i, tile] of tiles.entries()) {
     await handleInput();
     if (round !== gridRound) return;
-    spent += await timed(() => generate(latent(state.seed + i, generator.zDim), state.psi, tile.firstChild));
+    spent += await timed(() => generate(latent(state.seed + i, generator.zDim), state, tile.firstChild));
     tile.disabled = false;
   }
   if (round === gridRound) status.textContent = `${CATS} cats generated, ${milliseconds(spent / CATS)} each.`;
@@ -95,20 +98,22 @@ async function generateBlend() {
   const round = ++blendRound;
   await handleInput();
   if (round !== blendRound) return;
-  const { left, right, mix, psi, moves } = state;
+  const shown = state;
+  const { left, right, mix, moves } = shown;
   const [a, b] = [left, right].map((seed) => latent(seed, generator.zDim));
   const move = movement(moves, generator.directions);
-  const spent = await timed(() => generate(slerp(a, b, mix / 100), psi, blend, move));
-  blended = { left, right, mix, psi, moves };
+  const spent = await timed(() => generate(slerp(a, b, mix / 100), shown, blend, move));
+  blended = shown;
   const along = Object.keys(moves).length ? ", moved along directions" : "";
-  blend.setAttribute("aria-label", `A cat, ${100 - mix}% cat ${left} and ${mix}% cat ${right}${along}`);
+  const kind = shown.class === undefined ? "" : ` of the class ${shown.class}`;
+  blend.setAttribute("aria-label", `A cat${kind}, ${100 - mix}% cat ${left} and ${mix}% cat ${right}${along}`);
   element("blend-time").textContent = `Generated in ${milliseconds(spent)}.`;
 }
 
 // onnxruntime generates one image at a time.
 let last = Promise.resolve();
-function generate(z, psi, canvas, move) {
-  last = last.then(() => generator.generate(z, psi, canvas, move));
+function generate(z, { psi, class: name }, canvas, move) {
+  last = last.then(() => generator.generate(z, psi, canvas, move, generator.classes.indexOf(name)));
   return last;
 }
 
@@ -129,9 +134,9 @@ function fail(error) {
 
 function save() {
   if (!blended) return;
-  const { left, right, mix, psi, moves } = blended;
+  const { left, right, mix } = blended;
+  const packet = packetOf({ ...generator.origin, ...blended });
   blend.toBlob(async (png) => {
-    const packet = packetOf({ ...generator.origin, left, right, mix, psi, moves });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(await withPacket(png, packet));
     link.download = `cat-${left}-${right}-${mix}.png`;
@@ -156,6 +161,7 @@ function listen() {
   element("controls").addEventListener("submit", (event) => event.preventDefault());
   element("psi").addEventListener("input", ({ target }) => change({ psi: Number(target.value) }));
   element("mix").addEventListener("input", ({ target }) => change({ mix: Number(target.value) }));
+  addClasses(element("class-field"), generator.classes, (name) => change({ class: name }));
   element("directions").hidden = generator.directions.length === 0;
   addSliders(element("sliders"), generator.directions, (moves) => change({ moves }));
   element("reset").addEventListener("click", () => change({ moves: {} }));

@@ -2,6 +2,7 @@
 // are in the page's address (favourites=3,7-9), which app.js rewrites with each change: they are then added again.
 
 const grid = document.getElementById("grid");
+const menu = document.getElementById("class"); // empty if the generator has no classes
 const psi = document.getElementById("psi");
 const [field, copy, clear, status] = ["command", "copy-command", "clear", "favourites-status"].map((id) =>
   document.getElementById(id));
@@ -45,7 +46,8 @@ function show() {
     star.setAttribute("aria-pressed", seeds.has(Number(tile.dataset.seed)));
   });
   const variety = psi.value === "1" ? "" : ` --psi ${psi.value}`;
-  field.value = seeds.size ? `catinfer --onnx gen.onnx --seeds ${ranges()}${variety}` : "";
+  const option = menu.value ? ` ${quoted(`--class=${menu.value}`)}` : "";
+  field.value = seeds.size ? `catinfer --onnx gen.onnx --seeds ${ranges()}${variety}${option}` : "";
   field.closest("section").hidden = !seeds.size;
   status.textContent = `${seeds.size} marked.`;
   const address = new URLSearchParams(location.hash.slice(1));
@@ -53,6 +55,11 @@ function show() {
   if (seeds.size) address.set("favourites", ranges());
   else address.delete("favourites");
   history.replaceState(null, "", `#${address.toString().replaceAll("%2C", ",")}`);
+}
+
+// A word for a shell, as Python's shlex.quote.
+function quoted(word) {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;
 }
 
 function makeStar() {

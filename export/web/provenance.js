@@ -8,8 +8,9 @@ const NAMESPACES = {
 };
 const IHDR_END = 33; // bytes of the signature and the first chunk
 
-/** The packet of a blend of the seeds left and right, with mix percent of right, moved along directions: { d1: "2.5" }. */
-export function packetOf({ software, sha256, left, right, mix, psi, moves }) {
+/** The packet of a blend of the seeds left and right of a class, if the generator has classes, with mix percent of right,
+ *  moved along directions: { d1: "2.5" }. */
+export function packetOf({ software, sha256, left, right, mix, psi, moves, class: name }) {
   const decimal = (value) => (Number.isInteger(value) ? value.toFixed(1) : String(value));
   const directions = Object.entries(moves).map(([name, amount]) => `${name.slice(1)}=${decimal(Number(amount))}`);
   const properties = {
@@ -21,6 +22,7 @@ export function packetOf({ software, sha256, left, right, mix, psi, moves }) {
     "catgan:Psi": decimal(psi),
     "catgan:Mix": String(mix),
     ...(directions.length && { "catgan:Directions": directions.join(",") }),
+    ...(name !== undefined && { "catgan:Classes": JSON.stringify([name]) }),
   };
   const written = (entries) => entries.map(([name, value]) => ` ${name}="${escaped(value)}"`).join("");
   return (
@@ -42,7 +44,8 @@ export async function withPacket(png, packet) {
 }
 
 function escaped(text) {
-  return text.replace(/[&<>"]/g, (character) => `&#${character.charCodeAt(0)};`);
+  const names = { "&": "amp", "<": "lt", ">": "gt", '"': "quot" };
+  return text.replace(/[&<>"]/g, (character) => `&${names[character]};`);
 }
 
 function crc32(bytes) {

@@ -15,7 +15,7 @@ from threading import Event
 
 from catgan.machine import cores
 from infer.service.batches import Batches
-from infer.service.encoding import encode_answer, origin, points
+from infer.service.encoding import encode_answer, labels, origin, points
 from infer.service.metrics import Metrics
 from infer.service.model import Model
 from infer.service.parameters import WALK, ImageRequest
@@ -127,7 +127,8 @@ class Answers:
             self._keep(tag, pending.task.result())
 
     async def _make(self, request: ImageRequest) -> bytes:
-        pixels = await self._batches.compute(partial(points, request, self._model.z_dim), request.images, request.psi)
+        keys = partial(points, request, self._model.z_dim)
+        pixels = await self._batches.compute(keys, request.images, request.psi, labels(request))
         pool = self._walks if request.path == WALK else self._encoders
         cancelled = Event()
         try:

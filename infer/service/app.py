@@ -85,7 +85,7 @@ class _Api:
 
     def __init__(self, model: Model, metrics: Metrics) -> None:
         self._model, self._metrics = model, metrics
-        self._paths = paths(model.size)
+        self._paths = paths(model.size, model.generator.classes)
         self._batches = Batches(model.generator, metrics)
         self._answers = Answers(model, self._batches, metrics)
         self._work: asyncio.Task[None] | None = None
@@ -117,7 +117,8 @@ class _Api:
 
     async def _images(self, request: Request) -> Response:
         path = request.scope["path"]
-        asked = image_request(path, self._paths[path], request.scope["query_string"].decode("ascii"))
+        query = request.scope["query_string"].decode("ascii")
+        asked = image_request(path, self._paths[path], query, self._model.generator.classes)
         headers = {"ETag": self._answers.tag(asked), "Cache-Control": f"public, max-age={MAX_AGE}, immutable"}
         if is_current(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)

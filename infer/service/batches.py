@@ -28,6 +28,7 @@ class _Job:
     latents: Callable[[], np.ndarray]
     n: int
     psi: float
+    labels: np.ndarray
     done: asyncio.Future[np.ndarray]
     begun: int = 0
     z: np.ndarray | None = None
@@ -57,16 +58,19 @@ class Batches:
         self._thread = ThreadPoolExecutor(1, "generator")
         self.seconds_per_image = 0.0
 
-    async def compute(self, latents: Callable[[], np.ndarray], n: int, psi: float = 1.0) -> np.ndarray:
+    async def compute(
+        self, latents: Callable[[], np.ndarray], n: int, psi: float = 1.0, labels: np.ndarray | None = None
+    ) -> np.ndarray:
         """The images uint8 ``[n, size, size, 3]`` of ``latents()``, float32 ``[n, z_dim]``, which another thread calls,
-        truncated by ``psi``.
+        truncated by ``psi``, of the classes ``labels``, int64 ``[n]`` (all 0 if not given).
 
         If the caller is cancelled, what has not begun is not computed.
 
         Raises:
             UserError: the generator failed.
         """
-        job = _Job(latents, n, psi, asyncio.get_running_loop().create_future())
+        labels = np.zeros(n, np.int64) if labels is None else labels
+        job = _Job(latents, n, psi, labels, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._some.set()
         return await job.done
@@ -125,7 +129,8 @@ class Batches:
                 job.z = job.latents()
             z.append(job.z[start:stop])
         psis = [np.full(stop - start, job.psi, np.float32) for job, start, stop in parts]
-        images = self._generator(np.concatenate(z), np.concatenate(psis))
+        labels = [job.labels[start:stop] for job, start, stop in parts]
+        images = self._generator(np.concatenate(z), np.concatenate(psis), label=np.concatenate(labels))
         at = 0
         for job, start, stop in parts:
             if job.pixels is None:

@@ -10,6 +10,7 @@ from threading import Event
 
 import numpy as np
 
+from infer.classes import labels_of
 from infer.files import ARRAY, encode, save
 from infer.grid import grid
 from infer.latents import latents, walk
@@ -22,7 +23,16 @@ from infer.walk import STEPS, write_walk
 def points(request: ImageRequest, z_dim: int) -> np.ndarray:
     """The latents of all images of ``request``, float32 ``[request.images, z_dim]``, before truncation."""
     keys = latents(request.seeds, z_dim)
-    return walk(keys, STEPS) if request.path == WALK else keys
+    return walk(keys, STEPS) if request.path == WALK else np.tile(keys, (len(request.rows) or 1, 1))
+
+
+def labels(request: ImageRequest) -> np.ndarray:
+    """The labels of all images of ``request``, int64 ``[request.images]``."""
+    if request.rows:
+        return np.repeat([one.label for one in request.rows], len(request.seeds))
+    if request.path == WALK:
+        return np.full(request.images, request.classes[0].label if request.classes else 0)
+    return np.array(labels_of(request.seeds, request.classes), np.int64)
 
 
 class Cancelled(Exception):
@@ -32,7 +42,10 @@ class Cancelled(Exception):
 def origin(request: ImageRequest, generator: Generator) -> bytes:
     """The XMP packet of the file of ``request``, see ``infer.provenance``."""
     kind = {GRID: "sheet", WALK: "walk"}.get(request.path, "image")
-    return Provenance(kind, generator.sha256, request.seeds, (request.psi,), device=generator.device).packet()
+    names = [one.name for one in request.classes]
+    return Provenance(
+        kind, generator.sha256, request.seeds, (request.psi,), device=generator.device, classes=names
+    ).packet()
 
 
 def encode_answer(request: ImageRequest, pixels: np.ndarray, xmp: bytes, cancelled: Event) -> bytes:
@@ -51,7 +64,8 @@ def encode_answer(request: ImageRequest, pixels: np.ndarray, xmp: bytes, cancell
             return path.read_bytes()
     if request.path == GRID and suffix != ARRAY:
         file = io.BytesIO()
-        save(grid(pixels), file, suffix, xmp)
+        names = [one.name for one in request.rows]
+        save(grid(pixels, len(request.seeds) if names else None, rows=names), file, suffix, xmp)
         return file.getvalue()
     return encode(pixels if request.path == GRID else pixels[0], suffix, xmp)
 

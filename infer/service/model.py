@@ -49,6 +49,7 @@ class Model:
             "sha256": self.generator.sha256,
             "size": self.size,
             "z_dim": self.z_dim,
+            "classes": list(self.generator.classes),
             "provider": self.generator.provider,
             "metadata": self.generator.metadata,
             "versions": self.versions,

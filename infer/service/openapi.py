@@ -28,7 +28,7 @@ def describe(paths: dict[str, Path], version: str) -> dict[str, Any]:
         "info": {
             "title": "catinfer",
             "version": version,
-            "description": "Images of one generator. An image depends on the model, its seed and psi alone.",
+            "description": "Images of one generator. An image depends on the model, its seed, class and psi alone.",
         },
         "paths": {name: {"get": _operation(name, path)} for name, path in paths.items()},
         "components": {"schemas": {"Problem": _PROBLEM}},

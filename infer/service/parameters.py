@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
 from catgan.command import UserError, number
+from infer.classes import Class, check_one, choose, class_of
 from infer.values import DEFAULT_N, MAX_PSI, MAX_SEED, parse_seeds
 from infer.walk import STEPS
 
@@ -43,17 +44,25 @@ class ImageRequest:
         seeds: one for ``IMAGE``, at least two for ``WALK``.
         psi: truncation, see ``infer.session.Generator``.
         format: a key of ``TYPES``.
+        classes: one for ``IMAGE`` and ``WALK``; none if the generator has none. On a sheet one row for each of several;
+            in an array they take turns with the seeds, see ``infer.classes.class_of``.
     """
 
     path: str
     seeds: tuple[int, ...]
     psi: float
     format: str
+    classes: tuple[Class, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Class, ...]:
+        """The classes of the rows of a sheet of several."""
+        return self.classes if self.path == GRID and self.format != "npy" and len(self.classes) > 1 else ()
 
     @property
     def images(self) -> int:
         """The number of images that the generator computes."""
-        return len(self.seeds) * (STEPS if self.path == WALK else 1)
+        return len(self.seeds) * (STEPS if self.path == WALK else len(self.rows) or 1)
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,9 @@ class Path:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
-def paths(size: int) -> dict[str, Path]:
-    """All paths of a generator with images of ``size`` pixels, which limits how many a request can have."""
+def paths(size: int, classes: Sequence[str] = ()) -> dict[str, Path]:
+    """All paths of a generator with images of ``size`` pixels, which limits how many a request can have, and with
+    ``classes``."""
     most = max(1, min(MAX_IMAGES, MAX_BYTES // (3 * size**2)))
     walk = max(2, min(MAX_WALK_SEEDS, MAX_WALK_BYTES // (3 * size**2 * STEPS)))
     seed = _number("seed", "the seed of image 0", int, MAX_SEED, default=0)
@@ -103,9 +113,19 @@ def paths(size: int) -> dict[str, Path]:
         MAX_PSI,
         default=1.0,
     )
-    n = _number("n", "number of images, with the seeds from seed on", int, most, default=min(DEFAULT_N, most), low=1)
+    usual = min(DEFAULT_N, max(1, most // max(1, len(classes))))  # so that a row for each class is allowed
+    n = _number("n", "number of images, with the seeds from seed on", int, most, default=usual, low=1)
+    default = "by default the classes take turns with the seeds"
+    image_class = _class(classes, f"the class of the image; {default}", is_one=True)
+    walk_class = _class(classes, "the class of the images", is_one=True, is_required=len(classes) > 1)
+    grid_class = _class(
+        classes,
+        f"one or several; a sheet has a row of the seeds for each of several, at most {most} images in total; in an "
+        "array they take turns with the seeds; by default all",
+        is_one=False,
+    )
     return {
-        IMAGE: _images("one image", ("png", "jpg", "webp", "npy"), seed, psi),
+        IMAGE: _images("one image", ("png", "jpg", "webp", "npy"), seed, psi, *image_class),
         GRID: _images(
             "several images on one sheet, or as one array, uint8 [n, size, size, 3]",
             ("png", "jpg", "webp", "npy"),
@@ -113,12 +133,14 @@ def paths(size: int) -> dict[str, Path]:
             n,
             _seeds(f"these seeds instead of n and seed, at most {most}", most),
             psi,
+            *grid_class,
         ),
         WALK: _images(
             f"an endless walk through the latents of the seeds, {STEPS} frames (one second) from each to the next",
             ("gif", "webp"),
             _seeds(f"2 to {walk} seeds", walk, is_required=True),
             psi,
+            *walk_class,
         ),
         "/info": Path("the model, its metadata, versions and limits", ("application/json",)),
         "/healthz": Path("whether images can be computed", ("application/json",)),
@@ -149,6 +171,21 @@ def _number(
 def _seeds(meaning: str, most: int, is_required: bool = False) -> Parameter:
     schema = {"type": "string", "pattern": r"^\d{1,10}(-\d{1,10})?(,\d{1,10}(-\d{1,10})?)*$", "examples": ["3,7-12"]}
     return Parameter("seeds", meaning, lambda text: parse_seeds(text, most), schema, is_required=is_required)
+
+
+def _class(classes: Sequence[str], meaning: str, *, is_one: bool, is_required: bool = False) -> list[Parameter]:
+    """The parameter ``class``; none if there are no ``classes``. Its value is a tuple of ``Class``."""
+    if not classes:
+        return []
+
+    def parse(text: str) -> tuple[Class, ...]:
+        chosen = choose(classes, [text], "class")
+        if is_one:
+            check_one(chosen, classes, "class", "this path")
+        return chosen
+
+    schema = {"type": "string", **({"enum": list(classes)} if is_one else {"examples": [",".join(classes[:2])]})}
+    return [Parameter("class", meaning, parse, schema, is_required=is_required)]
 
 
 def _choice(allowed: tuple[str, ...]) -> Callable[[str], str]:
@@ -185,16 +222,27 @@ def parse_query(path: Path, query: str) -> dict[str, Any]:
             raise UserError(f"{name}: {error}") from error
     for name, parameter in path.parameters.items():
         if parameter.is_required and name not in values:
-            raise UserError(f"{name}: is required: {parameter.meaning}, such as {name}=3,7-12")
+            example = (parameter.schema.get("enum") or parameter.schema["examples"])[0]
+            raise UserError(f"{name}: is required: {parameter.meaning}, such as {name}={example}")
     if "seeds" in values and ("n" in values or "seed" in values):
         raise UserError("seeds gives the seeds and their number: omit n and seed")
     return {name: parameter.default for name, parameter in path.parameters.items()} | values
 
 
-def image_request(name: str, path: Path, query: str) -> ImageRequest:
-    """The request for ``name``, one of ``IMAGE``, ``GRID`` and ``WALK``. Raises as ``parse_query`` does."""
+def image_request(name: str, path: Path, query: str, classes: Sequence[str] = ()) -> ImageRequest:
+    """The request for ``name``, one of ``IMAGE``, ``GRID`` and ``WALK``, to a generator with ``classes``. Raises as
+    ``parse_query`` does."""
     values = parse_query(path, query)
     seeds = values.get("seeds") or range(values["seed"], values["seed"] + values.get("n", 1))
     if name == WALK and len(seeds) < 2:
         raise UserError(f"seeds: walks through {path.parameters['seeds'].meaning}, {len(seeds)} given")
-    return ImageRequest(name, tuple(seeds), values["psi"], values["format"])
+    chosen = values.get("class") or choose(classes, [], "class")
+    if name == IMAGE and (one := class_of(seeds[0], chosen)):
+        chosen = (one,)
+    request = ImageRequest(name, tuple(seeds), values["psi"], values["format"], chosen)
+    if request.rows and request.images > (most := path.parameters["n"].schema["maximum"]):
+        raise UserError(
+            f"n: {len(seeds)} seeds in {len(chosen)} classes are {request.images:,} images, allowed are {most}; give "
+            "fewer seeds or classes"
+        )
+    return request

@@ -46,10 +46,11 @@ def test_mutants_give_a_clean_error_or_an_image(generators: list[bytes], tmp_pat
 
 @pytest.fixture(scope="module")
 def generators(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """One tiny exported generator of each architecture."""
+    """One tiny exported generator of each architecture, and two with the inputs label and psi."""
     import torch
 
     from export.generator import export_onnx
+    from tests.infer.conditional import conditional
     from trainer.config import ModelConfig
     from trainer.models import ARCHITECTURES, build_generator
 
@@ -60,7 +61,7 @@ def generators(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
         config = ModelConfig(arch=arch, size=8, z_dim=4, g_width=4, max_width=8, blocks=1, group_width=4)
         export_onnx(build_generator(config), folder / arch, {"recipe": arch})
         files.append((folder / arch).read_bytes())
-    return files
+    return [*files, *(conditional(["cat"], psi=psi).SerializeToString() for psi in (False, True))]
 
 
 def _run_share(seeds: range, generators: list[bytes], folder: Path) -> tuple[Counter[str], list[str]]:
@@ -313,7 +314,7 @@ def wiring(rng: Random, model: onnx.ModelProto) -> None:
     if nodes:
         node = _any(rng, nodes)
         names = [o for n in model.graph.node for o in n.output] + [i.name for i in model.graph.initializer]
-        node.input[rng.integers(len(node.input))] = _any(rng, [*names, "z", "", "nowhere"])
+        node.input[rng.integers(len(node.input))] = _any(rng, [*names, "z", "label", "", "nowhere"])
 
 
 def inputs(rng: Random, model: onnx.ModelProto) -> None:
@@ -413,8 +414,8 @@ def versions(rng: Random, model: onnx.ModelProto) -> None:
 
 
 def texts(rng: Random, model: onnx.ModelProto) -> None:
-    entry = model.metadata_props.add(key=str(_any(rng, ["z_dim", "size", "recipe", "x"])))
-    entry.value = str(_any(rng, ["", "-1", "9" * 5000, "\n\n", "\x00", "nan"]))
+    entry = model.metadata_props.add(key=str(_any(rng, ["z_dim", "size", "recipe", "classes", "x"])))
+    entry.value = str(_any(rng, ["", "-1", "9" * 5000, "\n\n", "\x00", "nan", "[" * 9999, '[""]']))
 
 
 MUTATIONS = [

@@ -155,6 +155,8 @@ def test_everything_that_a_file_says(tmp_path: Path, capsys: pytest.CaptureFixtu
         "device": "cuda",
         "mix": None,
         "directions": None,
+        "classes": None,
+        "class_count": None,
         "command": f"catinfer {words}",
     }
     said = capsys.readouterr().err

@@ -28,8 +28,8 @@ SIZE = 4
 
 
 class Counting:
-    """A generator whose image is its latent's value times psi everywhere. Waits for ``go`` before each call, and fails
-    for NaN.
+    """A generator whose image is its latent's value times psi plus its label everywhere. Waits for ``go`` before each
+    call, and fails for NaN.
 
     Attributes:
         calls: the latents of each call.
@@ -44,11 +44,11 @@ class Counting:
         self.begun, self.go = threading.Event(), threading.Event()
         self.go.set()
 
-    def __call__(self, z: np.ndarray, psi: np.ndarray) -> np.ndarray:
+    def __call__(self, z: np.ndarray, psi: np.ndarray, label: np.ndarray) -> np.ndarray:
         self.calls.append(z[:, 0].tolist())
         self.begun.set()
         self.go.wait(10)
-        scaled = z * psi[:, None]
+        scaled = z * psi[:, None] + label[:, None]
         if np.isnan(scaled).any():
             raise UserError("not finite")
         return np.broadcast_to(scaled.astype(np.uint8)[:, :, None, None], (len(z), SIZE, SIZE, 3))
