@@ -61,7 +61,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         locations = {"disk": str(Path(folder, "run")), "s3": f"s3://{BUCKET}/run"}
         with mock.patch.dict(os.environ, {"CATGAN_CACHE": folder}):
             storages = {name: open_storage(location) for name, location in locations.items()}
-        savers = {name: Saver(storage, _fail) for name, storage in storages.items()}
+        savers = {name: Saver(storage, _fail, lambda names: None) for name, storage in storages.items()}
         for storage in storages.values():
             storage.make()
         steps: list[float] = []

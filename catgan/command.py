@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import gc
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TextIO
 
 from catgan.text import printable, to_json
@@ -76,10 +77,28 @@ def without_queries(text: str) -> str:
 
 def say(message: str) -> None:
     """Print one line to stderr, if it is open: without a reader, as after Ctrl-C in `... 2>&1 | tee`, work goes on."""
+    line = printable(without_queries(message))
+    receive = _receivers.get(os.getpid())
+    if receive is not None:
+        receive(line)
+        return
     try:
-        print(printable(without_queries(message)), file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
     except BrokenPipeError:
         _discard(sys.stderr)
+
+
+_receivers: dict[int, Callable[[str], object]] = {}  # by process: a forked one prints
+
+
+@contextlib.contextmanager
+def lines_to(receive: Callable[[str], object]) -> Iterator[None]:
+    """Inside the block, hand the lines of ``say`` in this process to ``receive`` instead of printing them."""
+    _receivers[os.getpid()] = receive
+    try:
+        yield
+    finally:
+        del _receivers[os.getpid()]
 
 
 def _discard(stream: TextIO) -> None:

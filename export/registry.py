@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from catgan.command import say
 from export import champion
+from trainer.tracking.models import link_metric, link_output
 from trainer.tracking.server import connect
 
 if TYPE_CHECKING:
     import onnx
-    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
@@ -89,8 +90,6 @@ def _log_model(client: MlflowClient, release: _Release) -> LoggedModel:
 
     ``mlflow.onnx.log_model`` works for the active run of the fluent API only.
     """
-    from mlflow.entities import LoggedModelOutput
-
     run = client.get_run(release.run_id)
     existing = client.search_logged_models(
         [run.info.experiment_id],
@@ -109,31 +108,11 @@ def _log_model(client: MlflowClient, release: _Release) -> LoggedModel:
         _save_model(folder, logged, release)
         client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
-    _link_metric(client, run, logged, release.info)
-    if all(output.model_id != logged.model_id for output in (run.outputs and run.outputs.model_outputs) or ()):
-        client.log_outputs(release.run_id, [LoggedModelOutput(logged.model_id, step=int(release.info["kimg"]))])
+    step = int(release.info["kimg"])
+    if metric := release.info.get("metric"):
+        link_metric(client, run, logged, metric, step)
+    link_output(client, run, logged, step)
     return logged
-
-
-def _link_metric(client: MlflowClient, run: Run, logged: LoggedModel, info: Mapping[str, Any]) -> None:
-    """Log the generator's metric for the logged model too, so that models can be searched and sorted by it."""
-    metric, step = info.get("metric"), int(info["kimg"])
-    if metric is None or any(known.key == metric["name"] for known in logged.metrics or ()):
-        return
-    # The run's own point, which MLflow does not store twice.
-    points = client.get_metric_history(run.info.run_id, metric["name"])
-    time = next((point.timestamp for point in points if (point.step, point.value) == (step, metric["value"])), None)
-    data = next((entry.dataset for entry in (run.inputs and run.inputs.dataset_inputs) or ()), None)
-    client.log_metric(
-        run.info.run_id,
-        metric["name"],
-        metric["value"],
-        timestamp=time,
-        step=step,
-        dataset_name=data.name if data else None,
-        dataset_digest=data.digest if data else None,
-        model_id=logged.model_id,
-    )
 
 
 def _save_model(folder: Path, logged: LoggedModel, release: _Release) -> None:

@@ -181,7 +181,9 @@ def test_a_job_continues_after_one_of_its_two_workers_is_killed(cluster: Any, ch
         _until_checkpoints(cluster, "killed", out / "cats", 1, job)
         cluster.workers()[-1].kill()
         result = job.result()
-    assert "warning: lost worker" in cluster.run("ray", "job", "logs", "killed").stdout
+    logs = cluster.run("ray", "job", "logs", "killed").stdout
+    assert "\nwarning: lost worker" in logs
+    assert "\nkimg " in logs, "lines of workers have no prefix"
     positions = _positions(out / "cats")
     assert positions == sorted(positions)
     assert positions[-1] == 2000

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,7 @@ class Notes:
         self.points: list[tuple[int, dict[str, float]]] = []
         self.grids: list[int] = []
         self.notes: list[tuple[str, str]] = []
+        self.checkpoints: list[dict[str, Any]] = []
 
     def rewind(self, nimg: int) -> None:
         self.points = [(n, values) for n, values in self.points if n <= nimg]
@@ -80,6 +82,9 @@ class Notes:
 
     def note(self, kind: str, text: str, nimg: int) -> None:
         self.notes.append((kind, text))
+
+    def log_checkpoint(self, **values: Any) -> None:
+        self.checkpoints.append(values)
 
 
 @pytest.fixture
@@ -305,6 +310,12 @@ def test_what_a_run_leaves_behind(manifest: Manifest, tmp_path: Path):
         assert {"diversity", "d/train", "d/val"} <= set(values)
     _, info = checkpoint.load_generator(tmp_path)
     assert info["metric"]["value"] == min(metrics)
+    saved = [64, 128, 192]
+    assert [(c["nimg"], c["kept"]) for c in notes.checkpoints] == [
+        (n, [checkpoint.folder_name(k) for k in saved if k <= n][-2:]) for n in saved
+    ]
+    assert [c["metric"]["value"] for c in notes.checkpoints] == metrics
+    assert [c["best"]["value"] for c in notes.checkpoints] == [min(metrics[:i]) for i in (1, 2, 3)]
     assert (info["recipe"], info["run_id"], info["dataset_digest"]) == ("tiny", "the-run", manifest.digest)
     json.dumps(info)
 

@@ -23,16 +23,18 @@ class Saver:
     """Saves checkpoints in a thread, one at a time, and keeps the two latest.
 
     A full disk or a bucket that refuses does not stop the training: the last good checkpoint stays, ``warn`` is called
-    (in the thread that calls ``save``, ``poll`` or ``finish``), and the next save tries again.
+    (in the thread that calls ``save``, ``poll`` or ``finish``), and the next save tries again. After a save ``saved``
+    is called there with the names of the checkpoints that are kept.
     """
 
-    def __init__(self, storage: Storage, warn: Callable[[str], None]) -> None:
-        self._storage, self._warn = storage, warn
+    def __init__(self, storage: Storage, warn: Callable[[str], None], saved: Callable[[list[str]], None]) -> None:
+        self._storage, self._warn, self._saved = storage, warn, saved
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._job: Future[None] | None = None
         self._best: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._unsaved: tuple[int, dict[str, Any]] | None = None
         self._kept: str | None = None
+        self._names: list[str] = []
 
     def save(self, nimg: int, state: dict[str, Any]) -> None:
         """Save ``state`` as the checkpoint at ``nimg`` images. Returns when it is copied to main memory; waits for the
@@ -84,6 +86,7 @@ class Saver:
         """Delete all but the latest checkpoints, and those beyond ``nimg``, which were unreadable at resume."""
         names = self._storage.checkpoints()
         keep = [name for name in names if checkpoint.position(name) <= nimg][-checkpoint.NUM_TO_KEEP :]
+        self._names = keep
         for name in set(names) - set(keep):
             self._storage.remove(name)
         self._storage.remove_incomplete()
@@ -104,6 +107,8 @@ class Saver:
                 f"checkpoint not saved in {self._storage.location} ({reason}); training continues with "
                 f"{self._kept or 'what was there before'} as the last good one, and tries again at the next"
             )
+        else:
+            self._saved(self._names)
 
 
 def _copy(value: Any) -> Any:

@@ -58,7 +58,7 @@ class RayContext:
     """A worker of Ray Train (V2).
 
     Args:
-        stop_flag: the actor through which the driver requests the end of training, see ``trainer.launch.ray``.
+        stop_flag: the actor through which the driver requests the end of training, see ``trainer.launch.link``.
     """
 
     def __init__(self, stop_flag: Any) -> None:

@@ -14,10 +14,13 @@ from catgan.command import UserError, say
 from trainer.checkpoints.storage import Bucket, Storage, open_storage
 from trainer.distributed.context import RayContext
 from trainer.launch.connect import Workers, cluster_address, resource_unit
+from trainer.launch.display import progress_display
+from trainer.launch.link import create_link, listening, telling
 from trainer.launch.signals import stop_requests
 from trainer.launch.worker import Job, work
 from trainer.loop import Outcome
 from trainer.tracking.messages import brief
+from trainer.tracking.progress import print_line
 
 MAX_FAILURES = 4
 """Give up after this many worker failures without a new checkpoint."""
@@ -31,8 +34,8 @@ class Share:
 
     resources: Mapping[str, float]
     """CPU and GPU of each worker."""
-    stop_flag: Any
-    """The actor of ``create_stop_flag``."""
+    link: Any
+    """The actor of ``create_link``."""
     report: Callable[[dict[str, Any]], object]
     """Gets what the training reports, in a process of Ray Train."""
 
@@ -47,7 +50,7 @@ def run_on_ray(job: Job, workers: Workers, share: Share | None = None) -> Outcom
     Call ``connect_ray`` first.
 
     Args:
-        share: of a trial, which is stopped by its flag alone; default: all of the cluster, stopped by signals.
+        share: of a trial, which is stopped by its link alone; default: all of the cluster, stopped by signals.
 
     Raises:
         UserError: a worker raised a ``UserError``, or there were too many failures.
@@ -58,12 +61,13 @@ def run_on_ray(job: Job, workers: Workers, share: Share | None = None) -> Outcom
 
     storage = open_storage(job.location)
     if share is not None:
-        trainer = _ray_trainer(job, workers, share.resources, storage, share.stop_flag, share.report)
-        return Outcome(**_fit_with_retries(trainer.fit, storage).return_value)
-    stop_flag = create_stop_flag()
-    trainer = _ray_trainer(job, workers, _resources(workers), storage, stop_flag)
+        trainer = _ray_trainer(job, workers, share.resources, storage, share.link, share.report)
+        with listening(share.link, print_line):
+            return Outcome(**_fit_with_retries(trainer.fit, storage).return_value)
+    link = create_link()
+    trainer = _ray_trainer(job, workers, _resources(workers), storage, link)
     try:
-        with stop_requests(stop_flag.set.remote):
+        with progress_display() as show, listening(link, show), stop_requests(link.set.remote):
             return Outcome(**_fit_with_retries(trainer.fit, storage).return_value)
     except KeyboardInterrupt:
         ray.shutdown()  # the workers would train on until this process has recorded the end
@@ -82,7 +86,7 @@ def _ray_trainer(
     workers: Workers,
     resources: Mapping[str, float],
     storage: Storage,
-    stop_flag: Any,
+    link: Any,
     report: Callable[[dict[str, Any]], object] | None = None,
 ) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
@@ -100,7 +104,7 @@ def _ray_trainer(
     use_gpu = resources.get("GPU", 0) > 0
     return Trainer(
         _ray_worker,  # type: ignore[arg-type]  # the stubs lack its return value
-        train_loop_config={"job": asdict(job), "stop_flag": stop_flag, "max_threads": _max_threads()},
+        train_loop_config={"job": asdict(job), "link": link, "max_threads": _max_threads()},
         scaling_config=ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]  # the stubs are those of Ray Train V1
             use_gpu=use_gpu,
@@ -158,26 +162,6 @@ def _ray_storage(storage: Storage) -> dict[str, Any]:
     return {"name": storage.name, "storage_path": folder, "storage_filesystem": files}
 
 
-def create_stop_flag() -> Any:
-    """Create an actor on this machine that the driver sets to end the training, and that rank 0 reads at each tick. It
-    exists as long as this process."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    class StopFlag:  # defined here, so that its process does not import this module, and with it PyTorch
-        def __init__(self) -> None:
-            self._is_set = False
-
-        def set(self) -> None:
-            self._is_set = True
-
-        def is_set(self) -> bool:
-            return self._is_set
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(StopFlag).options(num_cpus=0, scheduling_strategy=here).remote()
-
-
 def _cpus_per_worker(workers: int) -> int:
     """The largest number of CPUs per worker with which all workers fit on the cluster's nodes, at least one. A worker
     with more CPUs than any node has would never be scheduled."""
@@ -203,4 +187,6 @@ def _ray_worker(values: dict[str, Any]) -> dict[str, Any]:
     if not torch.cuda.is_available():
         cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
         torch.set_num_threads(min(cpus, values["max_threads"] or cpus))
-    return asdict(work(Job(**values["job"]), RayContext(values["stop_flag"])))
+    context = RayContext(values["link"])
+    with telling(values["link"], context.rank) as show:
+        return asdict(work(Job(**values["job"]), context, show))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from trainer.config import Config
 from trainer.data.open import open_data
 from trainer.distributed.context import Context, LocalContext
 from trainer.distributed.memory import keep_freed_memory
+from trainer.launch.display import progress_display
 from trainer.launch.signals import stop_requests
 from trainer.loop import Outcome, Run, train
 from trainer.networks import set_up_device
 from trainer.tracking.messages import brief
+from trainer.tracking.progress import Progress, print_line
 from trainer.tracking.recorder import NullRecorder, Recorder
 from trainer.tracking.server import with_password
 from trainer.tracking.tracker import Tracker
@@ -50,19 +53,20 @@ def run_in_process(job: Job) -> Outcome:
         Stopped: after Ctrl-C or SIGTERM, with a checkpoint.
     """
     context = LocalContext()
-    with stop_requests(context.stop):
-        return work(job, context)
+    with progress_display() as show, stop_requests(context.stop):
+        return work(job, context, show)
 
 
-def work(job: Job, context: Context) -> Outcome:
-    """Train as the worker of rank ``context.rank``. Every worker calls this; rank 0 records the training.
+def work(job: Job, context: Context, show: Callable[[Progress], object] = print_line) -> Outcome:
+    """Train as the worker of rank ``context.rank``. Every worker calls this; rank 0 records the training and calls
+    ``show`` at each tick.
 
     Raises:
         UserError: also if memory, of the GPU or of the machine, is not enough.
     """
     config = Config.from_dict(job.config)
     try:
-        return _work(job, config, context)
+        return _work(job, config, context, show)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY_IS_FULL):
             raise UserError(_advice_on_memory(config, context, error)) from error
@@ -78,7 +82,7 @@ def _advice_on_memory(config: Config, context: Context, error: Exception) -> str
     )
 
 
-def _work(job: Job, config: Config, context: Context) -> Outcome:
+def _work(job: Job, config: Config, context: Context, show: Callable[[Progress], object]) -> Outcome:
     shorten_tmpdir()  # readers use sockets
     set_up_device(config, context.device)
     if context.device.type == "cpu":
@@ -95,7 +99,7 @@ def _work(job: Job, config: Config, context: Context) -> Outcome:
     uri = None if config.track.offline else with_password(job.tracking_uri)
     tracker = Tracker(run.storage.work, uri, register=register)
     try:
-        return train(config, manifest, context, run, Recorder(manifest, run.storage, tracker, job.run_id))
+        return train(config, manifest, context, run, Recorder(manifest, run.storage, tracker, job.run_id, show))
     finally:
         tracker.close()
         run.storage.push()

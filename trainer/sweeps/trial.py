@@ -25,8 +25,9 @@ from trainer.checkpoints import checkpoint
 from trainer.checkpoints.storage import Storage, open_storage
 from trainer.distributed.context import LocalContext, Request
 from trainer.launch.driver import train_with
+from trainer.launch.link import create_link
 from trainer.launch.options import Options
-from trainer.launch.ray import Share, create_stop_flag, run_on_ray
+from trainer.launch.ray import Share, run_on_ray
 from trainer.launch.signals import Stopped
 from trainer.launch.worker import Job, work
 from trainer.loop import Outcome
@@ -187,13 +188,13 @@ class _Training:
     def _on_ray(self, job: Job) -> Outcome:
         """With Ray Train. Its reports come through the actor, and the stop request is passed on."""
         task = self.task
-        stop_flag = create_stop_flag()
+        link = create_link()
         report = partial(_send, task.control, task.name)
         outcomes: queue.Queue[Outcome | BaseException] = queue.Queue()
 
         def fit() -> None:
             try:
-                outcomes.put(run_on_ray(job, task.workers, Share(task.resources, stop_flag, report)))
+                outcomes.put(run_on_ray(job, task.workers, Share(task.resources, link, report)))
             except BaseException as error:  # noqa: BLE001  # raised below
                 outcomes.put(error)
 
@@ -204,7 +205,7 @@ class _Training:
             for metrics in ray.get(task.control.take.remote(task.name)):
                 self.put(metrics)
             if self.stop_reason is not None:
-                ray.get(stop_flag.set.remote())
+                ray.get(link.set.remote())
             if is_over:
                 break
             time.sleep(_POLL_SECONDS)

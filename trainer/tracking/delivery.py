@@ -12,6 +12,8 @@ Files:
 - ``grid``, ``artifact``: files keep their names, so sending one again replaces it.
 - ``note``: ``events.txt`` is written from all notes.
 - ``model``: the version is found again by the hash of its file, see ``Register``.
+- ``checkpoint``: logged models are made to agree with the latest record, see ``models``. It has no file, and is in this
+  lane so that no metric waits for it.
 
 All requests go through ``MlflowClient`` with an explicit run id: the fluent API keeps the active run in thread-local
 state and is neither thread-safe nor made for a run that several processes write in turn (mlflow#11782).
@@ -38,6 +40,7 @@ from catgan.command import say
 from infer.files import encode
 from trainer.tracking.journal import Record
 from trainer.tracking.messages import brief
+from trainer.tracking.models import CheckpointModels
 from trainer.tracking.outbox import DeliveryState, Outbox, Refused, describe_refused
 from trainer.tracking.server import (
     connect,
@@ -95,7 +98,9 @@ class Delivery:
             "artifact": self._artifact,
             "note": self._events,
             "model": self._model,
+            "checkpoint": self._checkpoint,
         }
+        self._models = CheckpointModels(self._outbox.journal)
 
     def deliver_points(self) -> None:
         """Deliver all queued points.
@@ -311,6 +316,10 @@ class Delivery:
             raise _UnusableFile(f"a later {path.name} has replaced it")
         version = self._register(self._uri, run_id, name, path, record["info"])
         say(f"registered as models:/{name}/{version}")
+        self._models.update(self._client, run_id)  # the exported generator takes the place of the best one
+
+    def _checkpoint(self, record: Record, run_id: str) -> None:
+        self._models.update(self._client, run_id)
 
     def _status(self, record: Record, state: DeliveryState) -> None:
         self._client.set_terminated(state["run_id"], record["status"], end_time=record["time"])

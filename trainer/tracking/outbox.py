@@ -42,7 +42,7 @@ _REFUSING_SECONDS = 60.0  # that refused files may take before the others wait f
 
 _NAMED = 3  # files in a message
 
-_ONLY_FILES = ("grid", "artifact", "model")
+_ONLY_FILES = ("grid", "artifact", "model", "checkpoint")
 _WITH_FILES = (*_ONLY_FILES, "note")
 
 

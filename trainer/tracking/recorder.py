@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from infer.files import save
 from infer.grid import grid
 from infer.provenance import in_training
 from infer.walk import FRAME_MS, write_walk
+from trainer.checkpoints import checkpoint
 from trainer.checkpoints.saver import Saver
 from trainer.checkpoints.state import Position, save_state
 from trainer.checkpoints.storage import Storage
@@ -30,6 +32,7 @@ from trainer.data.stream import eval_images
 from trainer.sample import generate
 from trainer.step import GAN
 from trainer.tracking.alarms import OverfittingCheck, warnings
+from trainer.tracking.progress import Progress, print_line
 from trainer.tracking.tracker import Tracker
 
 _FRAME_MS, _LAST_FRAME_MS = 400, 2500  # of progress.gif
@@ -74,18 +77,28 @@ class NullRecorder:
 class Recorder(NullRecorder):
     """Rank 0's recorder: writes to the run's storage and to MLflow."""
 
-    def __init__(self, manifest: Manifest, storage: Storage, tracker: Tracker, run_id: str | None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        storage: Storage,
+        tracker: Tracker,
+        run_id: str | None,
+        show: Callable[[Progress], object] = print_line,
+    ) -> None:
+        self.show = show
         self.manifest, self.storage, self.tracker, self.run_id = manifest, storage, tracker, run_id
-        self.saver = Saver(storage, lambda problem: self.warn("save", problem))
+        self.saver = Saver(storage, lambda problem: self.warn("save", problem), self._saved)
+        self.saving: dict[str, Any] = {}
         self.overfitting = OverfittingCheck(manifest)
         self.nimg = 0
         self.d_loss = math.inf
         self.started_at, self.started = 0, time.perf_counter()
 
     def start(self, gan: GAN, nimg: int) -> None:
-        self.total = gan.config.kimg * 1000
+        self.total = round(gan.config.kimg * 1000)
         self.nimg = self.started_at = nimg
         self.started = time.perf_counter()
+        self.show(Progress(nimg, self.total, {}))
         self.tracker.rewind(nimg)
         if nimg == 0:
             reals = torch.cat(list(itertools.islice(eval_images(self.manifest, "train", batch_size=64), 4)))
@@ -106,14 +119,7 @@ class Recorder(NullRecorder):
         self.saver.poll()
         self.tracker.log_scalars(values, nimg)
         rate = (nimg - self.started_at) / (time.perf_counter() - self.started)
-        left = max(self.total - nimg, 0) / rate
-        say(
-            f"kimg {nimg / 1000:8.2f}/{self.total / 1000:g}"
-            f"  {values['speed/images_per_second']:6.0f} images/s"
-            f"  loss D {values['loss/discriminator']:7.4f} G {values.get('loss/generator', math.nan):7.4f}"
-            f"  D(real) {values['d/real']:+6.2f} D(fake) {values['d/fake']:+6.2f}"
-            f"  left {_duration(left)}"
-        )
+        self.show(Progress(nimg, self.total, values, max(self.total - nimg, 0) / rate))
 
     def samples(self, gan: GAN, nimg: int) -> None:
         # The same seeds each time, so that the grids of a run show its progress.
@@ -138,7 +144,13 @@ class Recorder(NullRecorder):
         return signs.get("d/overfitting")
 
     def save(self, gan: GAN, position: Position, rng: list[dict[str, Any]]) -> None:
-        self.saver.save(position.nimg, save_state(gan, position, rng, self.run_id, self.manifest.digest))
+        state = save_state(gan, position, rng, self.run_id, self.manifest.digest)
+        self.saver.save(position.nimg, state)  # which first reports the save before
+        metric = checkpoint.origin(state)["metric"]
+        self.saving = {"nimg": position.nimg, "recipe": gan.config.recipe, "metric": metric, "best": position.best}
+
+    def _saved(self, kept: list[str]) -> None:
+        self.tracker.log_checkpoint(kept=kept, **self.saving)
 
     def finish(self) -> None:
         self.saver.finish()
@@ -169,12 +181,6 @@ class Recorder(NullRecorder):
 
 def _grid(images: Tensor) -> Image.Image:
     return grid(np.ascontiguousarray(images.cpu().permute(0, 2, 3, 1).numpy()))
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def write_progress(run_dir: Path, longest: int = 640) -> list[Path]:

@@ -23,13 +23,14 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from catgan.command import UserError, say
 from catgan.dataset import Manifest
+from trainer.checkpoints.checkpoint import folder_name
 from trainer.tracking.delivery import Delivery, Register
 from trainer.tracking.description import describe
 from trainer.tracking.journal import Journal
@@ -121,6 +122,9 @@ def end_run(
     """
     outbox = Outbox(run_dir)
     outbox.put({"kind": "status", "time": _now(), "status": status})
+    saved = [record for record in outbox.journal.records() if record["kind"] == "checkpoint"]
+    if saved:
+        outbox.put(saved[-1] | {"time": _now()})  # see ``trainer.tracking.models``
     reason = ""
     if not offline:
         try:
@@ -269,6 +273,24 @@ class Tracker:
         digest = hashlib.sha256(onnx.read_bytes()).hexdigest()
         self._put({"kind": "model", "name": name, "path": self._relative(onnx), "sha256": digest, "info": dict(info)})
 
+    def log_checkpoint(
+        self,
+        nimg: int,
+        kept: Sequence[str],
+        recipe: str,
+        metric: Mapping[str, Any] | None,
+        best: Mapping[str, Any] | None,
+    ) -> None:
+        """Queue the checkpoint saved at ``nimg`` images as a logged model without files.
+
+        Args:
+            kept: names of the run's checkpoints since then. The models of others are deleted.
+            metric: of its generator; None: it was not evaluated.
+            best: of the best generator so far, with its ``kimg``.
+        """
+        record = {"kind": "checkpoint", "path": folder_name(nimg), "kimg": nimg / 1000, "recipe": recipe}
+        self._put(record | {"kept": list(kept), "metric": _short(metric), "best": _short(best)})
+
     def note(self, kind: str, text: str, nimg: int) -> None:
         """Queue a note on an event at ``nimg`` images, such as ``("rollback", "loss not finite, back to 512 kimg")``.
         The tag ``note.<kind>`` holds the latest of its kind, the artifact ``events.txt`` all of them in order."""
@@ -293,6 +315,13 @@ class Tracker:
     def _relative(self, path: Path) -> str:
         """Relative to the run's folder, which may be moved before its records are delivered."""
         return path.relative_to(self._run_dir).as_posix()
+
+
+def _short(metric: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a record needs of an evaluation's result; None if its value is not finite."""
+    if metric is None or not math.isfinite(metric["value"]):
+        return None
+    return {key: metric[key] for key in ("name", "value", "kimg")}
 
 
 def _check_start(uri: str, experiment: str, state: DeliveryState) -> None:
