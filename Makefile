@@ -78,7 +78,7 @@ quick: setup  ## The tests that take seconds: a minute and a half
 	$(PYTEST) -m 'not soak and not slow and not ray'
 
 bench: setup  ## Run the benchmarks: about an hour on an otherwise idle machine
-	@set -e; for name in step loader distributed checkpoint first_step build near_duplicates fid inference service race; do echo "== $$name" >&2; $(BIN)/python benchmarks/$$name.py; done
+	@set -e; for name in step loader distributed checkpoint first_step build near_duplicates fid inference service sizes race; do echo "== $$name" >&2; $(BIN)/python benchmarks/$$name.py; done
 
 clean:  ## Remove .venv and caches; out/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build

@@ -51,7 +51,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser = Parser("python benchmarks/gpu.py", __doc__)
     add = parser.add_argument
     add("--recipes", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="NAME", help="families; default: all")
-    add("--sizes", nargs="+", type=int, choices=SIZES, default=[64, 32, 128], help="sides in pixels; default: all")
+    add(
+        "--sizes", nargs="+", type=int, choices=SIZES, default=[64, 32, 128], help="sides in pixels; default: 64 32 128"
+    )
     add(
         "--minutes",
         type=number(float, 0.01, 600),

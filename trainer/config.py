@@ -44,7 +44,8 @@ class ModelConfig:
 
     arch: str = "dcgan"
     """dcgan: strided 4x4 convolutions. progan: progressive growing. r3gan: residual blocks, no normalisation.
-    stylegan2: a mapping network and modulated convolutions."""
+    stylegan2: a mapping network and modulated convolutions. fastgan: skip-layer excitation, a discriminator that
+    reconstructs."""
     size: int = 32
     """Side of the images in pixels, a power of two."""
     z_dim: int = 100
@@ -129,6 +130,8 @@ class LossConfig:
     """Clip the discriminator's weights to [-clip, clip] (WGAN); 0: no clipping."""
     lecam: float = 0.0
     """Weight of LeCam regularisation, for small data sets; 0: none."""
+    reconstruction: float = 0.0
+    """Weight of the discriminator's reconstruction error of reals (fastgan)."""
     share_batch: bool = True
     """Use one batch of latents and reals for both phases of a step, which saves a generator pass."""
 

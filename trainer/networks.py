@@ -98,11 +98,11 @@ class Networks:
         self.discriminator.train()
         return logits
 
-    def autocast(self, module: nn.Module, *inputs: Tensor, fp32: bool = False) -> Any:
-        """``module`` on ``inputs`` at the current level, in bf16 where that pays off, unless it has to be ``fp32``.
-        Returns its output."""
+    def autocast(self, module: nn.Module, *inputs: Tensor, fp32: bool = False, **keywords: int) -> Any:
+        """``module`` on ``inputs`` and ``keywords`` at the current level, in bf16 where that pays off, unless it has to
+        be ``fp32``. Returns its output."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16 and not fp32):
-            return module(*inputs, **self.growth)
+            return module(*inputs, **self.growth, **keywords)
 
     def is_finite(self) -> bool:
         """Whether all weights of both networks are; waits for the device."""

@@ -10,9 +10,14 @@ from torch import Tensor
 from infer.latents import latents
 from trainer.networks import Networks
 
+PIXELS_PER_PASS = 64 * 128**2
+"""Pixels of the images that are generated at a time: the memory of a pass grows with them."""
+
 
 def generate(networks: Networks, seeds: Sequence[int], raw: bool = False) -> Tensor:
     """Images of ``seeds`` by the EMA generator or the raw one, rounded like a saved file: uint8 ``[n, 3, size, size]``;
     see ``Networks.sample``."""
     z = torch.from_numpy(latents(seeds, networks.generator.z_dim)).to(networks.device)
-    return ((networks.sample(z, raw).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    passes = z.split(max(PIXELS_PER_PASS // networks.generator.size**2, 1))
+    images = [((networks.sample(part, raw).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8) for part in passes]
+    return torch.cat(images)

@@ -146,7 +146,9 @@ class GAN(Networks):
             views = [self._view(reals), self._view(fakes)]
         if c.gp:
             views.append(interpolate(*views))
-        real, fake, *more = self.autocast(self._d, *views, fp32=finite)
+        # The quadrants take turns, so that it is the same one on all ranks and after a resume.
+        reconstruct = {"quadrant": self.num_steps % 4} if self.discriminator.reconstructs else {}
+        real, fake, *more = self.autocast(self._d, *views, fp32=finite, **reconstruct)
         loss = self._mean(self.loss.discriminator(*self._relative(real, fake)))
         if c.smoothing:  # -(1-s) log p - s log(1-p) = -log p + s x, where p = sigmoid(x)
             loss = loss + c.smoothing * self._mean(real)
@@ -170,6 +172,10 @@ class GAN(Networks):
             loss = loss + c.drift * self._mean(real.square())
         if c.lecam:
             loss = loss + c.lecam * self._mean(lecam(real, fake, *self.anchors))
+        if reconstruct:
+            error = self._mean(more[-1])
+            loss = loss + c.reconstruction * error
+            _add(stats, "loss/reconstruction", error)
         return loss
 
     def generator_phase(self, parts: Sequence[Tensor], make_fakes: MakeFakes) -> Stats:

@@ -108,10 +108,34 @@ def test_near_duplicates_has_ratio_and_seconds(script: Script) -> None:
     assert result["seconds"] >= 0
 
 
-@pytest.mark.parametrize("name", ["step", "loader", "distributed", "checkpoint", "first_step", "fid", "race"])
+@pytest.mark.parametrize("name", ["step", "loader", "distributed", "checkpoint", "first_step", "fid", "race", "sizes"])
 def test_unknown_options_are_named(script: Script, name: str) -> None:
     with pytest.raises(UserError, match="--frobnicate"):
         script(name).main(["--frobnicate", "1"])
+
+
+def test_sizes_measures_a_step_and_generating(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = script("sizes")
+    monkeypatch.setattr(sizes, "PIXELS_PER_PASS", 2 * 32**2)
+    for batch in (2, 0):
+        found = sizes.work("fastgan-cpu-32", batch)
+        assert found["cpu_seconds"] > 0
+        assert found["mib"] >= 0
+
+
+def test_sizes_takes_the_growth_between_two_batches(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = script("sizes")
+
+    def fake(recipe: str, batch: int) -> dict[str, float]:
+        size = int(recipe.rpartition("-")[2])
+        return {"cpu_seconds": batch * size**2 / 1e4, "mib": 100 + batch * size if batch else size}
+
+    monkeypatch.setattr(sizes, "_in_process", fake)
+    result = sizes.main(["--recipes", "fastgan", "r3gan", "--batch", "3"])
+    assert result["ratios"] == {"fastgan": pytest.approx(4, rel=0.01), "r3gan": pytest.approx(4, rel=0.01)}
+    first = result["results"][0]
+    assert (first["recipe"], first["batch"], first["mib_per_image"]) == ("fastgan-128", 6, 128)
+    assert (first["step_mib"], first["evaluation_mib"]) == (100 + 6 * 128, 128)
 
 
 @pytest.mark.soak

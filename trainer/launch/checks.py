@@ -53,6 +53,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda value: 0 <= value < 1,
         "model.d_dropout augment.target optim.beta1 optim.beta2 loader.max_broken",
     ),
+    ("0 or more", lambda value: value >= 0, "loss.reconstruction"),
     ("0 or more, below 0.5", lambda value: 0 <= value < 0.5, "loss.smoothing"),
     ("0 to 1", lambda value: 0 <= value <= 1, "augment.p loss.style_mixing"),
     ("2 or more", lambda value: value >= 2, "eval.num"),
@@ -158,6 +159,16 @@ def _check_loss(config: Config, check: Check) -> None:
         not (penalised and m.arch == "dcgan" and m.d_norm == "batch"),
         "--loss.gamma or --loss.gp with --model.d-norm batch: batch norm mixes samples, so per-sample gradients are"
         " undefined; add --model.d-norm none or set them to 0",
+    )
+    check(
+        not (penalised and m.arch == "fastgan"),
+        "--loss.gamma or --loss.gp with --model.arch fastgan, whose batch norm mixes samples, so per-sample gradients"
+        " are undefined; set them to 0",
+    )
+    check(
+        loss.reconstruction == 0 or m.arch == "fastgan",
+        f"--loss.reconstruction with --model.arch {m.arch}, whose discriminator has no decoders: it is an option of"
+        " fastgan; set it to 0",
     )
     check(
         loss.smoothing == 0 or loss.name == "bce",

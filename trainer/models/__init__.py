@@ -11,6 +11,7 @@ from torch import nn
 from trainer.config import Config, ModelConfig
 from trainer.models.common import Discriminator, Generator
 from trainer.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from trainer.models.fastgan import FastGANDiscriminator, FastGANGenerator
 from trainer.models.progan import AtLevel, ProGANDiscriminator, ProGANGenerator, resize_to_level
 from trainer.models.r3gan import R3GANDiscriminator, R3GANGenerator
 from trainer.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
@@ -29,6 +30,7 @@ __all__ = [
 
 ARCHITECTURES: dict[str, tuple[type[Generator], type[Discriminator]]] = {
     "dcgan": (DCGANGenerator, DCGANDiscriminator),
+    "fastgan": (FastGANGenerator, FastGANDiscriminator),
     "progan": (ProGANGenerator, ProGANDiscriminator),
     "r3gan": (R3GANGenerator, R3GANDiscriminator),
     "stylegan2": (StyleGAN2Generator, StyleGAN2Discriminator),

@@ -49,6 +49,9 @@ class Discriminator(nn.Module):
     """
 
     mixes_samples = False
+    reconstructs = False
+    """Whether ``forward`` takes the keyword ``quadrant`` and then also returns reconstruction errors, see
+    ``FastGANDiscriminator``."""
 
     def logits(self, images: Tensor) -> Tensor:
         """Images ``[n, 3, size, size]`` -> logits ``[n]``."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 from catgan.command import UserError
 from trainer.config import Config
-from trainer.recipes import dcgan, progan, r3gan, ralsgan, stylegan2, wgan
+from trainer.recipes import dcgan, fastgan, progan, r3gan, ralsgan, stylegan2, wgan
 from trainer.recipes.few import few
 
-SIZES = (32, 64, 128)
+SIZES = (32, 64, 128, 256, 512)
 _EVAL_ON_CPU = 2048  # images per evaluation
 
 
@@ -37,6 +37,8 @@ FAMILIES = {
     "ralsgan": Family("relativistic average least squares (Jolicoeur-Martineau 2019)", ralsgan.make),
     "progan": Family("progressive growing (Karras et al. 2018)", progan.published),
     "progan-cpu": Family("progressive growing in two hundred thousand images, for a few CPU cores", progan.cpu),
+    "fastgan": Family("few images: skip-layer excitation, D reconstructs reals (Liu et al. 2021)", fastgan.make),
+    "fastgan-cpu": Family("FastGAN with narrow networks, for a few CPU cores", fastgan.cpu),
     "r3gan": Family("the modern recipe: relativistic loss, R1 + R2, residual networks (Huang et al. 2024)", r3gan.make),
     "r3gan-cpu": Family("R3GAN's loss on strided networks, for a few CPU cores", r3gan.cpu),
     "stylegan2": Family("styles, path length regularisation, truncation (Karras et al. 2020)", stylegan2.make),

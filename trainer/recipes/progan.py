@@ -12,7 +12,8 @@ def published(size: int) -> Config:
     """Karras et al. 2018, appendix A: WGAN-GP with drift, one critic step per generator step, Adam(1e-3, 0, 0.99), 600
     thousand images at each resolution and as many to fade in the next, up to 512 channels.
 
-    Widths follow the paper's 16 channels at 1024x1024: 512 from 32x32 down, 256 at 64x64, 128 at 128x128.
+    Widths follow the paper's 16 channels at 1024x1024: 512 from 32x32 down, 256 at 64x64, 128 at 128x128, and so on.
+    From 256x256 on the batch is halved; the paper's fell with the resolution to fit in memory.
     """
     width = max(128 * 128 // size, 16)
     return replace(
@@ -23,6 +24,7 @@ def published(size: int) -> Config:
         loss=LossConfig("wasserstein", gp=10.0, drift=1e-3, share_batch=False),
         optim=OptimConfig(g_lr=constant(1e-3), d_lr=constant(1e-3), beta1=0.0, beta2=constant(0.99)),
         ema=EMAConfig(half_life_kimg=10),
+        batch=64 if size <= 128 else 32,
         kimg=1200 * (size.bit_length() - 3) + 2000,
     )
 
