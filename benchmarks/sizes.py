@@ -34,7 +34,7 @@ from trainer.recipes import FAMILIES, SIZES, resolve
 from trainer.sample import PIXELS_PER_PASS, generate
 from trainer.step import GAN
 
-RECIPES = ("r3gan", "progan", "fastgan")
+RECIPES = ("r3gan", "stylegan2", "progan", "fastgan")
 
 
 def main(argv: list[str]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ GROWN = 10_000_000  # images after which progressive networks are grown
 RECIPES = [pytest.param(family, size, id=f"{family}-{size}") for family in FAMILIES for size in (32, 64, 128)]
 LARGE = [
     pytest.param(family, size, id=f"{family}-{size}")
-    for family, size in (("progan", 256), ("r3gan", 256), ("fastgan", 256), ("fastgan", 512))
+    for family, size in (("progan", 256), ("r3gan", 256), ("stylegan2", 256), ("fastgan", 256), ("fastgan", 512))
 ]
 
 

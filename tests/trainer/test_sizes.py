@@ -18,7 +18,7 @@ from trainer.step import GAN
 GROWN = 10_000_000  # images after which progressive networks are grown
 
 
-@pytest.mark.parametrize("family", ["r3gan", "progan", "fastgan"])
+@pytest.mark.parametrize("family", ["r3gan", "stylegan2", "progan", "fastgan"])
 def test_a_step_and_a_file_at_256_pixels(family: str, tmp_path: Path) -> None:
     assert resolve(f"{family}-256", None, gpu=True).model.size == 256
     c = tiny(family, 256, batch=2)

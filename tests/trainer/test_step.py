@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import BatchNorm2d, Conv2d, Linear
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils.parametrizations import spectral_norm
 
 from tests.trainer.tiny import tiny
 from trainer.config import (
@@ -374,9 +375,18 @@ def test_the_first_layers_keep_their_weights():
         freeze_first(layers, 3)
 
 
-@pytest.mark.parametrize("arch", ["dcgan", "r3gan", "stylegan2"])
+def test_the_weight_and_the_bias_of_a_normalised_layer_stay_together():
+    layers = torch.nn.Sequential(*(spectral_norm(Conv2d(3, 3, 1)) for _ in range(2)))
+    freeze_first(layers, 0)
+    assert all(p.requires_grad for p in layers.parameters())
+    freeze_first(layers, 1)
+    assert not any(p.requires_grad for p in layers[0].parameters())
+    assert all(p.requires_grad for p in layers[1].parameters())
+
+
+@pytest.mark.parametrize("arch", ["dcgan", "r3gan", "stylegan2", "fastgan"])
 def test_frozen_layers_are_those_next_to_the_image(arch: str):
-    c = config("bce", arch=arch)
+    c = changed_loss(config("bce", arch=arch), reconstruction=float(arch == "fastgan"))
     gan = GAN(replace(c, optim=replace(c.optim, freeze_d=2)), torch.device("cpu"))
     before = {name: value.clone() for name, value in gan.discriminator.named_parameters()}
     for nimg in (0, BATCH):

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from trainer.distributed.shared_sums import shared_sums
 
@@ -33,17 +34,21 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def freeze_first(module: nn.Module, num: int) -> None:
-    """Keep the weights of the first ``num`` layers, in the order in which ``module`` has them. A layer has one weight
-    of two or more dimensions; the biases and norms that follow belong to it.
+    """Keep the weights of the first ``num`` layers, in the order in which ``module`` has them. A layer is a module with
+    a weight of two or more dimensions; the norm that follows belongs to it.
 
     Raises:
         ValueError: no layer is left.
     """
     seen = 0
-    for parameter in module.parameters():
-        seen += parameter.ndim > 1
-        if seen <= num:
-            parameter.requires_grad_(False)
+    for part in module.modules():
+        if isinstance(part, ParametrizationList):
+            continue  # of the layer before, as with spectral normalisation
+        own = list(part.parameters(recurse=is_parametrized(part)))
+        seen += any(parameter.ndim > 1 for parameter in own)
+        if 0 < seen <= num:
+            for parameter in own:
+                parameter.requires_grad_(False)
     if num >= seen:
         raise ValueError(f"has {seen} layers, of which at most {seen - 1} can be frozen")
 

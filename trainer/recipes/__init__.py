@@ -74,9 +74,10 @@ def resolve(name: str | None, data_size: int | None, gpu: bool) -> Config:
     default = DEFAULT_GPU if gpu else DEFAULT_CPU
     name = name or default
     head, _, tail = name.rpartition("-")
-    system, size = (head, int(tail)) if tail.isdecimal() else (name, data_size or (64 if gpu else 32))
+    has_size = tail.isdecimal()
+    system, size = (head, int(tail)) if has_size else (name, data_size or (64 if gpu else 32))
     family = default if system == "few" else system.removesuffix("-few")
-    if family in FAMILIES and size in SIZES:
+    if family in FAMILIES and (size in SIZES or not has_size):
         config = FAMILIES[family].make(size)
         return _on(gpu, config if system == family else few(config))
     names = [*FAMILIES, *(f"{f}-{s}" for f in FAMILIES for s in SIZES)]
