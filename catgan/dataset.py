@@ -2,13 +2,16 @@
 
 A data set is a folder with ``train-000000.tar``..., ``val-000000.tar``..., ``manifest.json``, ``contact.png`` and,
 if it was built from files, ``rejected.csv``. Each sample is an image ``<key>.webp`` or ``<key>.png`` (lossless RGB,
-square) with ``<key>.json`` (its source, or the attributes of a drawn cat).
+square) with ``<key>.json`` (its source, or the attributes of a drawn cat) and, if the images have classes,
+``<key>.cls`` (the number of its class, as text, which webdataset decodes to an int).
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import io
+import itertools
 import json
 import re
 import tarfile
@@ -25,6 +28,7 @@ from catgan.text import to_json
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # its fraction, times 2^64
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,21 @@ class Split:
     """The shards of ``train`` or ``val``, in order; none if the split is empty."""
 
     shards: tuple[Shard, ...]
+    class_counts: tuple[int, ...] = ()
+    """Number of images of each class; empty if the images have no classes."""
 
     @property
     def images(self) -> int:
         return sum(shard.images for shard in self.shards)
+
+    def labels_of(self, seeds: Iterable[int]) -> list[int]:
+        """A class for the generated image of each seed, 0 or more: among consecutive seeds the classes are as frequent
+        as among the images of the split, to within two images or so.
+
+        The multiples of the golden ratio spread evenly over [0, 1), of which each class has its share.
+        """
+        ends = list(itertools.accumulate(self.class_counts))
+        return [bisect.bisect_right(ends, (seed * _GOLDEN_RATIO % 2**64) * ends[-1] >> 64) for seed in seeds]
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,12 @@ class Manifest:
     max_broken: float = 0.01
     """Share of a split's images that may be unusable, 0 to 1, see ``stream``. Not in the file."""
     labels: tuple[str, ...] = ()
-    """Names of the classes; "label" in a sample's JSON is an index into them. Empty: no classes."""
+    """Names of the classes; ``<key>.cls`` and "label" in a sample's JSON are an index into them. Empty: no classes."""
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether each sample has a ``<key>.cls``. Data sets with ``labels`` of earlier versions have "label" only."""
+        return any(split.class_counts for split in self.splits.values())
 
     @property
     def digest(self) -> str:
@@ -93,7 +113,11 @@ class Manifest:
             "size": self.size,
             "digest": self.digest,
             "splits": {
-                name: {"images": split.images, "shards": [asdict(shard) for shard in split.shards]}
+                name: {
+                    "images": split.images,
+                    "shards": [asdict(shard) for shard in split.shards],
+                    **({"class_counts": list(split.class_counts)} if split.class_counts else {}),
+                }
                 for name, split in self.splits.items()
             },
             "seed": self.seed,
@@ -148,6 +172,7 @@ class Manifest:
 
 def _parse(root: str, record: dict[str, Any]) -> Manifest:
     splits = {}
+    labels = tuple(map(str, record.get("labels", ())))
     for name in SPLITS:
         shards = tuple(
             Shard(str(s["name"]), int(s["images"]), str(s["sha256"]), int(s["bytes"]))
@@ -156,9 +181,12 @@ def _parse(root: str, record: dict[str, Any]) -> Manifest:
         for shard in shards:
             if not re.fullmatch(r"[\w.-]+\.tar", shard.name):
                 raise ValueError(f"shard name {shard.name!r}")
-        splits[name] = Split(shards)
+        counts = tuple(map(int, record["splits"][name].get("class_counts", ())))
+        splits[name] = Split(shards, counts)
         if splits[name].images != record["splits"][name]["images"]:
             raise ValueError(f"the images of the {name} shards do not add up")
+        if counts and (len(counts) != len(labels) or min(counts) < 0 or sum(counts) != splits[name].images):
+            raise ValueError(f"the class_counts of {name} do not fit the classes or the number of images")
     manifest = Manifest(
         root=root,
         size=int(record["size"]),
@@ -167,24 +195,25 @@ def _parse(root: str, record: dict[str, Any]) -> Manifest:
         source=tuple(record["source"]),
         options=dict(record["options"]),
         tool=str(record["tool"]),
-        labels=tuple(map(str, record.get("labels", ()))),
+        labels=labels,
     )
     if manifest.digest != record["digest"]:
         raise ValueError("the digest does not belong to the shards listed")
     return manifest
 
 
-def write_shard(file: BinaryIO, name: str, samples: Iterable[tuple[str, str, bytes, bytes]]) -> Shard:
+def write_shard(file: BinaryIO, name: str, samples: Iterable[tuple[str, str, bytes, bytes, *tuple[int, ...]]]) -> Shard:
     """Write a shard into ``file``, which is open for writing and reading. Equal samples give equal bytes.
 
     Args:
         name: file name of the shard.
-        samples: (key, suffix of the image, encoded image, JSON record).
+        samples: (key, suffix of the image, encoded image, JSON record), then the number of the class if there is one.
     """
     images = 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, suffix, image, record in samples:
-            for end, content in ((suffix, image), ("json", record)):
+        for key, suffix, image, record, *label in samples:
+            labels = [("cls", str(number).encode()) for number in label]
+            for end, content in ((suffix, image), ("json", record), *labels):
                 # TarInfo's defaults (time 0, no owner) keep the bytes the same on every machine and day.
                 info = tarfile.TarInfo(f"{key}.{end}")
                 info.size = len(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from PIL import Image
 
 from catgan.files import atomic_write
 from export.directions import AMOUNTS, SEEDS, sheet
@@ -19,12 +21,14 @@ from infer.grid import grid
 from infer.latents import latents
 from infer.provenance import Provenance
 from infer.session import Generator
+from trainer.metrics import classes
 from trainer.metrics.numbers import is_same_metric
 
 if TYPE_CHECKING:
     from export.variants import Variant
 
 _NUM_SAMPLES = 16
+_PER_CLASS, _MAX_ROWS = 8, 16  # of a sheet by class
 
 _PROTOCOL = {
     "n_real": "Real images",
@@ -52,9 +56,11 @@ def write_card(onnx_path: Path, info: Mapping[str, Any], max_abs_diff: float, va
         OSError: a file cannot be written.
     """
     generator = Generator(onnx_path, "cpu")
-    seeds = range(_NUM_SAMPLES)
-    origin = Provenance("sheet", generator.sha256, seeds, (1.0,), device=generator.device)
-    images = {"samples.png": (grid(generator(latents(seeds, generator.z_dim))), origin.packet())}
+    origin = Provenance("sheet", generator.sha256, range(_NUM_SAMPLES), (1.0,), device=generator.device)
+    if classes.names(generator):
+        images = {"samples.png": (_by_class(generator), replace(origin, seeds=(), psi=()).packet())}
+    else:
+        images = {"samples.png": (grid(generator(latents(origin.seeds, generator.z_dim))), origin.packet())}
     directions = read_directions(generator.metadata, generator.z_dim, onnx_path)
     if len(directions):
         # Its rows have different directions, which one command does not make.
@@ -66,6 +72,14 @@ def write_card(onnx_path: Path, info: Mapping[str, Any], max_abs_diff: float, va
     return card
 
 
+def _by_class(generator: Generator) -> Image.Image:
+    """A row for each class, the first ones, with the same seeds."""
+    rows = min(len(classes.names(generator)), _MAX_ROWS)
+    label = classes.as_keyword(generator, np.repeat(np.arange(rows), _PER_CLASS))
+    z = latents(range(_PER_CLASS), generator.z_dim)
+    return grid(generator(np.tile(z, (rows, 1)), **label), _PER_CLASS)
+
+
 def _text(
     onnx_path: Path,
     generator: Generator,
@@ -75,10 +89,12 @@ def _text(
     directions: int,
 ) -> str:
     size, z_dim, name = generator.size, generator.z_dim, onnx_path.name
+    labels = classes.names(generator)
     facts = {
         "Recipe": f"`{info['recipe']}`, {info['kimg']:g} thousand images seen",
         "Images": f"{size} x {size} pixels, RGB",
         "Parameters": f"{_num_parameters(onnx_path) / 1e6:.2f} million",
+        **({"Classes": ", ".join(f"{i} {_cell(label)}" for i, label in enumerate(labels))} if labels else {}),
         "Training data": f"digest `{info.get('dataset_digest') or 'unknown'}`",
         "MLflow run": f"`{info.get('run_id') or 'none'}`",
         "Weights": f"SHA-256 `{generator.metadata['weights_sha256']}`",
@@ -89,9 +105,7 @@ def _text(
     return f"""\
 # Cat generator `{info["recipe"]}` at {size} x {size}
 
-![{_NUM_SAMPLES} generated cats](samples.png)
-
-The images of seeds 0 to {_NUM_SAMPLES - 1}, not selected: the output of the command under "Use".
+{_samples(labels)}
 
 {_table(facts)}
 ## Quality
@@ -100,7 +114,7 @@ The images of seeds 0 to {_NUM_SAMPLES - 1}, not selected: the output of the com
 {_file_metric(info.get("metric"), generator.metadata)}{_precisions(variants)}
 ## Use
 
-    catinfer --onnx {name} --n {_NUM_SAMPLES} --seed 0 --out cats.png
+    catinfer --onnx {name} --n {_NUM_SAMPLES} --seed 0 --out cats.png{_one_class(name, labels)}
 
 or with NumPy and onnxruntime alone:
 
@@ -114,8 +128,7 @@ images. {_psi(generator)}
 {_directions(directions)}
 ## Limits
 
-- The generator makes images like its training data: cat faces, seen from the front, at this size. It has no conditions
-  such as breed or pose.
+- The generator makes images like its training data: cat faces, seen from the front, at this size. {_conditions(labels)}
 - Some seeds give distorted images; `--psi` below 1 gives more typical and less varied ones.
 - A generator can come close to images it was trained on. Check this before publishing if the data are private.
 
@@ -141,8 +154,39 @@ features vary most (GANSpace, Härkönen et al. 2020). No direction is named, an
 """
 
 
+def _samples(labels: Sequence[str]) -> str:
+    if not labels:
+        return f"""![{_NUM_SAMPLES} generated cats](samples.png)
+
+The images of seeds 0 to {_NUM_SAMPLES - 1}, not selected: the output of the command under "Use"."""
+    which = "each class" if len(labels) <= _MAX_ROWS else f"each of the first {_MAX_ROWS} classes"
+    return f"""![Generated cats, a row for {which}](samples.png)
+
+A row for {which}, in the order below, with the images of seeds 0 to {_PER_CLASS - 1}, not selected."""
+
+
+def _one_class(name: str, labels: Sequence[str]) -> str:
+    if not labels:
+        return ""
+    return f"""
+    catinfer --onnx {name} --n {_NUM_SAMPLES} --class {shlex.quote(labels[0])}"""
+
+
+def _conditions(labels: Sequence[str]) -> str:
+    if labels:
+        return "Its only\n  condition is the class; a class with few training images has less varied ones."
+    return "It has no conditions\n  such as breed or pose."
+
+
+def _cell(text: str) -> str:
+    """A name in a Markdown table."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-.!|&~" else c for c in text)
+
+
 def _feed(generator: Generator) -> str:
-    return '{"z": z, "psi": numpy.array(1, "float32")}' if generator.has_psi else '{"z": z}'
+    label = f', "label": numpy.arange(4) % {len(labels)}' if (labels := classes.names(generator)) else ""
+    psi = ', "psi": numpy.array(1, "float32")' if generator.has_psi else ""
+    return f'{{"z": z{label}{psi}}}'
 
 
 def _psi(generator: Generator) -> str:

@@ -6,6 +6,8 @@ components of the features of many latents, then for each component the latent d
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -46,9 +48,13 @@ def find_directions(generator: Generator) -> np.ndarray:
     Returns:
         No vectors for a network whose features are constant or not finite.
     """
-    z = _uncorrelated_latents(max(_LATENTS, 4 * generator.z_dim), generator.z_dim)
-    features = torch.cat([generator.features(part).flatten(1) for part in z.split(_CHUNK)])
-    features -= features.mean(0)
+    num_classes = len(getattr(generator, "classes", ()))
+    z = _uncorrelated_latents(max(_LATENTS, 4 * generator.z_dim, 8 * num_classes), generator.z_dim)
+    if num_classes:
+        features = _within_classes(generator, z, num_classes)
+    else:
+        features = torch.cat([generator.features(part).flatten(1) for part in z.split(_CHUNK)])
+        features -= features.mean(0)
     if not features.isfinite().all():
         return np.empty((0, generator.z_dim), np.float32)
     count = min(COUNT, generator.z_dim, features.shape[1])
@@ -63,6 +69,16 @@ def find_directions(generator: Generator) -> np.ndarray:
     vectors /= vectors.norm(dim=1, keepdim=True)
     largest = vectors.abs().argmax(dim=1, keepdim=True)
     return (vectors * vectors.gather(1, largest).sign()).numpy()
+
+
+def _within_classes(generator: Generator, z: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Features of ``z`` with all classes in turn, less the mean of the features of their class."""
+    labels = torch.arange(len(z)) % num_classes
+    conditions: list[dict[str, Any]] = [{"label": label} for label in labels.split(_CHUNK)]
+    parts = zip(z.split(_CHUNK), conditions, strict=True)
+    features = torch.cat([generator.features(part, **condition).flatten(1) for part, condition in parts])
+    sums = torch.zeros(num_classes, features.shape[1]).index_add_(0, labels, features)
+    return features - (sums / labels.bincount(minlength=num_classes).clamp(min=1)[:, None])[labels]
 
 
 def sheet(generator: session.Generator, directions: np.ndarray) -> Image.Image:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from catgan.command import UserError, say
 from catgan.dataset import Manifest
@@ -15,6 +16,7 @@ from export.generator import annotate
 from infer.latents import latents
 from infer.session import Generator
 from trainer.features.extractors import MIN_FID, OFFLINE, choose_extractor
+from trainer.metrics import classes
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.numbers import is_same_metric
 
@@ -36,7 +38,12 @@ def evaluate_file(onnx_path: Path, evaluator: Evaluator) -> dict[str, Any]:
     generator = Generator(onnx_path, "auto")
     say(f"evaluating {onnx_path.name}: {evaluator.name} and its standard error")
     evaluator.prepare()
-    result = evaluator(lambda seeds: torch.from_numpy(generator(latents(seeds, generator.z_dim))).permute(0, 3, 1, 2))
+
+    def generate(seeds: Sequence[int]) -> Tensor:
+        label = classes.as_trained(generator, seeds, evaluator.manifest.splits[evaluator.split])
+        return torch.from_numpy(generator(latents(seeds, generator.z_dim), **label)).permute(0, 3, 1, 2)
+
+    result = evaluator(generate)
     recorded = generator.metadata
     relative = None
     if is_same_metric(result, {"name": recorded.get("metric", ""), "n_fake": recorded.get("metric_n_fake")}):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ def metadata(info: Mapping[str, Any]) -> dict[str, str]:
         "metric": metric.get("name"),
         "metric_value": metric.get("value"),
         "metric_n_fake": metric.get("n_fake"),
+        "class_counts": metric.get("class_counts"),
         "run_id": info.get("run_id"),
         "dataset_digest": info.get("dataset_digest"),
     }
@@ -63,18 +65,20 @@ def export_onnx(
 
     The file has the input ``z`` float32 ``[batch, z_dim]`` and the output ``image`` float32 ``[batch, 3, size, size]``
     in [-1, 1], for any batch size. With ``uint8``, ``image`` is uint8 ``[batch, size, size, 3]``, as ``catinfer``
-    computes it from the float image. A generator that ``truncates`` gets the input ``psi``, a float32 scalar.
+    computes it from the float image. A generator with ``classes`` gets the input ``label``, int64 ``[batch]``, and the
+    entry ``classes`` in its metadata, a JSON list of their names by label. One that ``truncates`` gets the input
+    ``psi``, a float32 scalar.
 
     Args:
         generator: has ``z_dim`` and ``size``; exported in evaluation mode, from any device; not changed.
         path: the file; its folder is made.
         metadata: entries of the file's metadata, see ``metadata``. Those that follow from the network (z_dim, size,
-            opset, ir_version, precision, weights_sha256, tools) are added.
+            classes, opset, ir_version, precision, weights_sha256, tools) are added.
         precision: of weights and arithmetic: fp32, fp16 or int8.
 
     Returns:
         The largest absolute difference of images in [-1, 1] between onnxruntime and PyTorch in fp32, over batches of 1,
-        2 and 16 images and the latent of zeros; for a ``psi`` of 1, 0.5 and 0 if it is an input.
+        2 and 16 images and the latent of zeros; for a ``psi`` of 1, 0.5 and 0 if it is an input; with all classes.
 
     Raises:
         UserError: the images differ by half a grey level or more (fp32; for ``uint8``, which is rounded, by a whole
@@ -87,7 +91,7 @@ def export_onnx(
     if precision == "fp16":
         model = to_fp16(model)
     elif precision == "int8":
-        model = to_int8(model, z_dim)
+        model = to_int8(model, z_dim, len(module.classes))
     if uint8:
         append_uint8(model)
     own = {
@@ -97,6 +101,7 @@ def export_onnx(
         "opset": str(OPSET),
         "ir_version": str(model.ir_version),
         "weights_sha256": weights_sha256(module.generator),
+        **({"classes": json.dumps(module.classes, ensure_ascii=False)} if module.classes else {}),
         "tools": f"torch {torch.__version__}, onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}",
     }
     onnx.helper.set_model_props(model, {**metadata, **own})
@@ -149,14 +154,21 @@ def _differences(module: Clamped, path: Path, z_dim: int) -> tuple[float, float]
     largest, squares = [], []
     # catinfer --psi 0 uses the latent of zeros where psi is not an input.
     zs = [*(latents(range(batch), z_dim) for batch in PARITY_BATCHES), np.zeros((1, z_dim), np.float32)]
+    num_classes = len(module.classes)
+    if num_classes:
+        zs += [latents(range(i, min(i + 16, num_classes)), z_dim) for i in range(0, num_classes, 16)]
     psis = [{"psi": np.array(psi, np.float32)} for psi in (1, 0.5, 0)] if module.truncates else [{}]
+    label = 0
     for z, psi in itertools.product(zs, psis):
         feed = {"z": z, **psi}
+        if num_classes:  # in turn, so that each class is met
+            feed["label"] = np.arange(label, label + len(z)) % num_classes
+            label += len(z)
         (image,) = session.run(["image"], feed)
         if image.dtype == np.uint8:
             image = image.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         with torch.no_grad():
-            expected = module(*map(torch.from_numpy, feed.values())).numpy()
+            expected = module(**{name: torch.from_numpy(value) for name, value in feed.items()}).numpy()
         assert image.shape == expected.shape, (image.shape, expected.shape)
         largest.append(np.abs(image - expected).max())
         squares.append(np.square((image - expected) / 2).mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -25,41 +26,50 @@ IR_VERSION = 8
 class Clamped(nn.Module):
     """The generator with its output clamped to [-1, 1], because not every architecture ends in a tanh.
 
-    ``forward`` takes ``psi``, a scalar, if the generator ``truncates``.
+    ``forward`` takes ``label``, int64 ``[n]``, if the generator has ``classes``, and ``psi``, a scalar, if it
+    ``truncates``.
     """
 
     def __init__(self, generator: nn.Module) -> None:
         super().__init__()
         self.generator = generator
         self.truncates = bool(getattr(generator, "truncates", False))
+        self.classes: tuple[str, ...] = tuple(getattr(generator, "classes", ()))
 
-    def forward(self, z: Tensor, psi: Tensor | None = None) -> Tensor:
-        images = self.generator(z, psi=psi) if self.truncates else self.generator(z)
-        return images.clamp(-1.0, 1.0)
+    def forward(self, z: Tensor, label: Tensor | None = None, psi: Tensor | None = None) -> Tensor:
+        given = {"label": label} if self.classes else {}
+        given |= {"psi": psi} if self.truncates else {}
+        return self.generator(z, **given).clamp(-1.0, 1.0)
 
 
 def to_graph(module: Clamped, z_dim: int) -> onnx.ModelProto:
     """The graph of ``module`` with input ``z`` float32 ``[batch, z_dim]`` and output ``image``, for any batch size. If
-    the module truncates, it has a second input ``psi``, a float32 scalar.
+    the module has classes, the input ``label`` follows, int64 ``[batch]``; if it truncates, ``psi``, a float32 scalar.
 
     Args:
         module: in evaluation mode, on the CPU; not changed.
     """
     # The example has batch size 2: the exporter treats sizes 0 and 1 as constants (pytorch#148886).
-    example, names, shapes = [torch.zeros(2, z_dim)], ["z"], [{0: torch.export.Dim("batch")}]
+    batch = torch.export.Dim("batch")
+    example, shapes = {"z": torch.zeros(2, z_dim)}, {"z": {0: batch}}
+    if module.classes:
+        example["label"], shapes["label"] = torch.zeros(2, dtype=torch.long), {0: batch}
     if module.truncates:
-        example, names, shapes = [*example, torch.ones(())], [*names, "psi"], [*shapes, {}]
-    program = torch.onnx.export(
-        _fold_batch_norm(module),
-        tuple(example),
-        input_names=names,
-        output_names=["image"],
-        dynamic_shapes=tuple(shapes),
-        opset_version=OPSET,
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-    )
+        example["psi"], shapes["psi"] = torch.ones(()), {}
+    with warnings.catch_warnings():
+        # z and label share the dimension "batch", which the exporter reports.
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+        program = torch.onnx.export(
+            _fold_batch_norm(module),
+            kwargs=example,
+            input_names=list(example),
+            output_names=["image"],
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
     assert program is not None
     _simplify(program.model)
     model = program.model_proto

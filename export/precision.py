@@ -29,7 +29,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     declared = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
     weights = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT}
-    kinds: dict[str, int] = {value.name: TensorProto.FLOAT for value in graph.input}
+    kinds: dict[str, int] = {v.name: TensorProto.FLOAT for v in graph.input if declared[v.name] in _FLOATS}
     nodes: list[onnx.NodeProto] = []
     added: dict[str, onnx.TensorProto] = {}
 
@@ -70,7 +70,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def to_int8(model: onnx.ModelProto, z_dim: int) -> onnx.ModelProto:
+def to_int8(model: onnx.ModelProto, z_dim: int, num_classes: int = 0) -> onnx.ModelProto:
     """Quantize convolutions and linear layers to int8, by QuantizeLinear and DequantizeLinear around each of them.
 
     Weights have a scale per channel, activations one per tensor, from their range over 128 latents.
@@ -79,7 +79,7 @@ def to_int8(model: onnx.ModelProto, z_dim: int) -> onnx.ModelProto:
 
     class Latents(CalibrationDataReader):
         def __init__(self) -> None:
-            self._batches = _batches(z_dim, {value.name for value in model.graph.input})
+            self._batches = _batches(z_dim, num_classes, {value.name for value in model.graph.input})
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._batches, None)
@@ -103,9 +103,11 @@ def to_int8(model: onnx.ModelProto, z_dim: int) -> onnx.ModelProto:
         logging.getLogger().removeFilter(_is_error)
 
 
-def _batches(z_dim: int, inputs: set[str]) -> Iterator[dict[str, np.ndarray]]:
-    for start in range(_CALIBRATION_SEED, _CALIBRATION_SEED + _NUM_CALIBRATION, 16):
-        values = {"z": latents(range(start, start + 16), z_dim), "psi": np.float32(1)}
+def _batches(z_dim: int, num_classes: int, inputs: set[str]) -> Iterator[dict[str, np.ndarray]]:
+    for first in range(0, _NUM_CALIBRATION, 16):
+        start = _CALIBRATION_SEED + first
+        labels = np.arange(first, first + 16) % max(num_classes, 1)
+        values = {"z": latents(range(start, start + 16), z_dim), "label": labels, "psi": np.float32(1)}
         yield {name: np.asarray(values[name]) for name in inputs}
 
 

@@ -18,6 +18,7 @@ from export.generator import export_onnx, metadata
 from infer.latents import latents
 from infer.session import Generator
 from trainer import models
+from trainer.metrics import classes
 from trainer.metrics.evaluate import Evaluator
 
 MAX_LOSS = 0.05
@@ -88,7 +89,8 @@ def _compare(variant: Variant, path: Path, reference: Variant, reference_path: P
     """``variant`` with all that is relative to ``reference``."""
     ours, theirs = Generator(path, "cpu"), Generator(reference_path, "cpu")
     z = latents(range(_NUM_IMAGES), ours.z_dim)
-    difference = ours(z).astype(np.float64) - theirs(z)
+    label = classes.in_turn(ours, _NUM_IMAGES)
+    difference = ours(z, **label).astype(np.float64) - theirs(z, **label)
     noise = np.square(difference).mean()
     loss = None
     if variant.metric is not None and reference.metric is not None:

@@ -45,7 +45,7 @@ class ModelConfig:
     arch: str = "dcgan"
     """dcgan: strided 4x4 convolutions. progan: progressive growing. r3gan: residual blocks, no normalisation.
     stylegan2: a mapping network and modulated convolutions. fastgan: skip-layer excitation, a discriminator that
-    reconstructs."""
+    reconstructs. biggan: residual blocks, conditional batch norm."""
     size: int = 32
     """Side of the images in pixels, a power of two."""
     z_dim: int = 100
@@ -70,6 +70,11 @@ class ModelConfig:
     """Channels per group of the grouped convolution (r3gan)."""
     mapping_layers: int = 2
     """Layers of the mapping network (stylegan2)."""
+    conditional: bool = False
+    """Give both networks the class of an image (dcgan, r3gan, stylegan2, biggan). The data set needs classes: catdata
+    build --labels."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of a conditional model, by their numbers: always those of the data set, leave it out."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,9 @@ class EMA(Generic[M]):
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)
 
     @torch.no_grad()
-    def recompute_statistics(self, batches: Iterable[Tensor], **growth: float) -> None:
-        """Recompute the batch-norm statistics of the EMA weights on latents ``[n, z_dim]``.
+    def recompute_statistics(self, batches: Iterable[Tensor], labels: Sequence[Tensor] = (), **growth: float) -> None:
+        """Recompute the batch-norm statistics of the EMA weights on latents ``[n, z_dim]`` and, if there are classes,
+        their labels ``[n]``.
 
         An EMA of the statistics would not fit the EMA of the weights; recomputed ones are BigGAN's standing statistics
         (Brock et al. 2019, appendix B). They depend on weights and latents only, not on what was computed before. Not a
@@ -55,7 +56,8 @@ class EMA(Generic[M]):
         for i, z in enumerate(batches, 1):
             for norm in norms:
                 norm.momentum = 1 / i  # a plain mean over the batches
-            self.module(z, **growth)
+            label: dict[str, Any] = {"label": labels[i - 1]} if labels else {}
+            self.module(z, **label, **growth)
         for norm in norms:
             norm.eval()
         for norm in spanning:

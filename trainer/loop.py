@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from catgan.command import UserError
 from catgan.dataset import Manifest
 from trainer.checkpoints import transfer
 from trainer.checkpoints.state import Position, check_fits, restore, rng_state, seed_rank
@@ -27,6 +28,7 @@ from trainer.distributed.collectives import broadcast, gather, mean_over_ranks
 from trainer.distributed.context import Context
 from trainer.distributed.load import Load
 from trainer.features.extractors import choose_extractor
+from trainer.metrics.by_class import ByClass
 from trainer.metrics.evaluate import Evaluator
 from trainer.models import full_resolution_kimg
 from trainer.sample import generate
@@ -115,12 +117,20 @@ class _Training:
 
     def __init__(self, config: Config, manifest: Manifest, context: Context, run: Run, recorder: NullRecorder) -> None:
         self.config, self.manifest, self.context, self.start, self.recorder = config, manifest, context, run, recorder
+        if config.model.classes and config.model.classes != manifest.labels:
+            raise UserError(
+                f"{manifest.root} has other classes than the training began with; give a data set with the same ones,"
+                " or another --name to start from scratch"
+            )
         # The metric must not be in the features that a discriminator sees.
         offline = "opennsfw" if config.projected.weight else "efflite0"
         e = config.eval
         extractor = choose_extractor(e.extractor, e.weights, context.device, e.num, offline)
         self.evaluator = Evaluator(extractor, manifest, config.eval.num)
         self.evaluator.prepare()
+        seeds = range(self.evaluator.seed, self.evaluator.seed + config.eval.num)
+        labels = self._labels_of(seeds)
+        self.by_class = ByClass(manifest, extractor, labels) if labels is not None else None
         self.began, self.evaluating = time.perf_counter(), 0.0
         self.load = Load(context.device, context.local_rank)
 
@@ -168,9 +178,9 @@ class _Training:
                 recorder.say(f"stopping: {reason}")
                 break
             with meter.waiting():
-                reals = next(batches)
-                more_reals = next(batches) if gan.fresh_reals else None
-            meter.add(gan.step(reals, position.nimg, more_reals))
+                reals, labels = self._next(batches)
+                more_reals, more_labels = self._next(batches) if gan.fresh_reals else (None, None)
+            meter.add(gan.step(reals, position.nimg, more_reals, labels, more_labels))
             position.nimg += config.batch
             gan.ema.update(gan.generator, config.batch, position.nimg)
             end_step()
@@ -249,7 +259,17 @@ class _Training:
             batches_per_segment=snapshot * (2 if gan.fresh_reals else 1),
             images_per_segment=snapshot * config.batch,
         )
-        return TrainStream(self.manifest, at, config.loader, pin_memory=context.device.type == "cuda")
+        is_cuda, is_conditional = context.device.type == "cuda", bool(config.model.classes)
+        return TrainStream(self.manifest, at, config.loader, pin_memory=is_cuda, labelled=is_conditional)
+
+    def _next(self, batches: TrainStream) -> tuple[Tensor, Tensor | None]:
+        """The next reals, and their classes for a conditional model."""
+        reals, labels = batches.next_labelled()
+        return reals, labels if self.config.model.classes else None
+
+    def _labels_of(self, seeds: Sequence[int]) -> list[int] | None:
+        """For a conditional model, classes of generated images that are as frequent as those of the reals."""
+        return self.manifest.splits["train"].labels_of(seeds) if self.config.model.classes else None
 
     def _snapshot(self, gan: GAN, position: Position, evaluate: bool) -> None:
         """Samples, metric, best generator, checkpoint. A collective."""
@@ -257,7 +277,11 @@ class _Training:
         if evaluate:
             began = time.perf_counter()
             best = position.best["value"] if position.best else math.inf
-            result = {**self.evaluator(lambda seeds: generate(gan, seeds), best), "kimg": position.nimg / 1000}
+            measured = self.evaluator(
+                lambda seeds: generate(gan, seeds, labels=self._labels_of(seeds)), best, self.by_class
+            )
+            counts = self.manifest.splits["train"].class_counts if self.config.model.classes else ()
+            result = {**measured, "kimg": position.nimg / 1000, **({"class_counts": list(counts)} if counts else {})}
             position.last_metric = result
             is_best = position.best is None or result["value"] < best
             if is_best:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,8 @@ from trainer.models import AtLevel, Discriminator, Generator, build_discriminato
 _EMA_LATENTS, _EMA_BATCH = 1024, 64  # for the statistics of the EMA generator
 
 M = TypeVar("M", bound=nn.Module)
+Condition = dict[str, Any]
+"""``{"label": int64 [n]}``, or nothing."""
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -56,49 +59,58 @@ class Networks:
         self.growth = {"level": c.grow.level(nimg, c.model.size)} if self.generator.grows else {}
 
     def recompute_ema_statistics(self) -> None:
-        """Recompute the EMA generator's batch-norm statistics or its mean w, on 1,024 latents that are always the same.
-        Call it before sampling from, evaluating or saving the EMA. It does not change the random state of the
-        training."""
+        """Recompute the EMA generator's batch-norm statistics or its mean w, on 1,024 latents that are always the same,
+        with all classes in turn. Call it before sampling from, evaluating or saving the EMA. It does not change the
+        random state of the training."""
         random = torch.Generator().manual_seed(0)
         z_dim = self.config.model.z_dim
         batches = [
             torch.randn(_EMA_BATCH, z_dim, generator=random).to(self.device) for _ in range(_EMA_LATENTS // _EMA_BATCH)
         ]
-        self.ema.recompute_statistics(batches, **self.growth)
-        self.ema.module.measure(batches)
+        labels: Sequence[Tensor] = ()
+        if classes := len(self.config.model.classes):
+            labels = (torch.arange(_EMA_LATENTS, device=self.device) % classes).split(_EMA_BATCH)
+        self.ema.recompute_statistics(batches, labels, **self.growth)
+        self.ema.module.measure(batches, labels)
 
     @torch.no_grad()
-    def sample(self, z: Tensor, raw: bool = False) -> Tensor:
-        """Images float ``[n, 3, size, size]``, nominally in [-1, 1], of latents ``[n, z_dim]``, by the EMA generator
-        (``recompute_ema_statistics`` first) or the raw one, with batch norm's running statistics."""
+    def sample(self, z: Tensor, raw: bool = False, label: Tensor | None = None) -> Tensor:
+        """Images float ``[n, 3, size, size]``, nominally in [-1, 1], of latents ``[n, z_dim]`` (and labels int64
+        ``[n]``), by the EMA generator (``recompute_ema_statistics`` first) or the raw one, with batch norm's running
+        statistics."""
         generator = self.generator if raw else self.ema.module
         generator.eval()
-        images = (AtLevel(generator, **self.growth) if self.growth else generator)(z)
+        images = (AtLevel(generator, **self.growth) if self.growth else generator)(z, **self.condition(label))
         self.generator.train()
         return images
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits ``[n]`` of images ``[n, 3, size, size]``, uint8 or in [-1, 1], without augmentation and with batch
-        norm's running statistics; the discriminator does not change."""
+    def logits(self, images: Tensor, label: Tensor | None = None) -> Tensor:
+        """Logits ``[n]`` of images ``[n, 3, size, size]`` (and labels int64 ``[n]``), uint8 or in [-1, 1], without
+        augmentation and with batch norm's running statistics; the discriminator does not change."""
         images = to_float(images.to(self.device))
-        return self._eval_logits(resize_to_level(images, **self.growth) if self.growth else images)
+        return self._eval_logits(resize_to_level(images, **self.growth) if self.growth else images, label)
 
     @torch.no_grad()
-    def fake_logits(self, z: Tensor) -> Tensor:
-        """Logits ``[n]`` of the raw generator's images of latents ``[n, z_dim]``, both with running statistics."""
+    def fake_logits(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Logits ``[n]`` of the raw generator's images of latents ``[n, z_dim]`` (and labels), both with running
+        statistics."""
         self.generator.eval()
-        fakes = self.autocast(self.generator, z).float()
+        fakes = self.autocast(self.generator, z, **self.condition(label)).float()
         self.generator.train()
-        return self._eval_logits(fakes)
+        return self._eval_logits(fakes, label)
 
-    def _eval_logits(self, images: Tensor) -> Tensor:
+    def _eval_logits(self, images: Tensor, label: Tensor | None) -> Tensor:
         self.discriminator.eval()
-        (logits,) = self.autocast(self.discriminator, images)
+        (logits,) = self.autocast(self.discriminator, images, **self.condition(label))
         self.discriminator.train()
         return logits
 
-    def autocast(self, module: nn.Module, *inputs: Tensor, fp32: bool = False, **keywords: int) -> Any:
+    def condition(self, label: Tensor | None) -> Condition:
+        """The labels as keyword of the networks, on the device; nothing if the networks have no classes."""
+        return {"label": label.to(self.device)} if label is not None and self.config.model.classes else {}
+
+    def autocast(self, module: nn.Module, *inputs: Tensor, fp32: bool = False, **keywords: Any) -> Any:
         """``module`` on ``inputs`` and ``keywords`` at the current level, in bf16 where that pays off, unless it has to
         be ``fp32``. Returns its output."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16 and not fp32):

@@ -14,10 +14,17 @@ PIXELS_PER_PASS = 64 * 128**2
 """Pixels of the images that are generated at a time: the memory of a pass grows with them."""
 
 
-def generate(networks: Networks, seeds: Sequence[int], raw: bool = False) -> Tensor:
-    """Images of ``seeds`` by the EMA generator or the raw one, rounded like a saved file: uint8 ``[n, 3, size, size]``;
-    see ``Networks.sample``."""
+def generate(
+    networks: Networks, seeds: Sequence[int], raw: bool = False, labels: Sequence[int] | None = None
+) -> Tensor:
+    """Images of ``seeds`` (and of ``labels``, one for each) by the EMA generator or the raw one, rounded like a saved
+    file: uint8 ``[n, 3, size, size]``; see ``Networks.sample``."""
     z = torch.from_numpy(latents(seeds, networks.generator.z_dim)).to(networks.device)
-    passes = z.split(max(PIXELS_PER_PASS // networks.generator.size**2, 1))
-    images = [((networks.sample(part, raw).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8) for part in passes]
+    label = None if labels is None else torch.tensor(labels)
+    most = max(PIXELS_PER_PASS // networks.generator.size**2, 1)
+    images = []
+    for first in range(0, len(z), most):
+        part = slice(first, first + most)
+        made = networks.sample(z[part], raw, None if label is None else label[part])
+        images.append(((made.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
     return torch.cat(images)

@@ -24,14 +24,14 @@ from trainer.losses import (
 from trainer.models import resize_to_level
 from trainer.models.batchnorm import BatchNorm
 from trainer.models.stylegan2 import mix_styles
-from trainer.networks import Networks, to_float
+from trainer.networks import Condition, Networks, to_float
 from trainer.path_length import PathLength, path_lengths
 from trainer.projected import ProjectedDiscriminator
 
 Stats = dict[str, Tensor]
 """Scalars on the device by metric name."""
-MakeFakes = Callable[[Tensor], Tensor]
-"""As many fakes as the given reals ``[n, 3, h, w]``."""
+MakeFakes = Callable[..., Tensor]
+"""As many fakes as the given reals ``[n, 3, h, w]``, of the classes of the ``Condition`` given as keywords."""
 
 
 class GAN(Networks):
@@ -85,13 +85,22 @@ class GAN(Networks):
         self.noise = c.augment.noise(nimg)
         self.set_level(nimg)
 
-    def step(self, reals: Tensor, nimg: int, more_reals: Tensor | None = None) -> Stats:
+    def step(
+        self,
+        reals: Tensor,
+        nimg: int,
+        more_reals: Tensor | None = None,
+        labels: Tensor | None = None,
+        more_labels: Tensor | None = None,
+    ) -> Stats:
         """Train the discriminator on one batch, and the generator too in every ``n_critic``-th call.
 
         Args:
             reals: this rank's part of the batch, uint8 or float in [-1, 1] ``[n, 3, size, size]``.
             nimg: images seen by all ranks before this step.
             more_reals: other reals for the generator phase, wanted if ``fresh_reals``; None: the same ones.
+            labels, more_labels: classes of the reals, int64 ``[n]``, if there are classes. Fakes get the same, so that
+                they do not depend on the number of ranks.
 
         Returns:
             Detached scalars on the device, nothing here waits for it. Their mean over ranks is that over the batch.
@@ -102,24 +111,28 @@ class GAN(Networks):
         train_generator = self.num_steps % c.n_critic == 0
         reals = self._prepare(reals)
         if c.share_batch and train_generator:
-            fakes = self._fakes(reals)
-            stats = self.discriminator_phase([reals], lambda _: fakes.detach())
-            return stats | self.generator_phase([reals], lambda _: fakes)
-        parts = reals.tensor_split(self.config.accumulate)
-        stats = self.discriminator_phase(parts, self._detached_fakes)
+            condition = self.condition(labels)
+            fakes = self._fakes(reals, **condition)
+            stats = self.discriminator_phase([reals], lambda _, **__: fakes.detach(), [condition])
+            return stats | self.generator_phase([reals], lambda _, **__: fakes, [condition])
+        parts, conditions = self._split(reals, labels)
+        stats = self.discriminator_phase(parts, self._detached_fakes, conditions)
         if train_generator:
             if more_reals is not None:
-                parts = self._prepare(more_reals).tensor_split(self.config.accumulate)
-            stats |= self.generator_phase(parts, self._fakes)
+                parts, conditions = self._split(self._prepare(more_reals), more_labels)
+            stats |= self.generator_phase(parts, self._fakes, conditions)
         return stats
 
-    def discriminator_phase(self, parts: Sequence[Tensor], make_fakes: MakeFakes) -> Stats:
-        """Train the discriminator to tell reals from fakes; ``parts`` of the batch accumulate gradients."""
+    def discriminator_phase(
+        self, parts: Sequence[Tensor], make_fakes: MakeFakes, conditions: Sequence[Condition] = ()
+    ) -> Stats:
+        """Train the discriminator to tell reals from fakes; ``parts`` of the batch, and the classes of each, accumulate
+        gradients."""
         stats: Stats = {}
         self.d_optimiser.zero_grad(set_to_none=True)
-        for i, reals in enumerate(parts):
+        for i, (reals, condition) in enumerate(zip(parts, conditions or [{}] * len(parts), strict=True)):
             sync_gradients(self._d, i == len(parts) - 1)
-            self._discriminator_loss(reals, make_fakes(reals), stats).backward()
+            self._discriminator_loss(reals, make_fakes(reals, **condition), stats, **condition).backward()
         self.d_optimiser.step()
         if clip := self.config.loss.clip:
             with torch.no_grad():
@@ -128,7 +141,7 @@ class GAN(Networks):
         self._update_feedback(stats)
         return stats
 
-    def _discriminator_loss(self, reals: Tensor, fakes: Tensor, stats: Stats) -> Tensor:
+    def _discriminator_loss(self, reals: Tensor, fakes: Tensor, stats: Stats, **condition: Any) -> Tensor:
         """The loss of one part of the batch, penalties included; adds to ``stats``.
 
         All images take one forward, see ``Discriminator``. R1 and R2 are those of the images before augmentation (Huang
@@ -148,7 +161,7 @@ class GAN(Networks):
             views.append(interpolate(*views))
         # The quadrants take turns, so that it is the same one on all ranks and after a resume.
         reconstruct = {"quadrant": self.num_steps % 4} if self.discriminator.reconstructs else {}
-        real, fake, *more = self.autocast(self._d, *views, fp32=finite, **reconstruct)
+        real, fake, *more = self.autocast(self._d, *views, fp32=finite, **condition, **reconstruct)
         loss = self._mean(self.loss.discriminator(*self._relative(real, fake)))
         if c.smoothing:  # -(1-s) log p - s log(1-p) = -log p + s x, where p = sigmoid(x)
             loss = loss + c.smoothing * self._mean(real)
@@ -178,36 +191,39 @@ class GAN(Networks):
             _add(stats, "loss/reconstruction", error)
         return loss
 
-    def generator_phase(self, parts: Sequence[Tensor], make_fakes: MakeFakes) -> Stats:
+    def generator_phase(
+        self, parts: Sequence[Tensor], make_fakes: MakeFakes, conditions: Sequence[Condition] = ()
+    ) -> Stats:
         """Train the generator to make fakes look real; ``make_fakes`` keeps the generator's graph."""
         stats: Stats = {}
+        conditions = conditions or [{}] * len(parts)
         self.g_optimiser.zero_grad(set_to_none=True)
         c = self.config.loss
         if self.path_length and (self.num_steps // c.n_critic - 1) % c.path_every == 0:
-            self._add_path_length(self.path_length, parts[0], stats)
+            self._add_path_length(self.path_length, parts[0], stats, **conditions[0])
         with frozen(self.discriminator):
-            for i, reals in enumerate(parts):
+            for i, (reals, condition) in enumerate(zip(parts, conditions, strict=True)):
                 sync_gradients(self._g, i == len(parts) - 1)
-                fakes = make_fakes(reals)
+                fakes = make_fakes(reals, **condition)
                 real = fakes.new_empty(0)
                 if self.loss.relativistic:
-                    real, fake = self.autocast(self._judge, self._view(reals), self._view(fakes))
+                    real, fake = self.autocast(self._judge, self._view(reals), self._view(fakes), **condition)
                 else:
-                    (fake,) = self.autocast(self._judge, self._view(fakes))
+                    (fake,) = self.autocast(self._judge, self._view(fakes), **condition)
                 loss = self._mean(self.loss.generator(*self._relative(real, fake)))
                 self._backward(loss, reals, fakes, stats)
                 _add(stats, "loss/generator", loss)
         self.g_optimiser.step()
         return stats
 
-    def _add_path_length(self, path_length: PathLength, reals: Tensor, stats: Stats) -> None:
+    def _add_path_length(self, path_length: PathLength, reals: Tensor, stats: Stats, **condition: Any) -> None:
         """Add the gradients of the path length penalty, for as many other latents, every ``path_every`` steps (lazy
         regularisation, Karras et al. 2020, appendix B). DistributedDataParallel averages them with those of the
         batch."""
         sync_gradients(self._g, False)
         z = self._latents(reals)
         offset = torch.zeros_like(z).requires_grad_()
-        images = self.autocast(self._g, z, offset).float()
+        images = self.autocast(self._g, z, offset, **condition).float()
         penalty = path_length.penalty(path_lengths(images, offset))
         (self.config.loss.path_length * self.config.loss.path_every * penalty).backward()
         _add(stats, "loss/path_length", penalty)
@@ -223,16 +239,23 @@ class GAN(Networks):
         fakes.backward(gradient)
         stats.update(found)
 
-    def _fakes(self, reals: Tensor) -> Tensor:
+    def _split(self, reals: Tensor, labels: Tensor | None) -> tuple[Sequence[Tensor], Sequence[Condition]]:
+        """The parts of a batch that accumulate gradients, and the classes of each."""
+        parts = reals.tensor_split(self.config.accumulate)
+        if labels is None:
+            return parts, [{}] * len(parts)
+        return parts, [self.condition(label) for label in labels.tensor_split(self.config.accumulate)]
+
+    def _fakes(self, reals: Tensor, **condition: Any) -> Tensor:
         """As many fakes as reals, with the generator's graph."""
-        return self._generate(self._mixed(self._latents(reals)))
+        return self._generate(self._mixed(self._latents(reals)), **condition)
 
     @torch.no_grad()
-    def _detached_fakes(self, reals: Tensor) -> Tensor:
-        return self.autocast(self._maker, self._mixed(self._latents(reals))).float()
+    def _detached_fakes(self, reals: Tensor, **condition: Any) -> Tensor:
+        return self.autocast(self._maker, self._mixed(self._latents(reals)), **condition).float()
 
-    def _generate(self, z: Tensor) -> Tensor:
-        return self.autocast(self._g, z).float()
+    def _generate(self, z: Tensor, **condition: Any) -> Tensor:
+        return self.autocast(self._g, z, **condition).float()
 
     def _latents(self, reals: Tensor) -> Tensor:
         return torch.randn(len(reals), self.config.model.z_dim, device=self.device)

@@ -36,8 +36,9 @@ _SYNTH = """\
 Draw a data set of --num procedural cat faces, all different, with their attributes in the samples' JSON. The same
 --num, --size, --seed and --val-fraction give the same bytes.
 
-example:
+examples:
   catdata synth out/drawn --num 4096 --size 64 --seed 0
+  catdata synth out/coats --num 4096 --size 64 --labels
 """
 
 _BUILD = """\
@@ -75,7 +76,8 @@ examples:
 
 _VERIFY = """\
 Read the whole data set DIR and check the SHA-256 of each shard, the number of images, and that each sample is an RGB
-image of the right size with its JSON. The first difference is printed, with exit status 2.
+image of the right size with its JSON and, in a data set with classes, its class. The first difference is printed, with
+exit status 2.
 
 example:
   catdata verify out/cats
@@ -119,13 +121,14 @@ def _synth(argv: list[str]) -> dict[str, Any]:
     parser.add_argument(
         "--num", type=number(int, 1, 10**8), default=4096, metavar="N", help="number of cats (default: %(default)s)"
     )
+    parser.add_argument("--labels", action="store_true", help="give each cat a class: the pattern of its coat")
     _add_common(parser)
     a = parser.parse_args(argv)
     a.out = str(local_path(a.out))
 
     from trainer.data.build.progress import progress
     from trainer.data.build.shards import write_shards
-    from trainer.data.drawn.synth import DRAWN_CATS, draw_many
+    from trainer.data.drawn.synth import CLASS, DRAWN_CATS, draw_many
 
     manifest = write_shards(
         a.out,
@@ -135,6 +138,7 @@ def _synth(argv: list[str]) -> dict[str, Any]:
         val_fraction=a.val_fraction,
         source=[DRAWN_CATS],
         options={"num": a.num, "val_fraction": a.val_fraction},
+        label=CLASS if a.labels else None,
     )
     kept, shards = _totals(manifest)
     return _summary(a.out, kept, 0, shards)

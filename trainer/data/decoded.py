@@ -22,10 +22,12 @@ from catgan.files import is_at
 from trainer.distributed import shared_memory as shm
 
 _UNKNOWN, _READY, _BROKEN = 0, 1, 2
+_LABEL = np.int32
 
 
 class DecodedImages:
-    """Images of a train split, uint8 ``[images, 3, size, size]``, each with a state: unknown, ready or broken.
+    """Images of a train split, uint8 ``[images, 3, size, size]``, each with a state (unknown, ready or broken) and, if
+    there are classes, with the number of its class.
 
     An image's index is its position in the concatenated shards. No lock is needed for writing: processes that decode
     the same image write the same bytes.
@@ -36,14 +38,15 @@ class DecodedImages:
         size: side of an image in pixels.
         is_owner: lock the file, so that it is not deleted before this object is; a reader process does not need to,
             because the process that started it does.
+        labelled: whether there are classes.
 
     Raises:
         OSError: there is not enough memory, or the file belongs to another user.
     """
 
-    def __init__(self, path: Path, images: int, size: int, *, is_owner: bool = True) -> None:
-        self.path, self.images, self.size = path, images, size
-        length = num_bytes(images, size)
+    def __init__(self, path: Path, images: int, size: int, *, is_owner: bool = True, labelled: bool = False) -> None:
+        self.path, self.images, self.size, self.labelled = path, images, size, labelled
+        length = num_bytes(images, size, labelled)
         file = _open_locked(path) if is_owner else shm.open_private(path)
         try:
             shm.reserve(file, length)
@@ -52,12 +55,16 @@ class DecodedImages:
             shm.remove_if_unused(file, path)
             raise
         self._states = np.frombuffer(memory, np.uint8, images)
-        self._pixels = np.frombuffer(memory, np.uint8, offset=images).reshape(images, 3, size, size)
+        pixels = np.frombuffer(memory, np.uint8, images * 3 * size * size, offset=images)
+        self._pixels = pixels.reshape(images, 3, size, size)
+        after = images + pixels.size
+        labels = np.frombuffer(memory, np.uint8, offset=after) if labelled else np.empty(0, np.uint8)
+        self._labels = labels.view(_LABEL)  # bytes first: numpy refuses an offset that is not a multiple of the item
         weakref.finalize(self, _close, file, path, os.getpid())
 
-    def __reduce__(self) -> tuple[Callable[..., DecodedImages], tuple[Path, int, int]]:
+    def __reduce__(self) -> tuple[Callable[..., DecodedImages], tuple[Path, int, int, bool]]:
         """Pickle for a reader process, which maps the same file."""
-        return _open_in_reader, (self.path, self.images, self.size)
+        return _open_in_reader, (self.path, self.images, self.size, self.labelled)
 
     def get(self, index: int) -> np.ndarray | None:
         """An image, uint8 ``[3, size, size]``, as a view of the memory; None unless it is ready."""
@@ -66,8 +73,14 @@ class DecodedImages:
         shm.fence()
         return self._pixels[index]
 
-    def put(self, index: int, pixels: np.ndarray) -> None:
+    def label(self, index: int) -> int:
+        """The number of the class of an image that is ready; -1 if there are no classes."""
+        return int(self._labels[index]) if self.labelled else -1
+
+    def put(self, index: int, pixels: np.ndarray, label: int = -1) -> None:
         self._pixels[index] = pixels
+        if self.labelled:
+            self._labels[index] = label
         shm.fence()
         self._states[index] = _READY
 
@@ -84,28 +97,31 @@ class DecodedImages:
         return bool((self._states[indices.start : indices.stop] != _UNKNOWN).all())
 
 
-def num_bytes(images: int, size: int) -> int:
-    """Memory for so many RGB images of ``size`` x ``size`` pixels and their states."""
-    return images * (1 + 3 * size * size)
+def num_bytes(images: int, size: int, labelled: bool = False) -> int:
+    """Memory for so many RGB images of ``size`` x ``size`` pixels and their states, and classes if ``labelled``."""
+    return images * (1 + 3 * size * size + (np.dtype(_LABEL).itemsize if labelled else 0))
 
 
-def open_decoded(manifest: Manifest, budget: int) -> DecodedImages | None:
-    """Shared memory for the train split; None if it needs more than ``budget`` bytes, or more than the machine has."""
+def open_decoded(manifest: Manifest, budget: int, labelled: bool = False) -> DecodedImages | None:
+    """Shared memory for the train split; None if it needs more than ``budget`` bytes, or more than the machine has.
+
+    Trainings with and without classes do not share it: what one has decoded, the other would have to read again.
+    """
     images, size = manifest.splits["train"].images, manifest.size
-    needed = num_bytes(images, size)
+    needed = num_bytes(images, size, labelled)
     if not 0 < needed <= budget:
         return None
-    path = shm.FOLDER / f"{shm.PREFIX}{manifest.digest[:32]}"
+    path = shm.FOLDER / f"{shm.PREFIX}{manifest.digest[:32]}{'-classes' if labelled else ''}"
     shm.remove_abandoned(keep=path)
     try:
-        return DecodedImages(path, images, size)
+        return DecodedImages(path, images, size, labelled=labelled)
     except OSError as error:
         say(f"images are decoded in every epoch: no room for them in {shm.FOLDER} ({needed >> 20:,} MiB): {error}")
         return None
 
 
-def _open_in_reader(path: Path, images: int, size: int) -> DecodedImages:
-    return DecodedImages(path, images, size, is_owner=False)
+def _open_in_reader(path: Path, images: int, size: int, labelled: bool) -> DecodedImages:
+    return DecodedImages(path, images, size, is_owner=False, labelled=labelled)
 
 
 def _open_locked(path: Path) -> int:

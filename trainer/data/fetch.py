@@ -21,6 +21,7 @@ from catgan.command import say
 from catgan.dataset import Manifest, Shard
 from catgan.files import atomic_write
 from catgan.location import is_url, join, read
+from catgan.text import printable
 from trainer.data.tars import StrictInfo
 
 T = TypeVar("T")
@@ -94,6 +95,42 @@ def _in_thread(action: Callable[[], T]) -> queue.SimpleQueue[T]:
     result: queue.SimpleQueue[T] = queue.SimpleQueue()
     threading.Thread(target=lambda: result.put(action()), daemon=True).start()
     return result
+
+
+def class_number(content: bytes, num_classes: int) -> int:
+    """The number in a sample's ``.cls``.
+
+    Raises:
+        ValueError: it is not a number of one of the classes.
+    """
+    text = content[:20].decode("ascii", "replace")
+    if not (text.isdecimal() and int(text) < num_classes):
+        raise ValueError(f"class {printable(text)!r}, not a number from 0 to {num_classes - 1}")
+    return int(text)
+
+
+def labelled_images(shard: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The encoded images in the content of a shard, in order, each with the content of its ``.cls``, which follows it;
+    empty if it has none.
+
+    Raises:
+        tarfile.TarError: the tar is truncated or damaged.
+    """
+    image: bytes | None = None
+    with tarfile.open(fileobj=io.BytesIO(shard), mode="r:", tarinfo=StrictInfo) as tar:
+        for info in tar:
+            if not info.isreg() or not info.name.endswith((*IMAGE_SUFFIXES, ".cls")):
+                continue
+            content = shard[info.offset_data : info.offset_data + info.size]
+            if not info.name.endswith(".cls"):
+                if image is not None:
+                    yield image, b""
+                image = content
+            elif image is not None:
+                yield image, content
+                image = None
+        if image is not None:
+            yield image, b""
 
 
 def encoded_images(shard: bytes) -> Iterator[bytes]:

@@ -3,7 +3,8 @@
 The path of an image through this file: ``Reader.samples`` yields it encoded, in the order of its shard; the train
 stream shuffles samples; ``Reader.decode`` decodes it; ``_TrainDataset`` stacks images to a ``Batch`` in a reader
 process, and ``TrainStream`` receives that in the training process. Batches are uint8 ``[n, 3, size, size]``; they are
-normalised and augmented on the device.
+normalised and augmented on the device. For a conditional model each image comes with the number of its class, which is
+read from the same sample; the order of the images is the same as without.
 
 The split over ranks and readers is passed explicitly. webdataset takes it from RANK and WORLD_SIZE in the environment,
 and a spawned process without them acts as rank 0.
@@ -21,7 +22,7 @@ import random
 import signal
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ from catgan.command import UserError, say
 from catgan.dataset import Manifest, Shard
 from trainer.config import LoaderConfig
 from trainer.data.decoded import DecodedImages, open_decoded
-from trainer.data.fetch import encoded_images, shards_ahead
+from trainer.data.fetch import class_number, encoded_images, labelled_images, shards_ahead
 from trainer.data.reasons import reason_of
 
 
@@ -49,6 +50,17 @@ class Sample:
     """The file; empty if the decoded image is in shared memory, or the file cannot be read."""
     problem: str = ""
     """Why the file cannot be read."""
+    label: int = -1
+    """The number of its class; -1: not read, or in shared memory."""
+
+
+class Decoded(NamedTuple):
+    """A decoded image."""
+
+    pixels: np.ndarray
+    """uint8 ``[3, size, size]``"""
+    label: int
+    """The number of its class; -1: not read."""
 
 
 class Reader:
@@ -57,10 +69,13 @@ class Reader:
     Args:
         decoded: shared memory with the images of the split. Images that are ready there are neither read nor decoded;
             the others are added.
+        labelled: read the classes of the images too; an image without one is unusable.
     """
 
-    def __init__(self, manifest: Manifest, split: str, decoded: DecodedImages | None = None) -> None:
-        self.manifest, self.split, self.decoded = manifest, split, decoded
+    def __init__(
+        self, manifest: Manifest, split: str, decoded: DecodedImages | None = None, labelled: bool = False
+    ) -> None:
+        self.manifest, self.split, self.decoded, self.labelled = manifest, split, decoded, labelled
         self.shards = manifest.splits[split].shards
         self.ends = list(itertools.accumulate(shard.images for shard in self.shards))
         self.indices = {s: range(end - s.images, end) for s, end in zip(self.shards, self.ends, strict=True)}
@@ -85,22 +100,33 @@ class Reader:
             try:
                 if isinstance(content, OSError):
                     raise content
-                for encoded, index in zip(encoded_images(content), indices, strict=False):
-                    yield Sample(index, encoded)
+                for sample, index in zip(self._encoded(content), indices, strict=False):
+                    yield replace(sample, index=index)
                 problem = "images are missing"
             except (OSError, tarfile.TarError) as error:
                 problem = reason_of(error)
             yield from (Sample(index, b"", problem) for index in indices)
 
-    def decode(self, sample: Sample) -> np.ndarray | None:
-        """The image of a sample, uint8 ``[3, size, size]``; None if it is unusable.
+    def _encoded(self, shard: bytes) -> Iterator[Sample]:
+        """The samples in the content of a shard, without their positions."""
+        if not self.labelled:
+            yield from (Sample(0, encoded) for encoded in encoded_images(shard))
+            return
+        for encoded, label in labelled_images(shard):
+            try:
+                yield Sample(0, encoded, label=class_number(label, len(self.manifest.labels)))
+            except ValueError as error:
+                yield Sample(0, b"", str(error))
+
+    def decode(self, sample: Sample) -> Decoded | None:
+        """The image of a sample; None if it is unusable.
 
         Raises:
             UserError: more images of the split are unusable than ``manifest.max_broken`` allows.
         """
         index = sample.index
         if self.decoded and (ready := self.decoded.get(index)) is not None:
-            return ready
+            return Decoded(ready, self.decoded.label(index))
         shard = self.shards[bisect.bisect_right(self.ends, index)]
         if sample.problem or (self.decoded and self.decoded.is_broken(index)):
             self._count_broken(shard, index, sample.problem or "cannot be decoded")
@@ -115,8 +141,8 @@ class Reader:
             return None
         self.broken.get(shard.name, set()).discard(index)  # it may have been unreadable before, during an outage
         if self.decoded:
-            self.decoded.put(index, pixels)
-        return pixels
+            self.decoded.put(index, pixels, sample.label)
+        return Decoded(pixels, sample.label)
 
     def num_broken(self) -> dict[str, int]:
         """Number of unusable images found so far, by shard; shards without any are left out."""
@@ -149,6 +175,8 @@ class Batch(NamedTuple):
 
     images: Tensor
     """uint8 ``[batch, 3, size, size]``"""
+    labels: Tensor
+    """int64 ``[batch]``, -1 where classes are not read."""
     broken: dict[str, int]
     """Unusable images that this reader has found so far, by shard."""
     error: str = ""
@@ -192,24 +220,30 @@ class _TrainDataset(IterableDataset[Batch]):
     """The batches of each reader, from the start of the position's segment on."""
 
     def __init__(
-        self, manifest: Manifest, decoded: DecodedImages | None, position: StreamPosition, shuffle_buffer: int
+        self,
+        manifest: Manifest,
+        decoded: DecodedImages | None,
+        position: StreamPosition,
+        shuffle_buffer: int,
+        labelled: bool,
     ) -> None:
         self.manifest, self.decoded, self.position, self.shuffle_buffer = manifest, decoded, position, shuffle_buffer
+        self.labelled = labelled
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         this, readers = (info.id, info.num_workers) if info else (0, 1)
         at = self.position
-        reader = Reader(self.manifest, "train", self.decoded)
+        reader = Reader(self.manifest, "train", self.decoded, self.labelled)
         try:
             for nimg in itertools.count(at.segment_start, at.images_per_segment):
                 images = self._shuffled(reader, f"{at.seed}/{at.rank}/{this}/{nimg}")
                 for _ in range(at.batches_per_segment // readers):
-                    yield Batch(_stack(itertools.islice(images, at.batch)), reader.num_broken())
+                    yield Batch(*_stack(itertools.islice(images, at.batch)), reader.num_broken())
         except UserError as error:
-            yield Batch(torch.empty(0), reader.num_broken(), str(error))
+            yield Batch(torch.empty(0), torch.empty(0), reader.num_broken(), str(error))
 
-    def _shuffled(self, reader: Reader, seed: str) -> Iterator[np.ndarray]:
+    def _shuffled(self, reader: Reader, seed: str) -> Iterator[Decoded]:
         """Infinitely many images: all shards in a new random order each time, through a buffer of encoded samples."""
         # One generator for shards and one for samples: how many shards are read ahead must not change the order in the
         # buffer. Python hashes a str seed with SHA-512, so it gives the same numbers on every machine.
@@ -220,7 +254,7 @@ class _TrainDataset(IterableDataset[Batch]):
         # A buffer larger than the split would read it several times before the first image.
         buffer = min(self.shuffle_buffer, self.manifest.splits["train"].images)
         samples = shuffle(buffer, initial=buffer, rng=sample_rng)(reader.samples(shards))
-        return (pixels for pixels in map(reader.decode, samples) if pixels is not None)
+        return (image for image in map(reader.decode, samples) if image is not None)
 
 
 class TrainStream(Iterator[Tensor]):
@@ -232,27 +266,37 @@ class TrainStream(Iterator[Tensor]):
         loader: its ``workers`` is lowered to a divisor of the batches per segment, which all readers share equally.
             The number of readers and the shuffle buffer change the order of images; the memory does not.
         pin_memory: put batches into pinned memory, for copies to a GPU.
+        labelled: read the classes too, see ``next_labelled``; the manifest ``is_labelled``.
     """
 
     def __init__(
-        self, manifest: Manifest, position: StreamPosition, loader: LoaderConfig, pin_memory: bool = False
+        self,
+        manifest: Manifest,
+        position: StreamPosition,
+        loader: LoaderConfig,
+        pin_memory: bool = False,
+        labelled: bool = False,
     ) -> None:
         self.broken: dict[str, int] = {}
         """Number of unusable images met so far, by shard."""
-        decoded = open_decoded(manifest, loader.memory_mib << 20)
-        dataset = _TrainDataset(manifest, decoded, position, loader.shuffle_buffer)
+        decoded = open_decoded(manifest, loader.memory_mib << 20, labelled)
+        dataset = _TrainDataset(manifest, decoded, position, loader.shuffle_buffer, labelled)
         divisors = (n for n in range(1, loader.workers + 1) if position.batches_per_segment % n == 0)
         self._batches = iter(_data_loader(dataset, max(divisors, default=0), pin_memory))
         for _ in range(position.batches_into_segment):
             next(self)
 
     def __next__(self) -> Tensor:
+        return self.next_labelled()[0]
+
+    def next_labelled(self) -> tuple[Tensor, Tensor]:
+        """The next batch with the classes of its images, int64 ``[batch]`` (-1 unless ``labelled``)."""
         batch = next(self._batches)
         for name, count in batch.broken.items():
             self.broken[name] = max(count, self.broken.get(name, 0))
         if batch.error:
             raise UserError(batch.error)
-        return batch.images
+        return batch.images, batch.labels
 
     def close(self) -> None:
         """End the readers. At the end of the process it is too late: while an exception's traceback refers to the
@@ -287,8 +331,10 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def _stack(images: Iterable[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(list(images)))
+def _stack(images: Iterable[Decoded]) -> tuple[Tensor, Tensor]:
+    """uint8 ``[n, 3, size, size]`` and int64 ``[n]``."""
+    pixels, labels = zip(*images, strict=True)
+    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels)
 
 
 def share(total: int, index: int, count: int) -> tuple[int, int]:
@@ -299,7 +345,15 @@ def share(total: int, index: int, count: int) -> tuple[int, int]:
 def eval_images(
     manifest: Manifest, split: str, *, rank: int = 0, world_size: int = 1, batch_size: int = 64
 ) -> Iterator[Tensor]:
-    """This rank's share of a split, each image once and in a fixed order: uint8 ``[<=batch_size, 3, size, size]``.
+    """The images of ``eval_batches`` alone."""
+    return (images for images, _ in eval_batches(manifest, split, rank, world_size, batch_size))
+
+
+def eval_batches(
+    manifest: Manifest, split: str, rank: int = 0, world_size: int = 1, batch_size: int = 64, labelled: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's share of a split, each image once and in a fixed order: uint8 ``[<=batch_size, 3, size, size]``, and
+    the classes int64 ``[<=batch_size]`` (-1 unless ``labelled``).
 
     A share is a contiguous range of the concatenated shards; together the ranks' shares are the split. Unusable images
     are skipped, and their number is reported at the end.
@@ -307,11 +361,11 @@ def eval_images(
     Raises:
         UserError: more images are unusable than ``manifest.max_broken`` allows.
     """
-    reader = Reader(manifest, split)
+    reader = Reader(manifest, split, labelled=labelled)
     start, stop = share(manifest.splits[split].images, rank, world_size)
     shards = [shard for shard, indices in reader.indices.items() if indices.start < stop and start < indices.stop]
     samples = (sample for sample in reader.samples(shards) if start <= sample.index < stop)
-    images = (pixels for pixels in map(reader.decode, samples) if pixels is not None)
+    images = (image for image in map(reader.decode, samples) if image is not None)
     count = 0
     while batch := list(itertools.islice(images, batch_size)):
         count += len(batch)

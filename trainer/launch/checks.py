@@ -141,6 +141,12 @@ def _check_model(config: Config, check: Check) -> None:
         f"--model.g-head, --model.d-norm and --model.d-dropout have no effect with --model.arch {m.arch}: they are"
         " options of dcgan; leave them out",
     )
+    takes_classes = m.arch in ARCHITECTURES and ARCHITECTURES[m.arch][0].takes_classes
+    check(
+        takes_classes or not m.conditional,
+        f"--model.conditional with --model.arch {m.arch}, whose networks take no classes: leave it out, or give one of"
+        f" {', '.join(arch for arch, (generator, _) in ARCHITECTURES.items() if generator.takes_classes)}",
+    )
     check(
         grow.start in (4, 8, 16, 32, 64, 128, 256) and grow.start <= m.size,
         f"--grow.start {grow.start}: give a power of two from 4 to the size, {m.size}",
@@ -182,6 +188,11 @@ def _check_loss(config: Config, check: Check) -> None:
         loss.penalty == "exact" or m.d_dropout == 0,
         "--loss.penalty finite-difference with --model.d-dropout: dropout would differ between the two passes whose"
         " difference is the penalty; set one of them back",
+    )
+    check(
+        loss.penalty == "exact" or m.arch != "biggan",
+        "--loss.penalty finite-difference with --model.arch biggan: spectral norm changes between the two passes whose"
+        " difference is the penalty; give --loss.penalty exact",
     )
     check(
         not (

@@ -26,6 +26,7 @@ from trainer.checkpoints.storage import Bucket, Storage, open_storage
 from trainer.config import Config
 from trainer.data.open import NUM_DRAWN, open_data
 from trainer.launch.checks import check_machine, check_options
+from trainer.launch.classes import with_classes
 from trainer.launch.connect import Workers, cluster_address, cluster_gpus, connect_ray
 from trainer.launch.finish import finish, summary, write_final_report
 from trainer.launch.options import Options, asks_for_help, parse, parse_workers, split_recipe, value_of
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     manifest = Manifest.load(data) if data else None
     gpus = num_gpus(rest)
     recipe = resolve(name, manifest.size if manifest else None, gpus > 0)
-    options = parse(rest, with_environment(recipe), _description())
+    options = with_classes(parse(rest, with_environment(recipe), _description()), manifest)
     workers: Workers = parse_workers(options.workers) if options.workers is not None else max(gpus, 1)
     check_options(options, manifest, workers)
     storage = _open(options)
@@ -211,7 +212,7 @@ def _train(
         UserError: the data, the run's folder or MLflow cannot be used, or the training failed.
         Stopped: after Ctrl-C or SIGTERM.
     """
-    manifest = open_data(options.data, options.model.size, options.loader)
+    manifest = open_data(options.data, options.model.size, options.loader, options.model.conditional)
     storage.make()
     with _storage_errors(storage):
         storage.pull()

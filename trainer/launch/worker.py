@@ -87,7 +87,7 @@ def _work(job: Job, config: Config, context: Context, show: Callable[[Progress],
     set_up_device(config, context.device)
     if context.device.type == "cpu":
         keep_freed_memory()
-    manifest = open_data(job.data, config.model.size, config.loader)
+    manifest = open_data(job.data, config.model.size, config.loader, config.model.conditional)
     init_from = Path(job.init_from) if job.init_from else None
     run = Run(open_storage(job.location), job.run_id, job.resume_from, init_from)
     if context.rank:

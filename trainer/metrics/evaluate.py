@@ -149,13 +149,19 @@ class Evaluator:
             if moments.n == self.num_real:
                 save_statistics(path, self.real)
 
-    def __call__(self, generate: Callable[[Sequence[int]], Tensor], error_below: float = math.inf) -> dict[str, Any]:
+    def __call__(
+        self,
+        generate: Callable[[Sequence[int]], Tensor],
+        error_below: float = math.inf,
+        more: Callable[[Tensor], dict[str, float]] | None = None,
+    ) -> dict[str, Any]:
         """Evaluate a generator.
 
         Args:
             generate: images uint8 ``[len(seeds), 3, H, W]`` of the given seeds. Each seed is requested once, on one of
                 the ranks.
             error_below: the standard error, which takes as long as ten distances, is computed for values below this.
+            more: computes further figures from the features on rank 0, which become the entry ``more``.
 
         Returns:
             The same on every rank: name, value (the distance, lower is better), diversity (total variance of the
@@ -166,6 +172,8 @@ class Evaluator:
         began = time.perf_counter()
         features = self.features(generate)
         measured = self.measure(features, error_below) if rank() == 0 else {}
+        if more and rank() == 0:
+            measured["more"] = more(features)
         return broadcast(
             {
                 "name": self.name,

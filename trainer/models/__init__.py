@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from trainer.config import Config, ModelConfig
+from trainer.models.biggan import BigGANDiscriminator, BigGANGenerator
 from trainer.models.common import Discriminator, Generator
 from trainer.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from trainer.models.fastgan import FastGANDiscriminator, FastGANGenerator
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 ARCHITECTURES: dict[str, tuple[type[Generator], type[Discriminator]]] = {
+    "biggan": (BigGANGenerator, BigGANDiscriminator),
     "dcgan": (DCGANGenerator, DCGANDiscriminator),
     "fastgan": (FastGANGenerator, FastGANDiscriminator),
     "progan": (ProGANGenerator, ProGANDiscriminator),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from trainer.models.batchnorm import separate_statistics
 class Generator(nn.Module):
     """``z [n, z_dim]`` -> images ``[n, 3, size, size]``, nominally in [-1, 1].
 
+    One with ``classes`` also takes the keyword ``label``, int64 ``[n]``, the number of each image's class.
+
     A progressive network (``grows``) and its discriminator take the keyword ``level``: the binary logarithm of the side
     of the images, fractional while a resolution fades in (``GrowConfig.level``). The default is full resolution.
     """
@@ -24,19 +27,54 @@ class Generator(nn.Module):
     """Whether ``forward`` takes the keyword ``psi``, a scalar: the truncation of an intermediate latent."""
     num_styles = 1
     """Layers with a latent of their own. If there are several, z may also be ``[n, num_styles, z_dim]``."""
+    takes_classes = False
+    """Whether there is a conditional version of the network and of its discriminator."""
+    embedding: nn.Embedding
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.z_dim = config.z_dim
         self.size = config.size
+        self.classes = config.classes
+        """Names of the classes by label; empty if the network is not conditional."""
+        self.input_dim = config.z_dim
+        """Length of ``conditioned``."""
+        if config.classes:
+            self.embedding = nn.Embedding(len(config.classes), config.z_dim)  # N(0, 1), as z
+            self.input_dim += config.z_dim
+
+    def conditioned(self, z: Tensor, label: Tensor | None) -> Tensor:
+        """z, followed by the embedding of its class if there are classes: ``[n, input_dim]``."""
+        assert (label is not None) == bool(self.classes), "a label for each latent, if there are classes"
+        return z if label is None else torch.cat([z, self.embedding(label)], dim=1)
 
     def features(self, z: Tensor) -> Tensor:
         """What directions are found in: the activations of the first block, ``[n, channels, 4, 4]``, the map from which
-        the image grows, or a mapping network's w, ``[n, z_dim]``."""
+        the image grows, or a mapping network's w, ``[n, z_dim]``. With classes it takes the keyword ``label`` too."""
         raise NotImplementedError
 
-    def measure(self, batches: Iterable[Tensor]) -> None:
-        """Measure what truncation needs on batches of latents ``[n, z_dim]``; nothing if there is none."""
+    def measure(self, batches: Iterable[Tensor], labels: Sequence[Tensor] = ()) -> None:
+        """Measure what truncation needs on batches of latents ``[n, z_dim]`` and, if there are classes, their labels;
+        nothing if there is no truncation."""
+
+
+class ClassProjection(nn.Module):
+    """What the class adds to a logit: ``<v_y, features>`` with a learned vector for each class (Miyato and Koyama 2018,
+    "cGANs with Projection Discriminator", eq. 4). Features ``[n, c]`` and labels int64 ``[n]`` -> ``[n]``.
+
+    Args:
+        deviation: standard deviation of the initial vectors.
+        gain: factor of the result.
+    """
+
+    def __init__(self, num_classes: int, features: int, deviation: float, gain: float = 1.0) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_classes, features)
+        nn.init.normal_(self.embedding.weight, 0.0, deviation)
+        self.gain = gain
+
+    def forward(self, features: Tensor, label: Tensor) -> Tensor:
+        return (self.embedding(label) * features).sum(1) * self.gain
 
 
 class Discriminator(nn.Module):
@@ -54,11 +92,15 @@ class Discriminator(nn.Module):
     ``FastGANDiscriminator``."""
 
     def logits(self, images: Tensor) -> Tensor:
-        """Images ``[n, 3, size, size]`` -> logits ``[n]``."""
+        """Images ``[n, 3, size, size]`` -> logits ``[n]``. With classes it takes the keyword ``label`` too, int64
+        ``[n]``."""
         raise NotImplementedError
 
-    def forward(self, *batches: Tensor, **growth: float) -> tuple[Tensor, ...]:
+    def forward(self, *batches: Tensor, label: Tensor | None = None, **growth: float) -> tuple[Tensor, ...]:
         """Logits of each batch, float32 ``[n]`` each; ``growth`` is the level of progressive networks.
+
+        If there are classes, image *i* of every batch has the class ``label[i]``: fakes are made for the classes of the
+        reals.
 
         The first two batches, reals and fakes, share a pass. Further ones share another, so that a penalty's double
         backward covers no other images.
@@ -67,8 +109,9 @@ class Discriminator(nn.Module):
         logits: list[Tensor] = []
         for together in passes:
             sizes = [len(batch) for batch in together]
+            given: dict[str, Any] = {} if label is None else {"label": label.repeat(len(together))}
             with separate_statistics(self, sizes):
-                values = self.logits(torch.cat(list(together)), **growth).float()
+                values = self.logits(torch.cat(list(together)), **given, **growth).float()
             logits += values.split(sizes)
         return tuple(logits)
 

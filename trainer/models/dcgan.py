@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer.config import ModelConfig
 from trainer.models.batchnorm import BatchNorm
-from trainer.models.common import Discriminator, Generator
+from trainer.models.common import ClassProjection, Discriminator, Generator
 
 
 def _widths(width: int, max_width: int, size: int) -> dict[int, int]:
@@ -36,13 +36,16 @@ def _initialise(module: nn.Module) -> None:
 class DCGANGenerator(Generator):
     """z -> 4x4 -> ... -> size, each step a transposed convolution, batch norm and ReLU; tanh at the end.
 
-    Layers are named after the side of the map they make, so that weights of another size can be transferred.
+    Layers are named after the side of the map they make, so that weights of another size can be transferred. The
+    embedding of a class is part of the latent.
     """
+
+    takes_classes = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         widths = _widths(config.g_width, config.max_width, config.size)
-        layers: dict[str, nn.Module] = {"to4": _head(config, widths[4])}
+        layers: dict[str, nn.Module] = {"to4": _head(self.input_dim, config.g_head, widths[4])}
         for above, side in pairwise(widths):
             layers |= _norm_and_relu(above, widths[above])
             layers[f"to{side}"] = nn.ConvTranspose2d(widths[above], widths[side], 4, 2, 1, bias=False)
@@ -52,19 +55,23 @@ class DCGANGenerator(Generator):
         self.layers = nn.Sequential(OrderedDict(layers))
         self.apply(_initialise)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z.reshape(-1, self.z_dim, 1, 1))  # not [..., None, None]: OpenCV reads no such ONNX
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.layers(self._input(z, label))
 
-    def features(self, z: Tensor) -> Tensor:
-        return self.layers[:3](z.reshape(-1, self.z_dim, 1, 1))  # to4, norm4, relu4
+    def features(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.layers[:3](self._input(z, label))  # to4, norm4, relu4
+
+    def _input(self, z: Tensor, label: Tensor | None) -> Tensor:
+        # not [..., None, None]: OpenCV reads no such ONNX
+        return self.conditioned(z, label).reshape(-1, self.input_dim, 1, 1)
 
 
-def _head(config: ModelConfig, width: int) -> nn.Module:
-    """``[n, z_dim, 1, 1]`` -> ``[n, width, 4, 4]``. Both kinds have the same weights; the dense one has
+def _head(inputs: int, kind: str, width: int) -> nn.Module:
+    """``[n, inputs, 1, 1]`` -> ``[n, width, 4, 4]``. Both kinds have the same weights; the dense one has
     a bias for each pixel, of which batch norm cancels only the mean."""
-    if config.g_head == "conv":
-        return nn.ConvTranspose2d(config.z_dim, width, 4, 1, 0, bias=False)
-    return nn.Sequential(nn.Flatten(), nn.Linear(config.z_dim, width * 16), nn.Unflatten(1, (width, 4, 4)))
+    if kind == "conv":
+        return nn.ConvTranspose2d(inputs, width, 4, 1, 0, bias=False)
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width * 16), nn.Unflatten(1, (width, 4, 4)))
 
 
 def _norm_and_relu(side: int, channels: int) -> dict[str, nn.Module]:
@@ -91,6 +98,11 @@ class DCGANDiscriminator(Discriminator):
         layers["critic"] = nn.Conv2d(widths[4], 1, 4, 1, 0)
         self.layers = nn.Sequential(OrderedDict(layers))
         self.apply(_initialise)
+        if config.classes:
+            self.projection = ClassProjection(len(config.classes), widths[4], deviation=0.02)
 
-    def logits(self, images: Tensor) -> Tensor:
-        return self.layers(images).flatten()
+    def logits(self, images: Tensor, label: Tensor | None = None) -> Tensor:
+        if label is None:
+            return self.layers(images).flatten()
+        x = self.layers[:-1](images)
+        return self.layers[-1](x).flatten() + self.projection(x.sum((2, 3)), label)

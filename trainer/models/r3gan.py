@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.models.common import Discriminator, Generator
+from trainer.models.common import ClassProjection, Discriminator, Generator
 
 _SLOPE = 0.2
 _GAIN = math.sqrt(2 / (1 + _SLOPE**2))  # keeps the variance through a leaky ReLU
@@ -106,15 +106,18 @@ def _stage(width: int, config: ModelConfig, num_blocks: int) -> nn.Sequential:
 
 
 class R3GANGenerator(Generator):
-    """A learned 4x4 map modulated by a linear function of z, then stages up to the full size. No tanh."""
+    """A learned 4x4 map modulated by a linear function of z, then stages up to the full size. No tanh. The embedding of
+    a class is part of the latent."""
+
+    takes_classes = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         widths = _widths(config.g_width, config.max_width, config.size)
         num_blocks = len(widths) * config.blocks
         self.basis = nn.Parameter(torch.randn(widths[4], 4, 4))
-        self.linear = nn.Linear(config.z_dim, widths[4], bias=False)
-        nn.init.normal_(self.linear.weight, 0.0, 1 / math.sqrt(config.z_dim))
+        self.linear = nn.Linear(self.input_dim, widths[4], bias=False)
+        nn.init.normal_(self.linear.weight, 0.0, 1 / math.sqrt(self.input_dim))
         layers: dict[str, nn.Module] = {}
         for side, width in widths.items():
             if side > 4:
@@ -123,14 +126,14 @@ class R3GANGenerator(Generator):
         layers[f"rgb{config.size}"] = _conv(widths[config.size], 3, 1)
         self.layers = nn.Sequential(OrderedDict(layers))
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layers(self._modulated(z))
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.layers(self._modulated(z, label))
 
-    def features(self, z: Tensor) -> Tensor:
-        return self.layers[:1](self._modulated(z))  # blocks4
+    def features(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.layers[:1](self._modulated(z, label))  # blocks4
 
-    def _modulated(self, z: Tensor) -> Tensor:
-        scale = self.linear(z)
+    def _modulated(self, z: Tensor, label: Tensor | None) -> Tensor:
+        scale = self.linear(self.conditioned(z, label))
         return self.basis * scale.reshape(-1, scale.shape[1], 1, 1)
 
 
@@ -150,6 +153,10 @@ class R3GANDiscriminator(Discriminator):
         self.head = _Head(widths[4])
         self.linear = nn.Linear(widths[4], 1, bias=False)
         nn.init.normal_(self.linear.weight, 0.0, 1 / math.sqrt(widths[4]))
+        if config.classes:
+            self.projection = ClassProjection(len(config.classes), widths[4], deviation=1 / math.sqrt(widths[4]))
 
-    def logits(self, images: Tensor) -> Tensor:
-        return self.linear(self.head(self.layers(images))).flatten()
+    def logits(self, images: Tensor, label: Tensor | None = None) -> Tensor:
+        x = self.head(self.layers(images))
+        logits = self.linear(x).flatten()
+        return logits if label is None else logits + self.projection(x, label)

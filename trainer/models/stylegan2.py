@@ -13,7 +13,7 @@ feature maps in the type that autocast chooses.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.models.common import Discriminator, Generator, minibatch_stddev
+from trainer.models.common import ClassProjection, Discriminator, Generator, minibatch_stddev
 from trainer.models.progan import EqualConv
 
 _SLOPE = 0.2
@@ -127,17 +127,28 @@ class EqualLinear(nn.Module):
 
 
 class Mapping(nn.Module):
-    """z -> w, both ``[..., z_dim]``: z at unit mean square, then linear layers with leaky ReLU."""
+    """z -> w, both ``[..., z_dim]``: z at unit mean square, then linear layers with leaky ReLU.
 
-    def __init__(self, z_dim: int, num_layers: int) -> None:
+    The embedding of a class ``[n, input_dim - z_dim]``, also at unit mean square, follows z (StyleGAN2-ADA).
+    """
+
+    def __init__(self, input_dim: int, z_dim: int, num_layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EqualLinear(z_dim, z_dim, rate=_MAPPING_RATE) for _ in range(num_layers))
+        inputs = [input_dim, *[z_dim] * (num_layers - 1)]
+        self.layers = nn.ModuleList(EqualLinear(i, z_dim, rate=_MAPPING_RATE) for i in inputs)
 
-    def forward(self, z: Tensor) -> Tensor:
-        w = z * (z.square().mean(dim=-1, keepdim=True) + 1e-8).rsqrt()
+    def forward(self, z: Tensor, embedded: Tensor | None = None) -> Tensor:
+        w = _unit_mean_square(z)
+        if embedded is not None:
+            embedded = embedded if z.ndim == 2 else embedded[:, None].expand(-1, z.shape[1], -1)  # one for each style
+            w = torch.cat([w, _unit_mean_square(embedded)], dim=-1)
         for layer in self.layers:
             w = _act(layer(w)) * _GAIN
         return w
+
+
+def _unit_mean_square(z: Tensor) -> Tensor:
+    return z * (z.square().mean(dim=-1, keepdim=True) + 1e-8).rsqrt()
 
 
 class _Modulated(nn.Module):
@@ -188,15 +199,19 @@ class StyleGAN2Generator(Generator):
     generator, section 4.1). No tanh."""
 
     truncates = True
+    takes_classes = True
     mean_w: Tensor
+    """``[z_dim]``; with classes that of each class, ``[classes, z_dim]``, so that truncation keeps the class (as in
+    StyleGAN-XL, Sauer et al. 2022)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         widths = _widths(config.g_width, config.max_width, config.size)
         self.sides = list(widths)
         self.num_styles = 2 * len(widths) - 1
-        self.mapping = Mapping(config.z_dim, config.mapping_layers)
-        self.register_buffer("mean_w", torch.zeros(config.z_dim))
+        self.mapping = Mapping(self.input_dim, config.z_dim, config.mapping_layers)
+        means = (len(config.classes), config.z_dim) if config.classes else (config.z_dim,)
+        self.register_buffer("mean_w", torch.zeros(means))
         self.const = nn.Parameter(torch.randn(1, widths[4], 4, 4))
         self.layers = nn.ModuleDict()
         for side, width in widths.items():
@@ -205,7 +220,9 @@ class StyleGAN2Generator(Generator):
             self.layers[f"conv{side}"] = StyledConv(width, width, config.z_dim)
             self.layers[f"rgb{side}"] = ToRGB(width, config.z_dim)
 
-    def forward(self, z: Tensor, offset: Tensor | None = None, psi: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, offset: Tensor | None = None, psi: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
         """Images of latents.
 
         Args:
@@ -213,13 +230,15 @@ class StyleGAN2Generator(Generator):
             offset: added to w, ``[n, z_dim]``; the gradient with respect to it is that with respect to w.
             psi: scalar; w is moved to its mean so that this share of the distance is left (truncation, Karras et al.
                 2019, appendix B). None: 1.
+            label: ``[n]``, if there are classes.
         """
         with _in_float32(z.device):
-            w = self.mapping(z)
+            w = self.features(z, label)
             if offset is not None:
                 w = w + offset
             if psi is not None:
-                w = self.mean_w + psi * (w - self.mean_w)
+                mean = self.mean_w if label is None else F.embedding(label, self.mean_w)
+                w = mean + psi * (w - mean)
             factors = {name: layer.modulation(w_of_layer) for name, layer, w_of_layer in self._layers(w)}
         x, image = self.const, None
         for side in self.sides:
@@ -231,9 +250,10 @@ class StyleGAN2Generator(Generator):
         assert image is not None
         return image
 
-    def features(self, z: Tensor) -> Tensor:
+    def features(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """w, ``[n, z_dim]``, in which GANSpace (Härkönen et al. 2020) finds the directions of StyleGANs."""
-        return self.mapping(z)
+        assert (label is not None) == bool(self.classes), "a label for each latent, if there are classes"
+        return self.mapping(z, None if label is None else self.embedding(label))
 
     def _layers(self, w: Tensor) -> Iterator[tuple[str, StyledConv | ToRGB, Tensor]]:
         """Each layer with its name and its w ``[n, z_dim]``; that of ToRGB is the last convolution's."""
@@ -245,8 +265,14 @@ class StyleGAN2Generator(Generator):
             yield name, layer, of_style[style]
 
     @torch.no_grad()
-    def measure(self, batches: Iterable[Tensor]) -> None:
-        self.mean_w.copy_(torch.stack([self.mapping(z).mean(0) for z in batches]).mean(0))
+    def measure(self, batches: Iterable[Tensor], labels: Sequence[Tensor] = ()) -> None:
+        if not self.classes:
+            self.mean_w.copy_(torch.stack([self.mapping(z).mean(0) for z in batches]).mean(0))
+            return
+        # All classes on the same latents, so that they differ by the class alone.
+        z = torch.cat(list(batches))
+        for label, mean in enumerate(self.mean_w):
+            mean.copy_(self.features(z, z.new_full((len(z),), label, dtype=torch.long)).mean(0))
 
 
 class _Down(nn.Module):
@@ -277,8 +303,10 @@ class StyleGAN2Discriminator(Discriminator):
         self.conv = EqualConv(widths[4] + 1, widths[4], 3, 1)
         self.dense = EqualConv(widths[4], widths[4], 4, 0)
         self.out = EqualConv(widths[4], 1, 1, 0, gain=1.0)
+        if config.classes:
+            self.projection = ClassProjection(len(config.classes), widths[4], 1.0, gain=1 / math.sqrt(widths[4]))
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor, label: Tensor | None = None) -> Tensor:
         x = images
         for layer in self.from_rgb.values():
             x = _act(layer(x))
@@ -286,4 +314,6 @@ class StyleGAN2Discriminator(Discriminator):
             x = layer(x)
         stddev = minibatch_stddev(x, over_ranks=self.training).to(x.dtype).expand(len(x), 1, *x.shape[2:])
         x = _act(self.conv(torch.cat([x, stddev], dim=1)))
-        return self.out(_act(self.dense(x))).flatten()
+        x = _act(self.dense(x))
+        logits = self.out(x).flatten()
+        return logits if label is None else logits + self.projection(x.flatten(1), label)

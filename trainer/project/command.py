@@ -67,6 +67,8 @@ def project(generator: Generator, weights_sha256: str, order: Order) -> list[dic
     Raises:
         UserError: two photos would give files of the same name, a photo cannot be used, or a file cannot be written.
     """
+    if getattr(generator, "classes", ()):
+        raise UserError("the generator has classes, and a latent is searched for generators without: give another one")
     names = collections.Counter(Path(photo).stem for photo in order.photos)
     for name, count in names.items():
         if count > 1:

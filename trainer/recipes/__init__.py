@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from catgan.command import UserError
 from trainer.config import Config
-from trainer.recipes import dcgan, fastgan, progan, r3gan, ralsgan, stylegan2, wgan
+from trainer.recipes import biggan, dcgan, fastgan, progan, r3gan, ralsgan, stylegan2, wgan
 from trainer.recipes.few import few
 
 SIZES = (32, 64, 128, 256, 512)
@@ -42,6 +42,8 @@ FAMILIES = {
     "r3gan": Family("the modern recipe: relativistic loss, R1 + R2, residual networks (Huang et al. 2024)", r3gan.make),
     "r3gan-cpu": Family("R3GAN's loss on strided networks, for a few CPU cores", r3gan.cpu),
     "stylegan2": Family("styles, path length regularisation, truncation (Karras et al. 2020)", stylegan2.make),
+    "biggan": Family("of images with classes: conditional batch norm, projection (Brock et al. 2019)", biggan.make),
+    "biggan-cpu": Family("BigGAN with narrow networks, for a few CPU cores", biggan.cpu),
     "stylegan2-cpu": Family("StyleGAN2 with narrow networks, for a few CPU cores", stylegan2.cpu),
 }
 DEFAULT_CPU = "dcgan-cpu"

@@ -22,6 +22,8 @@ def favourites(run: History, grid: Path, kimg: int) -> str:
         grid: the latest grid that is on the page. Its images have the seeds from 0 on, row by row.
         kimg: its position, rounded down.
     """
+    if run.config.get("model", {}).get("classes"):
+        return ""  # an image depends on its class too
     count, size = (run.config.get(room, {}).get(name) for room, name in (("track", "grid"), ("model", "size")))
     if not isinstance(count, int) or not isinstance(size, int) or count < 1:
         return ""

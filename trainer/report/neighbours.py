@@ -100,7 +100,7 @@ def _open(run: History) -> tuple[Any, Manifest, Extractor]:
         raise UserError(f"--neighbours: {run.folder} has no best generator yet; wait for its first evaluation")
     generator, info = checkpoint.load_generator(best)
     config = Config.from_dict(info["config"])
-    manifest = open_data(run.config.get("data"), config.model.size, config.loader)
+    manifest = open_data(run.config.get("data"), config.model.size, config.loader, config.model.conditional)
     if manifest.digest != info["dataset_digest"]:
         raise UserError(
             f"--neighbours: the data set at {manifest.root} is not the one that {run.folder} was trained on: put that"
@@ -163,7 +163,9 @@ def _chunks(count: int) -> Iterable[range]:
 
 @torch.no_grad()
 def _generate(generator: Any, seeds: range) -> Tensor:
-    images = generator(torch.from_numpy(latents(seeds, generator.z_dim)))
+    num_classes = len(getattr(generator, "classes", ()))
+    label = {"label": torch.tensor(seeds) % num_classes} if num_classes else {}  # all classes in turn
+    images = generator(torch.from_numpy(latents(seeds, generator.z_dim)), **label)
     return torch.from_numpy(to_uint8(images.numpy())).permute(0, 3, 1, 2)
 
 

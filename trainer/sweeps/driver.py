@@ -123,7 +123,8 @@ class _Sweep:
     def run(self) -> dict[str, Any]:
         plan, ledger = self.plan, self.ledger
         ledger.storage.make()
-        open_data(plan.base.data, plan.base.model.size, plan.base.loader)  # drawn cats are made once, not by each trial
+        model = plan.base.model
+        open_data(plan.base.data, model.size, plan.base.loader, model.conditional)  # drawn once, not by each trial
         need, at_once = _resources(plan, _nodes())
         say(f"{'continuing ' if ledger.id else ''}sweep {ledger.storage.location}, {at_once} trial(s) at a time")
         ledger.open(secrets.token_hex(8))

@@ -11,6 +11,7 @@ from catgan.command import UserError
 from catgan.dataset import Manifest
 from trainer.config import Config
 from trainer.launch.checks import check_options, problems_of_name
+from trainer.launch.classes import with_classes
 from trainer.launch.options import Options, parse, values
 from trainer.sweeps.options import SweepOptions
 from trainer.sweeps.sampler import check_tpe
@@ -58,6 +59,7 @@ class Plan:
         given = " ".join(f"{field}={value}" for field, value in chosen.items())
         try:
             options = replace(parse([*self.words, *words(chosen, self.recipe)], self.recipe, ""), seed=seed)
+            options = with_classes(options, self.manifest)
             check_options(options, self.manifest, self.sweep.workers)
         except UserError as error:
             raise UserError(f"--try {given}: {error}") from None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from catgan.dataset import Manifest
 from infer.latents import latents
 from trainer.config import Config
-from trainer.data.stream import eval_images
+from trainer.data.stream import eval_batches
 from trainer.losses import LOSSES
 from trainer.models import full_resolution_kimg
 from trainer.step import GAN
@@ -31,22 +33,30 @@ class OverfittingCheck:
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        """Reads the images. Without a val split, calls return nothing."""
+        """Reads the images, with their classes if they have any. Without a val split, calls return nothing."""
+        self.manifest = manifest
         # All batches have the same size, since a discriminator may use the deviation within a batch.
         self.batch = min(_BATCH, *(split.images for split in manifest.splits.values()))
         self.batches = {
-            split: list(itertools.islice(eval_images(manifest, split, batch_size=self.batch), count))
+            split: list(itertools.islice(self._reals(split), count))
             for split in ("train", "val")
             if self.batch and (count := min(_NUM, manifest.splits[split].images) // self.batch)
         }
+
+    def _reals(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        return eval_batches(self.manifest, split, batch_size=self.batch, labelled=self.manifest.is_labelled)
 
     def __call__(self, gan: GAN) -> dict[str, float]:
         """The metrics ``d/train``, ``d/val`` and ``d/overfitting``. Not collective: one rank may call it alone."""
         if not self.batches:
             return {}
-        train, val = (torch.cat([gan.logits(b) for b in batches]).mean().item() for batches in self.batches.values())
-        z = torch.from_numpy(latents(range(_NUM // self.batch * self.batch), gan.generator.z_dim)).to(gan.device)
-        fake = torch.cat([gan.fake_logits(part) for part in z.split(self.batch)]).mean().item()
+        train, val = (torch.cat([gan.logits(*b) for b in batches]).mean().item() for batches in self.batches.values())
+        seeds = range(_NUM // self.batch * self.batch)
+        z = torch.from_numpy(latents(seeds, gan.generator.z_dim)).to(gan.device)
+        split = self.manifest.splits["train"]
+        labels = torch.tensor(split.labels_of(seeds) if split.class_counts else [-1] * len(seeds))
+        parts = zip(z.split(self.batch), labels.split(self.batch), strict=True)
+        fake = torch.cat([gan.fake_logits(*part) for part in parts]).mean().item()
         found = {"d/train": train, "d/val": val}
         # Where logits of reals are not above those of fakes, the discriminator is untrained and the ratio is noise.
         return found | ({"d/overfitting": (train - val) / (train - fake)} if train > fake else {})

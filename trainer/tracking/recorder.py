@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import itertools
 import math
 import time
 from collections.abc import Callable
@@ -12,26 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from catgan.command import say
 from catgan.dataset import Manifest
 from catgan.files import atomic_write
 from infer.containers import gif_with_xmp
 from infer.files import save
-from infer.grid import grid
 from infer.provenance import in_training
 from infer.walk import FRAME_MS, write_walk
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.saver import Saver
 from trainer.checkpoints.state import Position, save_state
 from trainer.checkpoints.storage import Storage
-from trainer.data.stream import eval_images
-from trainer.sample import generate
 from trainer.step import GAN
 from trainer.tracking.alarms import OverfittingCheck, warnings
+from trainer.tracking.grids import fake_grid, real_grid
 from trainer.tracking.progress import Progress, print_line
 from trainer.tracking.tracker import Tracker
 
@@ -101,8 +96,7 @@ class Recorder(NullRecorder):
         self.show(Progress(nimg, self.total, {}))
         self.tracker.rewind(nimg)
         if nimg == 0:
-            reals = torch.cat(list(itertools.islice(eval_images(self.manifest, "train", batch_size=64), 4)))
-            if path := self._keep("reals.png", _grid(reals[: gan.config.track.grid])):
+            if path := self._keep("reals.png", real_grid(self.manifest, gan.config)):
                 self.tracker.log_artifact(path, "samples")
             gan.recompute_ema_statistics()
             self.samples(gan, nimg)
@@ -122,8 +116,7 @@ class Recorder(NullRecorder):
         self.show(Progress(nimg, self.total, values, max(self.total - nimg, 0) / rate))
 
     def samples(self, gan: GAN, nimg: int) -> None:
-        # The same seeds each time, so that the grids of a run show its progress.
-        image = _grid(generate(gan, range(gan.config.track.grid)))
+        image = fake_grid(gan)
         if path := self._keep(f"samples/fakes_{nimg // 1000:06d}kimg.png", image, in_training()):
             self.tracker.log_grid("fakes", nimg, path)
 
@@ -132,7 +125,7 @@ class Recorder(NullRecorder):
         assert result is not None
         assert best is not None
         name, value = result["name"], result["value"]
-        signs = {"diversity": result["diversity"], **self.overfitting(gan)}
+        signs = {"diversity": result["diversity"], **self.overfitting(gan), **result.get("more", {})}
         speed = {"speed/evaluation_seconds": result["seconds"], "speed/evaluation_share": share}
         self.tracker.log_scalars({name: value, **speed, **signs}, position.nimg)
         if is_best:
@@ -177,10 +170,6 @@ class Recorder(NullRecorder):
             self.warn("save", f"{name} not kept in {self.storage.work} ({error.strerror})")
             return None
         return self.storage.work / name
-
-
-def _grid(images: Tensor) -> Image.Image:
-    return grid(np.ascontiguousarray(images.cpu().permute(0, 2, 3, 1).numpy()))
 
 
 def write_progress(run_dir: Path, longest: int = 640) -> list[Path]:

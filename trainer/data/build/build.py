@@ -96,7 +96,7 @@ class _Job:
         return {
             "tool": tool(),
             "sources": [[source.absolute_location, source.kind, source.version] for source in self.sources],
-            "labels": self.labels and self.labels.identity,
+            "labels": self.labels and f"cls, {self.labels.identity}",
             "seed": self.seed,
             **self.spec().options,
         }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,11 @@ def write_data_set(store: Store, folder: Path, spec: DataSetSpec) -> Manifest:
         splits[name.partition("-")[0]].append(written)
     sheet = kept_sheet((image for image, *_ in itertools.islice(store.ordered(), IMAGES)), spec.size)
     sheet.save(folder / "contact.png")
+    counts = {split: _class_counts(store, labels, shards) for split, shards in _image_ranges(splits).items()}
     manifest = Manifest(
         root=str(folder),
         size=spec.size,
-        splits={split: Split(tuple(shards)) for split, shards in splits.items()},
+        splits={split: Split(tuple(shards), counts[split]) for split, shards in splits.items()},
         seed=spec.seed,
         source=spec.source,
         options=dict(spec.options),
@@ -100,6 +102,19 @@ def write_data_set(store: Store, folder: Path, spec: DataSetSpec) -> Manifest:
     )
     manifest.save()
     return manifest
+
+
+def _image_ranges(splits: Mapping[str, Sequence[Shard]]) -> dict[str, tuple[int, int]]:
+    """The numbers of the first image of each split, and after its last."""
+    sizes = [sum(shard.images for shard in shards) for shards in splits.values()]
+    ends = list(itertools.accumulate(sizes))
+    return {split: (end - size, end) for split, size, end in zip(splits, sizes, ends, strict=True)}
+
+
+def _class_counts(store: Store, labels: Sequence[str], images: tuple[int, int]) -> tuple[int, ...]:
+    """The number of images of each class among those from the first number to before the second."""
+    counts = collections.Counter(store.labels_between(*images))
+    return tuple(counts[label] for label in labels) if labels else ()
 
 
 def _is_written(store: Store, path: Path) -> bool:
@@ -112,11 +127,14 @@ def _write_shard(
 ) -> Shard:
     """Write a shard of (encoded image, JSON record, label), whose keys are the numbers from ``first``."""
 
-    def entries() -> Iterator[tuple[str, str, bytes, bytes]]:
+    def entries() -> Iterator[tuple[str, str, bytes, bytes, *tuple[int, ...]]]:
         for number, (image, record, label) in enumerate(samples, first):
-            if label is not None:
-                record = canonical_json(json.loads(record) | {"label": label_index[label]})
-            yield f"{number:08d}", "webp", image, record
+            if label is None:
+                yield f"{number:08d}", "webp", image, record
+                continue
+            index = label_index[label]
+            record = canonical_json(json.loads(record) | {"label": index})
+            yield f"{number:08d}", "webp", image, record, index
 
     with path.open("w+b") as file:
         return write_shard(file, path.name, entries())
@@ -131,10 +149,12 @@ def write_shards(
     val_fraction: float = 0.1,
     source: Iterable[str] = (),
     options: Mapping[str, Any] | None = None,
+    label: str | None = None,
 ) -> Manifest:
     """Write finished images, each uint8 RGB [size, size, 3] with its JSON record, as the data set ``out``.
 
-    Duplicates are kept. For ``seed``, ``val_fraction``, ``source`` and ``options`` see ``DataSetSpec``.
+    Duplicates are kept. For ``seed``, ``val_fraction``, ``source`` and ``options`` see ``DataSetSpec``. ``label`` is
+    the entry of the records that is the class of an image; None: there are no classes.
 
     Raises:
         UserError: ``out`` is not empty, or cannot be written.
@@ -146,7 +166,8 @@ def write_shards(
                 assert pixels.dtype == np.uint8, pixels.dtype
                 image = Image.fromarray(pixels)
                 sample = Sample(encode(image), pixel_digest(image), size, size)
-                store.add(File(number, str(number), 0, ""), [sample], record, unique=False)
+                name = None if label is None else str(record[label])
+                store.add(File(number, str(number), 0, ""), [sample], record, name, unique=False)
             write_data_set(store, folder, DataSetSpec(size, seed, val_fraction, tuple(source), options or {}))
         for path in folder.glob(f"{STORE_FILE}*"):
             path.unlink()

@@ -341,6 +341,11 @@ class Store:
         rows: Iterator[tuple[bytes, bytes, str | None]] = self._db.execute(query, (start,))
         return rows
 
+    def labels_between(self, start: int, stop: int) -> list[str | None]:
+        """The labels of the kept images ``start`` to ``stop`` - 1 in the order of the data set."""
+        query = "SELECT label FROM samples WHERE kind IS NULL ORDER BY place, id LIMIT ? OFFSET ?"
+        return [label for (label,) in self._db.execute(query, (stop - start, start))]
+
     def bytes_between(self, start: int, stop: int) -> int:
         """The total length of the encoded images ``start`` to ``stop`` - 1 in the order of the data set."""
         part = "SELECT bytes FROM samples WHERE kind IS NULL ORDER BY place, id LIMIT ? OFFSET ?"

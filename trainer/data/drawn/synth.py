@@ -25,6 +25,8 @@ from trainer.data.drawn.scene import random_noise
 MIN_SIZE, MAX_SIZE = 16, 1024
 DRAWN_CATS = "drawn cats"
 """The source of such data sets in their manifests."""
+CLASS = "coat"
+"""The attribute that is the class of a cat in data sets with classes."""
 CHUNK = 64  # images per task of a process: a tenth of a second or more, so that transfers cost little
 
 Drawn = tuple[NDArray[np.uint8], dict[str, Any]]

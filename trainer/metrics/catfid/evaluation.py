@@ -14,6 +14,7 @@ from tqdm import tqdm
 from infer.latents import latents
 from infer.session import Generator
 from trainer.features.extractors import Extractor
+from trainer.metrics import classes
 from trainer.metrics.catfid.manifold import authenticity, density_coverage, precision_recall
 from trainer.metrics.catfid.measure import Measured, Networks, measure
 from trainer.metrics.catfid.options import NEED_IMAGES, Options
@@ -115,7 +116,8 @@ def perceptual_path_length(generator: Generator, extractor: Extractor, num: int,
     """``path_length`` of a generator file over ``num`` paths."""
 
     def generate(z: np.ndarray) -> Tensor:
-        return torch.from_numpy((generator.output(z).clip(-1, 1) + 1) * np.float32(127.5))
+        images = generator.output(z, **classes.in_turn(generator, len(z)))
+        return torch.from_numpy((images.clip(-1, 1) + 1) * np.float32(127.5))
 
     with tqdm(total=num, desc="paths", unit="path", leave=False) as bar:
         return path_length(generate, extractor, partial(latents, z_dim=generator.z_dim), num, seed, bar.update)

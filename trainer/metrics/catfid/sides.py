@@ -22,6 +22,7 @@ from infer.session import Generator
 from trainer.data.images import ImageError, decode
 from trainer.data.reasons import reason_of
 from trainer.data.stream import eval_images
+from trainer.metrics import classes
 from trainer.metrics.frechet import Gaussian
 
 BATCH = 64
@@ -98,7 +99,8 @@ def _generated(path: Path, num: int, seed: int) -> ImageSet:
 
     def batches() -> Iterator[Tensor]:
         for seeds in _chunks(range(seed, seed + num)):
-            yield torch.from_numpy(generator(latents(seeds, generator.z_dim))).permute(0, 3, 1, 2)
+            label = classes.as_trained(generator, seeds)
+            yield torch.from_numpy(generator(latents(seeds, generator.z_dim), **label)).permute(0, 3, 1, 2)
 
     return ImageSet("onnx", num, (generator.size, generator.size), batches, generator=generator)
 
