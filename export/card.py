@@ -21,7 +21,6 @@ from infer.grid import grid
 from infer.latents import latents
 from infer.provenance import Provenance
 from infer.session import Generator
-from trainer.metrics import classes
 from trainer.metrics.numbers import is_same_metric
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def write_card(onnx_path: Path, info: Mapping[str, Any], max_abs_diff: float, va
     """
     generator = Generator(onnx_path, "cpu")
     origin = Provenance("sheet", generator.sha256, range(_NUM_SAMPLES), (1.0,), device=generator.device)
-    if classes.names(generator):
+    if generator.classes:
         images = {"samples.png": (_by_class(generator), replace(origin, seeds=(), psi=()).packet())}
     else:
         images = {"samples.png": (grid(generator(latents(origin.seeds, generator.z_dim))), origin.packet())}
@@ -74,10 +73,10 @@ def write_card(onnx_path: Path, info: Mapping[str, Any], max_abs_diff: float, va
 
 def _by_class(generator: Generator) -> Image.Image:
     """A row for each class, the first ones, with the same seeds."""
-    rows = min(len(classes.names(generator)), _MAX_ROWS)
-    label = classes.as_keyword(generator, np.repeat(np.arange(rows), _PER_CLASS))
+    rows = min(len(generator.classes), _MAX_ROWS)
+    label = np.repeat(np.arange(rows), _PER_CLASS)
     z = latents(range(_PER_CLASS), generator.z_dim)
-    return grid(generator(np.tile(z, (rows, 1)), **label), _PER_CLASS)
+    return grid(generator(np.tile(z, (rows, 1)), label=label), _PER_CLASS)
 
 
 def _text(
@@ -89,7 +88,7 @@ def _text(
     directions: int,
 ) -> str:
     size, z_dim, name = generator.size, generator.z_dim, onnx_path.name
-    labels = classes.names(generator)
+    labels = generator.classes
     facts = {
         "Recipe": f"`{info['recipe']}`, {info['kimg']:g} thousand images seen",
         "Images": f"{size} x {size} pixels, RGB",
@@ -184,7 +183,7 @@ def _cell(text: str) -> str:
 
 
 def _feed(generator: Generator) -> str:
-    label = f', "label": numpy.arange(4) % {len(labels)}' if (labels := classes.names(generator)) else ""
+    label = f', "label": numpy.arange(4) % {len(labels)}' if (labels := generator.classes) else ""
     psi = ', "psi": numpy.array(1, "float32")' if generator.has_psi else ""
     return f'{{"z": z{label}{psi}}}'
 

@@ -41,7 +41,7 @@ def evaluate_file(onnx_path: Path, evaluator: Evaluator) -> dict[str, Any]:
 
     def generate(seeds: Sequence[int]) -> Tensor:
         label = classes.as_trained(generator, seeds, evaluator.manifest.splits[evaluator.split])
-        return torch.from_numpy(generator(latents(seeds, generator.z_dim), **label)).permute(0, 3, 1, 2)
+        return torch.from_numpy(generator(latents(seeds, generator.z_dim), label=label)).permute(0, 3, 1, 2)
 
     result = evaluator(generate)
     recorded = generator.metadata

@@ -118,18 +118,16 @@ def _log_model(client: MlflowClient, release: _Release) -> LoggedModel:
 def _save_model(folder: Path, logged: LoggedModel, release: _Release) -> None:
     """Write the files of an MLflow model to ``folder``."""
     import mlflow.onnx
-    import numpy as np
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import Schema
 
-    z_dim = int(release.properties["z_dim"])
     mlflow.onnx.save_model(
         release.model,
         folder,
         mlflow_model=Model(run_id=release.run_id, model_id=logged.model_id, artifact_path=logged.artifact_location),
         signature=ModelSignature(
-            Schema([TensorSpec(np.dtype("float32"), (-1, z_dim), "z")]),
-            Schema([_image_spec(release.model)]),
+            Schema([_tensor_spec(value) for value in release.model.graph.input]),
+            Schema([_tensor_spec(value) for value in release.model.graph.output]),
         ),
         pip_requirements=["numpy", "onnx", "onnxruntime>=1.15"],
         onnx_execution_providers=["CPUExecutionProvider"],
@@ -141,14 +139,14 @@ def _save_model(folder: Path, logged: LoggedModel, release: _Release) -> None:
             shutil.copyfile(path, folder / companion)
 
 
-def _image_spec(model: onnx.ModelProto) -> Any:
+def _tensor_spec(value: onnx.ValueInfoProto) -> Any:
     import numpy as np
     from mlflow.types import TensorSpec
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    kind = model.graph.output[0].type.tensor_type
+    kind = value.type.tensor_type
     shape = tuple(d.dim_value or -1 for d in kind.shape.dim)
-    return TensorSpec(np.dtype(tensor_dtype_to_np_dtype(kind.elem_type)), shape, "image")
+    return TensorSpec(np.dtype(tensor_dtype_to_np_dtype(kind.elem_type)), shape, value.name)
 
 
 def _create_version(client: MlflowClient, name: str, model: LoggedModel, release: _Release) -> ModelVersion:

@@ -90,7 +90,7 @@ def _compare(variant: Variant, path: Path, reference: Variant, reference_path: P
     ours, theirs = Generator(path, "cpu"), Generator(reference_path, "cpu")
     z = latents(range(_NUM_IMAGES), ours.z_dim)
     label = classes.in_turn(ours, _NUM_IMAGES)
-    difference = ours(z, **label).astype(np.float64) - theirs(z, **label)
+    difference = ours(z, label=label).astype(np.float64) - theirs(z, label=label)
     noise = np.square(difference).mean()
     loss = None
     if variant.metric is not None and reference.metric is not None:

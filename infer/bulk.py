@@ -7,8 +7,10 @@ run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -162,17 +164,20 @@ def write_shards(
     """Write a data set in the format of ``catdata``, with the split ``train`` alone: shards, then ``manifest.json``.
 
     ``images`` are the encoded images of ``size`` pixels after those that are done, in order. Each becomes a sample of
-    ``<seed, 8 digits>.png`` and ``.json``, see ``Job.record``. ``classes`` are the names of all that the generator has.
+    ``<seed, 8 digits>.png``, ``.json``, see ``Job.record``, and ``.cls`` if the generator has ``classes``, the names of
+    all of them.
     """
     while part := job.seeds[progress.done : progress.done + SHARD]:
         path = folder / f"train-{len(progress.shards):06d}.tar"
         progress.shards.append(_write_shard(path, part, job, islice(images, len(part))))
         progress.done += len(part)
         progress.save()
+    found = Counter(itertools.chain.from_iterable(_label(job, seed) for seed in job.seeds))
+    counts = tuple(found[label] for label in range(len(classes)))
     manifest = Manifest(
         root=str(folder),
         size=size,
-        splits={"train": Split(tuple(progress.shards)), "val": Split(())},
+        splits={"train": Split(tuple(progress.shards), counts), "val": Split((), (0,) * len(counts))},
         seed=job.seeds[0],
         source=("catinfer",),
         options={"generator_sha256": job.generator_sha256, **job.point, **job.chosen, "provider": job.provider},
@@ -184,9 +189,14 @@ def write_shards(
     progress.finish()
 
 
+def _label(job: Job, seed: int) -> tuple[int, ...]:
+    one = class_of(seed, job.classes)
+    return () if one is None else (one.label,)
+
+
 def _write_shard(path: Path, seeds: Sequence[int], job: Job, images: Iterable[bytes]) -> Shard:
-    samples = (
-        (f"{seed:08d}", "png", image, canonical_json(job.record(seed)))
+    samples: Iterable[tuple[str, str, bytes, bytes, *tuple[int, ...]]] = (
+        (f"{seed:08d}", "png", image, canonical_json(job.record(seed)), *_label(job, seed))
         for seed, image in zip(seeds, images, strict=True)
     )
     with atomic_open(path) as file:

@@ -174,10 +174,13 @@ def test_shards_are_a_labelled_data_set(cats: Path, onnx_file: Path, tmp_path: P
     manifest = Manifest.load(str(out))
     assert manifest.labels == NAMES
     assert manifest.options["classes"] == ["white", "black"]
+    assert manifest.is_labelled
+    assert manifest.splits["train"].class_counts == (2, 0, 3)
     with tarfile.open(out / "train-000000.tar") as tar:
         records = [json.loads(tar.extractfile(f"{i:08d}.json").read()) for i in range(5)]  # type: ignore[union-attr]
+        numbers = [int(tar.extractfile(f"{i:08d}.cls").read()) for i in range(5)]  # type: ignore[union-attr]
         image = Image.open(io.BytesIO(tar.extractfile("00000003.png").read()))  # type: ignore[union-attr]
-    assert [record["label"] for record in records] == [2, 0, 2, 0, 2]
+    assert [record["label"] for record in records] == numbers == [2, 0, 2, 0, 2]
     np.testing.assert_array_equal(np.asarray(image), expected(onnx_file, [3], 0)[0])
     contact = np.asarray(grid(expected(onnx_file, range(5), [2, 0, 2, 0, 2])))
     np.testing.assert_array_equal(np.asarray(Image.open(out / "contact.png")), contact)

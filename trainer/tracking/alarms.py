@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -37,29 +37,35 @@ class OverfittingCheck:
         self.manifest = manifest
         # All batches have the same size, since a discriminator may use the deviation within a batch.
         self.batch = min(_BATCH, *(split.images for split in manifest.splits.values()))
-        self.batches = {
-            split: list(itertools.islice(self._reals(split), count))
+        is_labelled = manifest.is_labelled
+        read = {
+            split: list(itertools.islice(eval_batches(manifest, split, 0, 1, self.batch, is_labelled), count))
             for split in ("train", "val")
             if self.batch and (count := min(_NUM, manifest.splits[split].images) // self.batch)
         }
-
-    def _reals(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        return eval_batches(self.manifest, split, batch_size=self.batch, labelled=self.manifest.is_labelled)
+        self.batches = {split: [images for images, _ in batches] for split, batches in read.items()}
+        self.labels = {split: [labels for _, labels in batches] for split, batches in read.items() if is_labelled}
 
     def __call__(self, gan: GAN) -> dict[str, float]:
         """The metrics ``d/train``, ``d/val`` and ``d/overfitting``. Not collective: one rank may call it alone."""
         if not self.batches:
             return {}
-        train, val = (torch.cat([gan.logits(*b) for b in batches]).mean().item() for batches in self.batches.values())
+        train, val = (
+            torch.cat([gan.logits(*given) for given in self._reals(split)]).mean().item() for split in self.batches
+        )
         seeds = range(_NUM // self.batch * self.batch)
         z = torch.from_numpy(latents(seeds, gan.generator.z_dim)).to(gan.device)
         split = self.manifest.splits["train"]
-        labels = torch.tensor(split.labels_of(seeds) if split.class_counts else [-1] * len(seeds))
-        parts = zip(z.split(self.batch), labels.split(self.batch), strict=True)
+        given = [z, torch.tensor(split.labels_of(seeds))] if split.class_counts else [z]
+        parts = zip(*(values.split(self.batch) for values in given), strict=True)
         fake = torch.cat([gan.fake_logits(*part) for part in parts]).mean().item()
         found = {"d/train": train, "d/val": val}
         # Where logits of reals are not above those of fakes, the discriminator is untrained and the ratio is noise.
         return found | ({"d/overfitting": (train - val) / (train - fake)} if train > fake else {})
+
+    def _reals(self, split: str) -> Iterable[tuple[Tensor, ...]]:
+        """Images, and their classes if they have any."""
+        return zip(*(source[split] for source in (self.batches, self.labels) if split in source), strict=True)
 
 
 def warnings(signs: dict[str, float], config: Config, nimg: int) -> list[str]:

@@ -100,7 +100,7 @@ def _generated(path: Path, num: int, seed: int) -> ImageSet:
     def batches() -> Iterator[Tensor]:
         for seeds in _chunks(range(seed, seed + num)):
             label = classes.as_trained(generator, seeds)
-            yield torch.from_numpy(generator(latents(seeds, generator.z_dim), **label)).permute(0, 3, 1, 2)
+            yield torch.from_numpy(generator(latents(seeds, generator.z_dim), label=label)).permute(0, 3, 1, 2)
 
     return ImageSet("onnx", num, (generator.size, generator.size), batches, generator=generator)
 
