@@ -123,7 +123,7 @@ class LossConfig:
     """Compute R1 and R2 every N steps, scaled by N (lazy regularisation)."""
     path_length: float = 0.0
     """Weight of path length regularisation (stylegan2); 0: none."""
-    path_every: int = 8
+    path_every: int = 1
     """Compute it every N steps of the generator, scaled by N."""
     style_mixing: float = 0.0
     """Probability that a fake has the styles of two latents, before and after a random layer (stylegan2)."""

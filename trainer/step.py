@@ -217,9 +217,9 @@ class GAN(Networks):
         return stats
 
     def _add_path_length(self, path_length: PathLength, reals: Tensor, stats: Stats, **condition: Any) -> None:
-        """Add the gradients of the path length penalty, for as many other latents, every ``path_every`` steps (lazy
-        regularisation, Karras et al. 2020, appendix B). DistributedDataParallel averages them with those of the
-        batch."""
+        """Add the gradients of the path length penalty, for as many other latents as the first part has, every
+        ``path_every`` steps (lazy regularisation, Karras et al. 2020, appendix B). DistributedDataParallel averages
+        them with those of the batch."""
         sync_gradients(self._g, False)
         z = self._latents(reals)
         offset = torch.zeros_like(z).requires_grad_()

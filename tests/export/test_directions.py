@@ -35,8 +35,9 @@ def network(arch: str) -> Network:
         for name, parameter in generator.named_parameters():
             if arch == "r3gan" and parameter.abs().max() == 0:
                 nn.init.normal_(parameter, 0, 0.1)  # the last layers of its blocks
-            if name in ("linear.weight", "first.weight", "layers.to4.weight", "to4.weight"):
-                scale = 0.9 ** torch.arange(Z_DIM)
+            if name in ("linear.weight", "first.weight", "layers.to4.weight", "layers.to4.0.weight", "to4.weight"):
+                # A gated unit passes less of a component on, so components have to differ more.
+                scale = (0.75 if arch == "fastgan" else 0.9) ** torch.arange(Z_DIM)
                 parameter.mul_(scale.reshape(*(-1 if n == Z_DIM else 1 for n in parameter.shape)))
     generator.train()
     for _ in range(3):

@@ -55,6 +55,8 @@ def test_recipes_for_few_photographs(family: str):
     assert problems(config) == []
     assert config.optim.freeze_d > 0
     assert config.optim.g_lr.start == base.optim.g_lr.start / 2
+    for of_few, of_base in ((config.optim.g_lr, base.optim.g_lr), (config.loss.gamma, base.loss.gamma)):
+        assert of_few.kimg / config.kimg == pytest.approx(of_base.kimg / base.kimg), "the schedule as a whole"
     assert config.model == base.model, "the weights of the recipe itself fit"
 
 
@@ -154,6 +156,7 @@ NO_NORM = ModelConfig(d_norm="none")
             },
             "--compile with a penalty that differentiates twice",
         ),
+        ({"loss": LossConfig(path_every=2)}, "--loss.path-every 2 without --loss.path-length"),
         ({"ema": EMAConfig(ramp=0.0)}, "--ema.ramp 0"),
         ({"accumulate": 65, "loss": LossConfig(share_batch=False)}, "--accumulate 65: give 1 to --batch, 64"),
         ({"stop": StopConfig(patience_kimg=-1)}, "--stop.patience-kimg -1"),

@@ -87,7 +87,7 @@ def test_resampling_filters_are_1_3_3_1():
 def test_the_mapping_network_learns_a_hundred_times_slower():
     """Its output moves by a hundredth of what a step of the same size does to an ordinary layer."""
     torch.manual_seed(0)
-    mapping = Mapping(64, 2)
+    mapping = Mapping(64, 64, 2)
     z = torch.randn(256, 64)
     before = mapping(z)
     assert before.square().mean().sqrt().item() == pytest.approx(1.0, rel=0.2)

@@ -102,6 +102,7 @@ class Saver:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             if self._unsaved is None:
                 self._warn(f"older checkpoints stay in {self._storage.location} ({reason}) until the next is saved")
+                self._saved(self._names)
                 return
             self._warn(
                 f"checkpoint not saved in {self._storage.location} ({reason}); training continues with "

@@ -31,10 +31,11 @@ def init_from(gan: GAN, path: Path) -> str:
         A message about which layers were initialised.
 
     Raises:
-        UserError: there are no weights at ``path``, or no layer fits.
+        UserError: there are no weights at ``path``, no layer fits, or one that is frozen would stay random.
     """
     report = []
     source = _source(path)
+    _check_frozen(gan, source.get("discriminator", {}), path)
     for name, module in (("generator", gan.generator), ("discriminator", gan.discriminator)):
         if name not in source:
             report.append(f"{name}: nothing in {path.name}, is initialised at random")
@@ -55,6 +56,16 @@ def _source(path: Path) -> dict[str, dict[str, Tensor]]:
     if (path / DISCRIMINATOR).is_file():
         source["discriminator"], _ = checkpoint.load_weights(path / DISCRIMINATOR)
     return source
+
+
+def _check_frozen(gan: GAN, source: dict[str, Tensor], path: Path) -> None:
+    """Layers that are not trained must not keep random weights."""
+    frozen = {n: p.shape for n, p in gan.discriminator.named_parameters() if not p.requires_grad}
+    if missing := [name for name, shape in frozen.items() if name not in source or source[name].shape != shape]:
+        raise UserError(
+            f"--optim.freeze-d {gan.config.optim.freeze_d}: {path} has no weights for the discriminator's {missing[0]};"
+            f" give a run, a checkpoint or a folder with {DISCRIMINATOR} of the same model, or --optim.freeze-d 0"
+        )
 
 
 def write_networks(path: Path, folder: Path) -> None:

@@ -210,6 +210,10 @@ def _check_loss(config: Config, check: Check) -> None:
         f"--loss.penalty-every {loss.penalty_every} without --loss.gamma: there is no penalty to compute",
     )
     check(
+        loss.path_every <= 1 or loss.path_length > 0,
+        f"--loss.path-every {loss.path_every} without --loss.path-length: there is no penalty to compute",
+    )
+    check(
         m.arch == "stylegan2" or (loss.path_length, loss.style_mixing) == (0.0, 0.0),
         f"--loss.path-length or --loss.style-mixing with --model.arch {m.arch}, which has no styles: they are options"
         " of stylegan2; set them to 0",
@@ -341,6 +345,11 @@ def _problems_of_run(options: Options, manifest: Manifest | None, workers: Worke
 def _problems_of_data(options: Options, manifest: Manifest | None) -> list[str]:
     if manifest is None:
         return []
+    if options.stop.overfitting and not manifest.splits["val"].images:
+        return [
+            f"--stop.overfitting {options.stop.overfitting:g}: {manifest.root} has no val split to compare with; build"
+            " it with --val-fraction 0.1, or leave the option out"
+        ]
     found, size, images = [], options.model.size, manifest.splits["train"].images
     if manifest.size != size:
         found.append(

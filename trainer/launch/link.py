@@ -78,10 +78,11 @@ def listening(link: Any, show: Callable[[Progress], None]) -> Iterator[None]:
             while not is_last:
                 is_last = closing.wait(_POLL_SECONDS)
                 for item in ray.get(link.take.remote()):
-                    if isinstance(item, str):
-                        say(item)
-                    else:
-                        show(Progress(**item))
+                    with contextlib.suppress(OSError):  # of a terminal that is gone; the actor must still be emptied
+                        if isinstance(item, str):
+                            say(item)
+                        else:
+                            show(Progress(**item))
 
     # A daemon, so that a cluster that does not answer cannot keep the process alive.
     thread = threading.Thread(target=listen, name="progress", daemon=True)

@@ -58,6 +58,22 @@ def test_released_weights_give_the_generator(tmp_path: Path):
     assert all(torch.equal(t, before[n]) for n, t in gan.discriminator.state_dict().items())
 
 
+def test_frozen_layers_of_the_discriminator_need_weights(tmp_path: Path):
+    source = saved(SMALL, tmp_path / "x")
+    info = {"recipe": "small", "kimg": 4, "metric": None, "config": SMALL.to_dict()}
+    (tmp_path / "gen.safetensors").write_bytes(checkpoint.encode_generator(source.ema.module.state_dict(), info))
+    freezing = replace(SMALL, optim=replace(SMALL.optim, freeze_d=1))
+    with pytest.raises(UserError, match=r"--optim\.freeze-d 1: .*gen\.safetensors has no weights for .*rgb"):
+        init_from(GAN(freezing, CPU), tmp_path / "gen.safetensors")
+    wider = replace(freezing, model=replace(freezing.model, d_width=2 * freezing.model.d_width))
+    saved(SMALL, tmp_path / "run" / checkpoint.folder_name(4000))
+    with pytest.raises(UserError, match=r"--optim\.freeze-d 1: .* has no weights for"):
+        init_from(GAN(wider, CPU), tmp_path / "run")
+    gan = GAN(freezing, CPU)
+    init_from(gan, tmp_path / "run")
+    assert not next(gan.discriminator.parameters()).requires_grad
+
+
 def test_both_networks_of_a_checkpoint_as_safetensors_give_what_the_checkpoint_gives(tmp_path: Path):
     source = saved(SMALL, tmp_path / "run" / checkpoint.folder_name(4000))
     write_networks(tmp_path / "run", tmp_path / "base")

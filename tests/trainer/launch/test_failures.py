@@ -51,12 +51,12 @@ def poison(monkeypatch: pytest.MonkeyPatch, at: int, lr: float) -> list[int]:
     each such step appends its position."""
     original, hits = GAN.step, []
 
-    def step(self: GAN, reals: torch.Tensor, nimg: int, more_reals: torch.Tensor | None = None) -> dict:
+    def step(self: GAN, reals: torch.Tensor, nimg: int, *others: torch.Tensor | None) -> dict:
         if nimg == at and self.g_optimiser.param_groups[0]["lr"] >= lr:
             hits.append(nimg)
             with torch.no_grad():
                 next(self.generator.parameters()).fill_(float("nan"))
-        return original(self, reals, nimg, more_reals)
+        return original(self, reals, nimg, *others)
 
     monkeypatch.setattr(GAN, "step", step)
     return hits
@@ -147,8 +147,8 @@ def test_divergence_ends_the_training_within_a_tick_and_keeps_the_best(manifest:
 def test_a_weight_that_is_not_finite_after_the_last_step_is_not_saved(manifest: Manifest, tmp_path: Path, monkeypatch):
     original = GAN.step
 
-    def step(self, reals, nimg, more_reals=None):
-        stats = original(self, reals, nimg, more_reals)
+    def step(self, reals, nimg, *others):
+        stats = original(self, reals, nimg, *others)
         if nimg == 120:  # the losses of this step are still finite
             with torch.no_grad():
                 next(self.generator.parameters()).fill_(float("nan"))
@@ -163,8 +163,8 @@ def test_a_weight_that_is_not_finite_after_the_last_step_is_not_saved(manifest: 
 def test_a_weight_that_is_not_finite_at_a_stop_request_is_not_saved(manifest: Manifest, tmp_path: Path, monkeypatch):
     original, context, storage = GAN.step, LocalContext(), Storage(tmp_path)
 
-    def step(self, reals, nimg, more_reals=None):
-        stats = original(self, reals, nimg, more_reals)
+    def step(self, reals, nimg, *others):
+        stats = original(self, reals, nimg, *others)
         if nimg == 88:
             with torch.no_grad():
                 next(self.generator.parameters()).fill_(float("nan"))
@@ -200,11 +200,11 @@ def test_each_rollback_halves_the_rates_that_diverged(manifest: Manifest, tmp_pa
     lr = CONFIG.optim.g_lr(0)
     original = GAN.step
 
-    def step(self: GAN, reals: torch.Tensor, nimg: int, more_reals: torch.Tensor | None = None) -> dict:
+    def step(self: GAN, reals: torch.Tensor, nimg: int, *others: torch.Tensor | None) -> dict:
         if self.g_optimiser.param_groups[0]["lr"] >= {72: lr, 136: lr / 2}.get(nimg, torch.inf):
             with torch.no_grad():
                 next(self.generator.parameters()).fill_(float("nan"))
-        return original(self, reals, nimg, more_reals)
+        return original(self, reals, nimg, *others)
 
     monkeypatch.setattr(GAN, "step", step)
     config = replace(CONFIG, stop=StopConfig(rollbacks=2))

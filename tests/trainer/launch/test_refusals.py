@@ -132,6 +132,13 @@ def test_options(shards: Path, tmp_path: Path, arguments: list[str], parts: list
         assert part in message, message
 
 
+def test_overfitting_cannot_be_measured_without_a_val_split(tmp_path: Path):
+    catdata(["synth", str(tmp_path / "data"), "--num", "8", "--size", "32", "--val-fraction", "0"])
+    message = refused(tmp_path / "data", tmp_path, "--name", "a", "--stop.overfitting", "0.7")
+    assert "--stop.overfitting 0.7" in message
+    assert "has no val split" in message
+
+
 def test_a_data_set_of_one_image(tmp_path: Path):
     catdata(["synth", str(tmp_path / "data"), "--num", "1", "--size", "32"])
     message = refused(tmp_path / "data", tmp_path, "--name", "a")
