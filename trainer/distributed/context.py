@@ -58,10 +58,10 @@ class RayContext:
     """A worker of Ray Train (V2).
 
     Args:
-        stop_flag: the actor through which the driver requests the end of training, see ``trainer.launch.link``.
+        link: the actor through which the driver requests the end of training, see ``trainer.launch.link``.
     """
 
-    def __init__(self, stop_flag: Any) -> None:
+    def __init__(self, link: Any) -> None:
         import ray.train
         import ray.train.torch
 
@@ -71,14 +71,14 @@ class RayContext:
         self.device = ray.train.torch.get_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # a setting of the thread; NCCL's collectives run on it
-        self._stop_flag = stop_flag
+        self._link = link
         self._leaving: frozenset[str] = frozenset()
 
     def request(self) -> Request | None:
         import ray
         import ray.train
 
-        if broadcast(self.rank == 0 and ray.get(self._stop_flag.is_set.remote())):
+        if broadcast(self.rank == 0 and ray.get(self._link.is_stop_requested.remote())):
             return "stop"
         # Ray broadcasts rank 0's answer, so this too is the same on all ranks.
         preemption = ray.train.get_preemption_info()

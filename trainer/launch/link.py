@@ -28,14 +28,14 @@ def create_link() -> Any:
 
     class Link:  # defined here, so that its process does not import this module, and with it PyTorch
         def __init__(self) -> None:
-            self._is_set = False
+            self._stop = False
             self._told: list[str | dict[str, Any]] = []
 
-        def set(self) -> None:
-            self._is_set = True
+        def request_stop(self) -> None:
+            self._stop = True
 
-        def is_set(self) -> bool:
-            return self._is_set
+        def is_stop_requested(self) -> bool:
+            return self._stop
 
         def tell(self, item: str | dict[str, Any]) -> None:
             self._told.append(item)
@@ -61,7 +61,7 @@ def telling(link: Any, rank: int) -> Iterator[Callable[[Progress], None]]:
             yield lambda progress: link.tell.remote(asdict(progress))
     finally:
         with contextlib.suppress(RayError):
-            ray.get(link.is_set.remote())  # all that was told before has arrived
+            ray.get(link.is_stop_requested.remote())  # all that was told before has arrived
 
 
 @contextlib.contextmanager

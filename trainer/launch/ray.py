@@ -67,7 +67,7 @@ def run_on_ray(job: Job, workers: Workers, share: Share | None = None) -> Outcom
     link = create_link()
     trainer = _ray_trainer(job, workers, _resources(workers), storage, link)
     try:
-        with progress_display() as show, listening(link, show), stop_requests(link.set.remote):
+        with progress_display() as show, listening(link, show), stop_requests(link.request_stop.remote):
             return Outcome(**_fit_with_retries(trainer.fit, storage).return_value)
     except KeyboardInterrupt:
         ray.shutdown()  # the workers would train on until this process has recorded the end

@@ -18,13 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from trainer.config import ModelConfig
 from trainer.models.batchnorm import BatchNorm
-from trainer.models.common import ClassProjection, Discriminator, Generator
-
-
-def _widths(width: int, max_width: int, size: int) -> dict[int, int]:
-    """Channels by side of the map, from 4 to the image's."""
-    sides = [4 << i for i in range(size.bit_length() - 2)]
-    return {side: min(width * (size // side), max_width) for side in sides}
+from trainer.models.common import ClassProjection, Discriminator, Generator, per_map, widths_by_side
 
 
 def _initialise(module: nn.Module) -> None:
@@ -33,11 +27,6 @@ def _initialise(module: nn.Module) -> None:
         nn.init.orthogonal_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _per_map(values: Tensor) -> Tensor:
-    """``[n, c]`` -> ``[n, c, 1, 1]``, to multiply with feature maps."""
-    return values.reshape(-1, values.shape[1], 1, 1)  # not [..., None, None]: OpenCV reads no such ONNX
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -51,7 +40,7 @@ class ConditionalBatchNorm(nn.Module):
         self.bias = nn.Linear(inputs, channels, bias=False)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return self.norm(x) * _per_map(1 + self.gain(condition)) + _per_map(self.bias(condition))
+        return self.norm(x) * per_map(1 + self.gain(condition)) + per_map(self.bias(condition))
 
 
 class _Up(nn.Module):
@@ -82,7 +71,7 @@ class BigGANGenerator(Generator):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        widths = _widths(config.g_width, config.max_width, config.size)
+        widths = widths_by_side(config.g_width, config.max_width, config.size)
         self.to4 = nn.Linear(self.input_dim, widths[4] * 16)
         self.blocks = nn.ModuleDict(
             {f"up{side}": _Up(widths[above], widths[side], self.input_dim) for above, side in pairwise(widths)}
@@ -135,7 +124,7 @@ class BigGANDiscriminator(Discriminator):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        widths = _widths(config.d_width, config.max_width, config.size // 2)
+        widths = widths_by_side(config.d_width, config.max_width, config.size // 2)
         sides = sorted(widths, reverse=True)
         blocks: dict[str, nn.Module] = {f"down{sides[0]}": _Down(3, widths[sides[0]], activate=False)}
         for above, side in pairwise(sides):

@@ -58,6 +58,17 @@ class Generator(nn.Module):
         nothing if there is no truncation."""
 
 
+def widths_by_side(width: int, max_width: int, size: int) -> dict[int, int]:
+    """Channels by side of the map, from 4 to the image's."""
+    sides = [4 << i for i in range(size.bit_length() - 2)]
+    return {side: min(width * (size // side), max_width) for side in sides}
+
+
+def per_map(values: Tensor) -> Tensor:
+    """``[n, c]`` -> ``[n, c, 1, 1]``, to multiply with feature maps."""
+    return values.reshape(-1, values.shape[1], 1, 1)  # not [..., None, None]: OpenCV reads no such ONNX
+
+
 class ClassProjection(nn.Module):
     """What the class adds to a logit: ``<v_y, features>`` with a learned vector for each class (Miyato and Koyama 2018,
     "cGANs with Projection Discriminator", eq. 4). Features ``[n, c]`` and labels int64 ``[n]`` -> ``[n]``.

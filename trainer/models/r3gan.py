@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.models.common import ClassProjection, Discriminator, Generator
+from trainer.models.common import ClassProjection, Discriminator, Generator, widths_by_side
 
 _SLOPE = 0.2
 _GAIN = math.sqrt(2 / (1 + _SLOPE**2))  # keeps the variance through a leaky ReLU
@@ -95,12 +95,6 @@ class _Head(nn.Module):
         return (x * self.weight[:, 0]).sum((2, 3))
 
 
-def _widths(width: int, max_width: int, size: int) -> dict[int, int]:
-    """Channels by side of the map, from 4 to the image's."""
-    sides = [4 << i for i in range(size.bit_length() - 2)]
-    return {side: min(width * (size // side), max_width) for side in sides}
-
-
 def _stage(width: int, config: ModelConfig, num_blocks: int) -> nn.Sequential:
     return nn.Sequential(*(_Block(width, config, num_blocks) for _ in range(config.blocks)))
 
@@ -113,7 +107,7 @@ class R3GANGenerator(Generator):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        widths = _widths(config.g_width, config.max_width, config.size)
+        widths = widths_by_side(config.g_width, config.max_width, config.size)
         num_blocks = len(widths) * config.blocks
         self.basis = nn.Parameter(torch.randn(widths[4], 4, 4))
         self.linear = nn.Linear(self.input_dim, widths[4], bias=False)
@@ -142,7 +136,7 @@ class R3GANDiscriminator(Discriminator):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        widths = _widths(config.d_width, config.max_width, config.size)
+        widths = widths_by_side(config.d_width, config.max_width, config.size)
         num_blocks = len(widths) * config.blocks
         layers: dict[str, nn.Module] = {f"rgb{config.size}": _conv(3, widths[config.size], 1)}
         for side in sorted(widths, reverse=True):

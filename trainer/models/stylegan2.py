@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.models.common import ClassProjection, Discriminator, Generator, minibatch_stddev
+from trainer.models.common import ClassProjection, Discriminator, Generator, minibatch_stddev, per_map, widths_by_side
 from trainer.models.progan import EqualConv
 
 _SLOPE = 0.2
@@ -46,12 +46,7 @@ def demodulation(weight: Tensor, style: Tensor) -> Tensor:
 def modulated_conv(x: Tensor, weight: Tensor, style: Tensor) -> Tensor:
     """``x`` ``[n, in, h, w]`` convolved with ``weight`` ``[out, in, k, k]`` whose input channels are scaled by
     ``style`` ``[n, in]`` for each sample (eq. 1), at the same size."""
-    return F.conv2d(x * _per_map(style.to(x.dtype)), weight, padding=weight.shape[-1] // 2)
-
-
-def _per_map(values: Tensor) -> Tensor:
-    """``[n, c]`` -> ``[n, c, 1, 1]``, to multiply with feature maps."""
-    return values.reshape(-1, values.shape[1], 1, 1)  # not [..., None, None]: OpenCV reads no such ONNX
+    return F.conv2d(x * per_map(style.to(x.dtype)), weight, padding=weight.shape[-1] // 2)
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -100,12 +95,6 @@ def _in_float32(device: torch.device) -> AbstractContextManager[object]:
 
 def _act(x: Tensor) -> Tensor:
     return F.leaky_relu(x, _SLOPE)
-
-
-def _widths(width: int, max_width: int, size: int) -> dict[int, int]:
-    """Channels by side of the map, from 4 to the image's."""
-    sides = [4 << i for i in range(size.bit_length() - 2)]
-    return {side: min(width * (size // side), max_width) for side in sides}
 
 
 class EqualLinear(nn.Module):
@@ -177,7 +166,7 @@ class StyledConv(_Modulated):
     def forward(self, x: Tensor, style: Tensor, factor: Tensor) -> Tensor:
         x = modulated_conv(upsample(x) if self.up else x, self.weight * self.scale, style)
         # The gain of a leaky ReLU can be applied before it, to these small tensors.
-        factor, bias = (_per_map(_GAIN * t.to(x.dtype)) for t in (factor, self.bias[None]))
+        factor, bias = (per_map(_GAIN * t.to(x.dtype)) for t in (factor, self.bias[None]))
         return _act(torch.addcmul(bias, x, factor))
 
 
@@ -206,7 +195,7 @@ class StyleGAN2Generator(Generator):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        widths = _widths(config.g_width, config.max_width, config.size)
+        widths = widths_by_side(config.g_width, config.max_width, config.size)
         self.sides = list(widths)
         self.num_styles = 2 * len(widths) - 1
         self.mapping = Mapping(self.input_dim, config.z_dim, config.mapping_layers)
@@ -296,7 +285,7 @@ class StyleGAN2Discriminator(Discriminator):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        widths = _widths(config.d_width, config.max_width, config.size)
+        widths = widths_by_side(config.d_width, config.max_width, config.size)
         sides = sorted(widths, reverse=True)
         self.from_rgb = nn.ModuleDict({f"rgb{config.size}": EqualConv(3, widths[config.size], 1, 0)})
         self.down = nn.ModuleDict({f"down{side}": _Down(widths[2 * side], widths[side]) for side in sides[1:]})

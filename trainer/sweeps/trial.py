@@ -205,7 +205,7 @@ class _Training:
             for metrics in ray.get(task.control.take.remote(task.name)):
                 self.put(metrics)
             if self.stop_reason is not None:
-                ray.get(link.set.remote())
+                ray.get(link.request_stop.remote())
             if is_over:
                 break
             time.sleep(_POLL_SECONDS)

@@ -184,7 +184,11 @@ class Link:
 
     def __init__(self) -> None:
         self.told: list[Any] = []
-        self.tell, self.take, self.is_set = Remote(self.told.append), Remote(self._take), Remote(lambda: False)
+        self.tell, self.take, self.is_stop_requested = (
+            Remote(self.told.append),
+            Remote(self._take),
+            Remote(lambda: False),
+        )
 
     def _take(self) -> list[Any]:
         told = self.told[:]
