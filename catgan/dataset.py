@@ -187,6 +187,8 @@ def _parse(root: str, record: dict[str, Any]) -> Manifest:
             raise ValueError(f"the images of the {name} shards do not add up")
         if counts and (len(counts) != len(labels) or min(counts) < 0 or sum(counts) != splits[name].images):
             raise ValueError(f"the class_counts of {name} do not fit the classes or the number of images")
+    if len({bool(split.class_counts) for split in splits.values()}) > 1:
+        raise ValueError("only one of the splits has class_counts")
     manifest = Manifest(
         root=root,
         size=int(record["size"]),

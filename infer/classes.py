@@ -21,6 +21,7 @@ MAX_NAME = 100  # characters
 ALL = "all"
 _MAX_TEXT = MAX_CLASSES * (12 * MAX_NAME + 4)  # with every character as two \uXXXX
 _SHOWN = 300  # characters of names in a message
+_MAX_COMPARED = 100  # names that a wrong one is compared with; the service waits for it
 _LABEL = re.compile(r"\d{1,4}", re.ASCII)
 
 
@@ -81,23 +82,34 @@ def choose(names: Sequence[str], texts: Sequence[str], option: str) -> tuple[Cla
     """
     if texts and not names:
         raise UserError(f"{option}: {texts[0][:MAX_NAME]!r} is given, but the generator has no classes: omit it")
-    chosen: list[Class] = []
+    labels = {name: label for label, name in enumerate(names)}
+    chosen: dict[Class, None] = {}
     for text in texts or [ALL]:
-        found = _find(text, names)
-        if not found:
-            found = [one for part in text.split(",") for one in _find(part.strip(), names, option)]
-        chosen += found
-    if len(set(chosen)) < len(chosen):
-        raise UserError(f"{option}: {', '.join(texts)[:MAX_NAME]!r} names a class twice; give each once")
+        if _find(text, labels):
+            parts = [text]
+        elif (count := text.count(",") + 1) > len(names) + 1:
+            raise UserError(
+                f"{option}: {text[:MAX_NAME]!r} has {count:,} parts, but the generator has {len(names)} classes; give "
+                "each once"
+            )
+        else:
+            parts = [part.strip() for part in text.split(",")]
+        for part in parts:
+            for one in _find(part, labels, option):
+                if one in chosen:
+                    raise UserError(f"{option}: {', '.join(texts)[:MAX_NAME]!r} names a class twice; give each once")
+                chosen[one] = None
     return tuple(chosen)
 
 
-def _find(text: str, names: Sequence[str], option: str | None = None) -> list[Class]:
-    """The classes of a text without commas. If there are none: an empty list, or with ``option`` a ``UserError``."""
+def _find(text: str, labels: Mapping[str, int], option: str | None = None) -> list[Class]:
+    """The classes of a text without commas; ``labels`` has those of all names, in order. If there are none: an empty
+    list, or with ``option`` a ``UserError``."""
     # Names from folders of a Mac have decomposed letters; those in a data set are composed.
     for name in (text, unicodedata.normalize("NFC", text)):
-        if name in names:
-            return [Class(names.index(name), name)]
+        if name in labels:
+            return [Class(labels[name], name)]
+    names = list(labels)
     if text == ALL:
         return [Class(label, name) for label, name in enumerate(names)]
     if _LABEL.fullmatch(text) and int(text) < len(names):
@@ -106,7 +118,7 @@ def _find(text: str, names: Sequence[str], option: str | None = None) -> list[Cl
         return []
     import difflib
 
-    folded = {name.casefold(): name for name in names}
+    folded = {name.casefold(): name for name in names} if len(names) <= _MAX_COMPARED else {}
     near = difflib.get_close_matches(text[:MAX_NAME].casefold(), folded, 1)
     hint = f"did you mean {folded[near[0]]!r}? " if near else ""
     raise UserError(

@@ -162,6 +162,8 @@ class _Training:
         config, recorder = self.config, self.recorder
         torch.manual_seed(config.seed)  # every rank builds the same networks
         gan = GAN(config, self.context.device, self.context.world_size)
+        if config.model.classes:
+            gan.class_counts = self.manifest.splits["train"].class_counts
         seed_rank(config.seed, self.context.rank, 0)
         position = self._resume(gan)
         if lr_scale is not None:

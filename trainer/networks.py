@@ -13,6 +13,7 @@ from trainer.ema import EMA
 from trainer.models import AtLevel, Discriminator, Generator, build_discriminator, build_generator, resize_to_level
 
 _EMA_LATENTS, _EMA_BATCH = 1024, 64  # for the statistics of the EMA generator
+_GOLDEN_RATIO = 0.6180339887498949  # its multiples, modulo 1, are spread evenly
 
 M = TypeVar("M", bound=nn.Module)
 Condition = dict[str, Any]
@@ -50,6 +51,9 @@ class Networks:
         self.generator: Generator = _place(build_generator(config.model), device)
         self.discriminator: Discriminator = _place(build_discriminator(config.model), device)
         self.ema = EMA(self.generator, config.ema.half_life_kimg * 1000, config.ema.ramp)
+        self.class_counts: Sequence[int] = (1,) * len(config.model.classes)
+        """How frequent the classes are in training, for ``recompute_ema_statistics``; training sets the data's numbers
+        of images."""
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and native_bf16(device))
         self.set_level(0)
 
@@ -59,17 +63,20 @@ class Networks:
         self.growth = {"level": c.grow.level(nimg, c.model.size)} if self.generator.grows else {}
 
     def recompute_ema_statistics(self) -> None:
-        """Recompute the EMA generator's batch-norm statistics or its mean w, on 1,024 latents that are always the same,
-        with all classes in turn. Call it before sampling from, evaluating or saving the EMA. It does not change the
-        random state of the training."""
+        """Recompute the EMA generator's batch-norm statistics or its mean w, on 1,024 latents that are always the same.
+        The statistics are those of classes as frequent as ``class_counts``, to within two latents or so; a mean w is of
+        one class. Call it before sampling from, evaluating or saving the EMA. It does not change the random state of
+        the training."""
         random = torch.Generator().manual_seed(0)
         z_dim = self.config.model.z_dim
         batches = [
             torch.randn(_EMA_BATCH, z_dim, generator=random).to(self.device) for _ in range(_EMA_LATENTS // _EMA_BATCH)
         ]
         labels: Sequence[Tensor] = ()
-        if classes := len(self.config.model.classes):
-            labels = (torch.arange(_EMA_LATENTS, device=self.device) % classes).split(_EMA_BATCH)
+        if self.config.model.classes:
+            ends = torch.tensor(self.class_counts, dtype=torch.float64).cumsum(0)
+            points = torch.arange(_EMA_LATENTS, dtype=torch.float64) * _GOLDEN_RATIO % 1 * ends[-1]
+            labels = torch.searchsorted(ends, points, right=True).to(self.device).split(_EMA_BATCH)
         self.ema.recompute_statistics(batches, labels, **self.growth)
         self.ema.module.measure(batches, labels)
 

@@ -113,15 +113,17 @@ def paths(size: int, classes: Sequence[str] = ()) -> dict[str, Path]:
         MAX_PSI,
         default=1.0,
     )
-    usual = min(DEFAULT_N, max(1, most // max(1, len(classes))))  # so that a row for each class is allowed
+    # So that there may be a row for each class; of more classes than images, the first ones have one each.
+    usual = min(DEFAULT_N, max(1, most // max(1, len(classes))))
     n = _number("n", "number of images, with the seeds from seed on", int, most, default=usual, low=1)
     default = "by default the classes take turns with the seeds"
     image_class = _class(classes, f"the class of the image; {default}", is_one=True)
     walk_class = _class(classes, "the class of the images", is_one=True, is_required=len(classes) > 1)
+    first = f", on a sheet the first {most}" if len(classes) > most else ""
     grid_class = _class(
         classes,
         f"one or several; a sheet has a row of the seeds for each of several, at most {most} images in total; in an "
-        "array they take turns with the seeds; by default all",
+        f"array they take turns with the seeds; by default all{first}",
         is_one=False,
     )
     return {
@@ -236,7 +238,11 @@ def image_request(name: str, path: Path, query: str, classes: Sequence[str] = ()
     seeds = values.get("seeds") or range(values["seed"], values["seed"] + values.get("n", 1))
     if name == WALK and len(seeds) < 2:
         raise UserError(f"seeds: walks through {path.parameters['seeds'].meaning}, {len(seeds)} given")
-    chosen = values.get("class") or choose(classes, [], "class")
+    chosen = values.get("class")
+    if chosen is None:
+        chosen = choose(classes, [], "class")
+        if name == GRID and values["format"] != "npy":
+            chosen = chosen[: path.parameters["n"].schema["maximum"]]
     if name == IMAGE and (one := class_of(seeds[0], chosen)):
         chosen = (one,)
     request = ImageRequest(name, tuple(seeds), values["psi"], values["format"], chosen)

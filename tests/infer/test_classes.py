@@ -202,6 +202,30 @@ def test_classes_that_there_are_not(cats: Path, tmp_path: Path, text: str, messa
     assert not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (",".join(["all"] * 2000), "class: 'all,all,.*' has 2,000 parts, but the generator has 1000 classes"),
+        (",".join(["all"] * 900), "class: 'all,all,.*' names a class twice; give each once"),
+        ("cat number 5x", "class: 'cat number 5x' is given, allowed are cat number 0,"),
+    ],
+)
+def test_wrong_choices_among_many_classes_cost_little(monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
+    made = []
+
+    class Counted(Class):
+        def __new__(cls, label: int, name: str) -> Class:
+            made.append(label)
+            return Class(label, name)
+
+    monkeypatch.setattr("infer.classes.Class", Counted)
+    monkeypatch.setattr("difflib.get_close_matches", lambda word, names, n: [*names][:n])
+    with pytest.raises(UserError, match=message) as raised:
+        choose([f"cat number {i}" for i in range(1000)], [text], "class")
+    assert len(str(raised.value)) < 500
+    assert len(made) <= 2000, "all is expanded twice at most"
+
+
 def test_a_generator_without_classes_has_none_to_choose(onnx_file: Path) -> None:
     with pytest.raises(UserError, match=r"^--class: 'tabby' is given, but the generator has no classes: omit it$"):
         run(onnx_file, "--class", "tabby")

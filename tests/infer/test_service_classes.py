@@ -183,6 +183,21 @@ def test_the_default_grid_of_many_classes_is_allowed() -> None:
     assert image_request(GRID, paths(SIZE, NAMES)[GRID], "", NAMES).images == 48
 
 
+@pytest.mark.parametrize(("size", "most"), [(SIZE, 256), (1024, 42)])
+def test_the_default_grid_shows_the_first_classes_that_fit(size: int, most: int) -> None:
+    names = [f"cat {i}" for i in range(1000)]
+    grid = paths(size, names)[GRID]
+    sheet = image_request(GRID, grid, "", names)
+    assert (sheet.images, len(sheet.seeds)) == (most, 1)
+    assert sheet.rows == tuple(Class(i, f"cat {i}") for i in range(most))
+    assert f"by default all, on a sheet the first {most}" in grid.parameters["class"].meaning
+    assert len(image_request(GRID, grid, "format=npy", names).classes) == 1000
+    for query in ("class=all", "n=2"):
+        with pytest.raises(UserError, match=f"allowed are {most}; give fewer seeds or classes"):
+            image_request(GRID, grid, query, names)
+    assert "the first" not in paths(size, NAMES)[GRID].parameters["class"].meaning
+
+
 def test_arrays_are_read(server: Served) -> None:
     images = np.load(io.BytesIO(server.get("/grid?n=6&format=npy").body))
     assert images.shape == (6, SIZE, SIZE, 3)

@@ -207,19 +207,49 @@ def test_solid_colours_are_learned_by_class(arch: str) -> None:
     assert (seen(images) == torch.arange(48) % 3).float().mean() > 0.9
 
 
+def test_statistics_of_the_ema_are_those_of_the_classes_in_the_proportions_of_the_data() -> None:
+    """What comes before the first batch norm is affine in the latent and in the embedding of the class."""
+    torch.manual_seed(0)
+    c = conditional("dcgan")
+    gan = GAN(replace(c, model=replace(c.model, g_head="conv")), torch.device("cpu"))
+
+    def mean(*counts: int) -> Tensor:
+        gan.class_counts = counts
+        gan.recompute_ema_statistics()
+        found = gan.ema.module.layers.norm4.running_mean
+        assert isinstance(found, Tensor)
+        return found.clone()
+
+    assert gan.class_counts == (1, 1, 1)
+    blue, green, red = mean(7, 0, 0), mean(0, 7, 0), mean(0, 0, 7)
+    most = 3 / 1024 * ((blue - green).abs() + (red - green).abs()).max()
+    assert (mean(95, 0, 5) - (0.95 * blue + 0.05 * red)).abs().max() < most
+    assert (mean(95, 0, 5) - (0.5 * blue + 0.5 * red)).abs().max() > 10 * most
+    assert (mean(1, 1, 1) - (blue + green + red) / 3).abs().max() < most
+
+
 @pytest.mark.usefixtures("tiny_extractor")
 def test_resuming_is_bit_for_bit_as_if_uninterrupted(coloured: Manifest, tmp_path: Path) -> None:
     config = conditional("dcgan-cpu", batch=8)
     config = replace(config, projected=ProjectedConfig(), track=replace(config.track, grid=6))
     whole, parts = Notes(), Notes()
-    run(config, coloured, tmp_path / "whole", whole)
+    counts = coloured.splits["train"].class_counts
+    seen_counts, recompute = [], GAN.recompute_ema_statistics
+
+    def noted(gan: GAN) -> None:
+        seen_counts.append(gan.class_counts)
+        recompute(gan)
+
+    with mock.patch.object(GAN, "recompute_ema_statistics", noted):
+        run(config, coloured, tmp_path / "whole", whole)
+    assert set(seen_counts) == {counts}, "the statistics are those of the data's classes"
     run(replace(config, kimg=0.064), coloured, tmp_path / "parts", parts)
     run(config, coloured, tmp_path / "parts", parts, context=Requests("stop"))
     run(config, coloured, tmp_path / "parts", parts)
     a, b = (checkpoint.load(checkpoint.find_all(tmp_path / name)[-1]) for name in ("whole", "parts"))
     assert a["nimg"] == 192
     assert same(without_times(a), without_times(b))
-    assert a["last_metric"]["class_counts"] == list(coloured.splits["train"].class_counts)
+    assert a["last_metric"]["class_counts"] == list(counts)
     other = replace(coloured, labels=("blue", "green", "rot"))
     with pytest.raises(UserError, match="other classes than the training began with"):
         run(config, other, tmp_path / "parts", parts)
@@ -258,6 +288,7 @@ def test_a_conditional_recipe_takes_the_classes_of_its_data(coloured: Manifest, 
     assert "tuxedo" in found["config"]["model"]["classes"]
     for words, part in (
         (["biggan-cpu-32", "--data", shards], "has none: build it with `catdata build --labels folder`"),
+        (["biggan-cpu-32", "--data", shards], "train without classes: --model.no-conditional"),
         (["dcgan-cpu-32", "--data", shards, "--model.conditional"], "has none: build it"),
         (["dcgan-cpu-32", "--data", shards, "--model.classes", "a"], "leave it out"),
         (["biggan-cpu", "--data", coloured.root, "--model.classes", "a", *out], "leave it out"),
@@ -276,9 +307,12 @@ def test_data_sets_of_earlier_versions_and_names_that_cannot_be_exported(coloure
     splits = {name: replace(split, class_counts=()) for name, split in coloured.splits.items()}
     for manifest, part in (
         (replace(coloured, splits=splits), "built by an earlier version"),
-        (replace(coloured, labels=("x" * 101, "b", "c")), "a name of 101 characters"),
-        (replace(coloured, labels=tuple(map(str, range(1001)))), "1001 classes"),
-        (replace(coloured, labels=("a\u200db", "b", "c")), "not printable"),
+        (replace(coloured, labels=("x" * 101, "b", "c")), r"the name 'x+', allowed are 1 to 100"),
+        (replace(coloured, labels=tuple(map(str, range(1001)))), "1,001 names"),
+        (replace(coloured, labels=("a\u200db", "b", "c")), "printable characters"),
+        (replace(coloured, labels=("a", "b", "a")), "a name twice"),
+        (replace(coloured, labels=("a", " b", "c")), "the name ' b'"),
+        (replace(coloured, labels=("a", "", "c")), "the name ''"),
     ):
         with pytest.raises(UserError, match=part):
             with_classes(given, manifest)

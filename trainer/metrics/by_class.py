@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,8 @@ from trainer.metrics.evaluate import metric_name
 MIN_IMAGES = 100
 """Real and generated images of a class from which on its distance is computed."""
 MAX_REALS = 500
-"""Real images of a class that are used, the first ones: a distance takes the singular values of a matrix of them."""
+"""Real images of a class that are used, the first ones of each rank: a distance takes the singular values of a matrix
+of them."""
 
 _BATCH = 64
 
@@ -36,9 +38,9 @@ class ByClass:
         chosen = [i for i, count in enumerate(reals) if min(count, int(fakes[i])) >= MIN_IMAGES]
         found = gather(_first_features(manifest, extractor, split, chosen))
         self.reals = {i: torch.cat([part[i] for part in found])[:MAX_REALS] for i in chosen} if rank() == 0 else {}
+        slugs = _slugs(manifest.labels)
         self.names = {
-            i: f"class/{_slug(manifest.labels[i])}/{metric_name('fid', extractor.name, int(fakes[i]), force=True)}"
-            for i in chosen
+            i: f"class/{slugs[i]}/{metric_name('fid', extractor.name, int(fakes[i]), force=True)}" for i in chosen
         }
 
     def __call__(self, features: Tensor) -> dict[str, float]:
@@ -62,8 +64,9 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def _first_features(manifest: Manifest, extractor: Extractor, split: str, chosen: Sequence[int]) -> dict[int, Tensor]:
-    """This rank's first features of each class, up to ``MAX_REALS``, on the CPU."""
-    left = dict.fromkeys(chosen, MAX_REALS)
+    """This rank's first features of each class, up to its share of ``MAX_REALS``, on the CPU. The images were shuffled
+    when the data set was built, so each rank has about as many of a class."""
+    left = dict.fromkeys(chosen, -(-MAX_REALS // world_size()))
     found: dict[int, list[Tensor]] = {i: [torch.empty(0, extractor.dim)] for i in chosen}
     for images, labels in eval_batches(manifest, split, rank(), world_size(), _BATCH, labelled=True):
         if not any(left.values()):
@@ -79,6 +82,11 @@ def _first_features(manifest: Manifest, extractor: Extractor, split: str, chosen
     return {i: torch.cat(parts) for i, parts in found.items()}
 
 
-def _slug(name: str) -> str:
-    """A name as MLflow's metrics may have it."""
-    return re.sub(r"[^\w .-]", "_", name, flags=re.ASCII).strip() or "_"
+def _slugs(names: Sequence[str]) -> list[str]:
+    """The names as MLflow's metrics may have them; those that would be equal are followed by their number."""
+    slugs = [re.sub(r"[^\w .-]", "_", name, flags=re.ASCII).strip() or "_" for name in names]
+    counts = Counter(slugs)
+    while repeated := {slug for slug, count in counts.items() if count > 1}:
+        slugs = [f"{slug}-{i}" if slug in repeated else slug for i, slug in enumerate(slugs)]
+        counts = Counter(slugs)  # a name may end like a number that was added
+    return slugs

@@ -202,6 +202,17 @@ def test_manifests_whose_counts_do_not_fit_are_refused(coloured: Manifest, tmp_p
         Manifest.load(tmp_path / "set")
 
 
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_manifests_with_the_counts_of_one_split_only_are_refused(coloured: Manifest, tmp_path: Path, name: str) -> None:
+    forged = tampered(coloured, tmp_path / "set", (b"", b""))
+    record = json.loads(forged.to_json())
+    del record["splits"][name]["class_counts"]
+    (tmp_path / "set" / MANIFEST).write_text(json.dumps(record))
+    with pytest.raises(UserError, match="only one of the splits has class_counts") as caught:
+        Manifest.load(tmp_path / "set")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("cls", [b"3", None])
 def test_an_image_without_a_class_is_counted_as_unusable(coloured: Manifest, tmp_path: Path, cls: bytes | None) -> None:
     forged = replace(tampered(coloured, tmp_path / "set", (cls, b"")), max_broken=0.1)

@@ -52,10 +52,34 @@ def test_classes_with_enough_images_are_compared_with_their_own_reals(
     assert {len(reals) for reals in ByClass(manifest, TinyExtractor(), labels).reals.values()} == {5}  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_what_is_gathered_does_not_grow_with_the_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    manifest = write_coloured(tmp_path / "set", val_fraction=0)
+    monkeypatch.setattr(by_class, "MAX_REALS", 8)
+    monkeypatch.setattr(by_class, "world_size", lambda: ranks)
+    parts = []
+    for rank in range(ranks):
+        monkeypatch.setattr(by_class, "rank", lambda rank=rank: rank)
+        parts.append(by_class._first_features(manifest, TinyExtractor(), "train", [2])[2])  # type: ignore[arg-type]
+    assert max(map(len, parts)) == -(-8 // ranks)
+    assert 8 <= sum(map(len, parts)) < 8 + ranks
+    assert len(torch.cat(parts).unique(dim=0)) == sum(map(len, parts)), "each rank has other images"
+
+
 def test_names_are_those_that_mlflow_takes() -> None:
     from mlflow.utils.validation import _validate_metric_name
 
-    for name in ("tabby", "tuxedo, long hair", "ähnlich", "a/../b", "  ", "a.b-c d"):
-        slug = by_class._slug(name)
+    for slug in by_class._slugs(("tabby", "tuxedo, long hair", "ähnlich", "a/../b", "  ", "a.b-c d", "白", "黒")):
         assert "/" not in slug
         _validate_metric_name(f"class/{slug}/fd100_efflite0")
+
+
+def test_each_class_has_a_metric_of_its_own() -> None:
+    names = ("köln", "kåln", "tabby", "白", "黒", "a/b", "a_b", "_-3", "a_b-5")
+    slugs = by_class._slugs(names)
+    assert len(set(slugs)) == len(names)
+    assert slugs[:3] == ["k_ln-0", "k_ln-1", "tabby"]
+    assert slugs[4] == "_-4"
+    assert slugs[6] == "a_b-6"
