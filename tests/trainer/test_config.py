@@ -53,8 +53,9 @@ def test_recipes_for_few_photographs(family: str):
     config, base = (resolve(name, None, gpu=False) for name in (f"{family}-few-64", f"{family}-64"))
     assert config.recipe == f"{family}-few-64"
     assert problems(config) == []
-    assert config.optim.freeze_d > 0
-    assert config.optim.g_lr.start == base.optim.g_lr.start / 2
+    assert config.augment.policy
+    assert config.augment.p(0) == 1
+    assert config.kimg < base.kimg
     for of_few, of_base in ((config.optim.g_lr, base.optim.g_lr), (config.loss.gamma, base.loss.gamma)):
         assert of_few.kimg / config.kimg == pytest.approx(of_base.kimg / base.kimg), "the schedule as a whole"
     assert config.model == base.model, "the weights of the recipe itself fit"
