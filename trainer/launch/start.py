@@ -52,7 +52,7 @@ def find_start(options: Options, storage: Storage) -> Start:
     config, resume = options.config(), options.resume
     latest = storage.latest()
     if latest is None and resume in ("auto", "never"):
-        return Start(None, False, Position(), None, _init_from(options))
+        return Start(None, False, Position(), None, init_weights(options))
     if latest is not None:
         if resume == "never":
             raise UserError(
@@ -86,7 +86,7 @@ def _given_checkpoint(resume: str) -> str:
     raise UserError(f"--resume {resume}: neither auto nor never, nor a checkpoint or run folder")
 
 
-def _init_from(options: Options) -> Path | None:
+def init_weights(options: Options) -> Path | None:
     """The path of ``--init-from``, after a trial that its weights fit."""
     if options.init_from is None:
         if frozen := options.optim.freeze_d:

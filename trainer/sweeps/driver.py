@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -28,9 +29,10 @@ from trainer.launch.start import only_training
 from trainer.recipes import resolve
 from trainer.sweeps import page
 from trainer.sweeps.options import parse_sweep
-from trainer.sweeps.plan import Plan, make_plan, settings
+from trainer.sweeps.plan import Plan, make_plan, positions, settings, snapshot_kimg
 from trainer.sweeps.resources import Need, Node, decide_need, num_at_once
 from trainer.sweeps.sampler import Tree
+from trainer.sweeps.space import corners
 from trainer.sweeps.state import Ledger, Rungs, Trial
 from trainer.sweeps.table import Table
 from trainer.sweeps.verdict import Verdict, decide, rank
@@ -80,7 +82,7 @@ def _dry_run(plan: Plan, ledger: Ledger) -> dict[str, Any]:
         say(f"drawn with --seed {plan.base.seed}, which draws the same ones again")
     say(f"each with {need}, {at_once} at a time on this machine, {plan.base.kimg:g} kimg, in {ledger.storage.location}")
     if plan.rungs:
-        say(f"the worse ones are stopped at {', '.join(f'{kimg:.4g}' for kimg in plan.rungs.kimg)} kimg")
+        say(f"the worse ones are stopped at {', '.join(_stops(plan, plan.rungs))} kimg")
     if best[1]:
         say(f"then the best {min(best[0], plan.num_trials)} again with {best[1]} new seed(s) each")
     say(f"at most {plan.most_kimg():g} kimg in all")
@@ -107,6 +109,14 @@ def _resources(plan: Plan, nodes: list[Node]) -> tuple[Need, int]:
     need = decide_need(nodes, sweep.workers, readers, plan.num_trials, sweep.cpus, sweep.gpus)
     fitting = num_at_once(need, nodes)
     return need, min(fitting, sweep.at_once or fitting)
+
+
+def _stops(plan: Plan, rungs: Rungs) -> list[str]:
+    """Where trials are stopped, as kimg: a range for a rung that trials reach at different ones, as with batches."""
+    chosen = plan.listed() or list(corners(plan.dimensions))
+    found = [positions(plan.options(one, plan.base.seed), rungs) for one in chosen]
+    ends = [(min(at), max(at)) for rung in rungs.kimg if (at := [one[rung] for one in found if rung in one])]
+    return [f"{low:.4g}" if f"{low:.4g}" == f"{high:.4g}" else f"{low:.4g} to {high:.4g}" for low, high in ends]
 
 
 def _trial_name(number: int) -> str:
@@ -196,9 +206,14 @@ class _Sweep:
                     control=control,
                 )
 
+        @cache
+        def snapshot(name: str) -> float:
+            trial = ledger.trials[name]
+            return snapshot_kimg(self.plan.options(trial.values, trial.seed))
+
         waiting = tasks()
         for first in waiting:  # Tune cannot be asked to train nothing
-            run_trials(chain([first], waiting), ledger, need, at_once, rungs, control, self.table.changed)
+            run_trials(chain([first], waiting), ledger, need, at_once, rungs, snapshot, control, self.table.changed)
 
     def _end(self, status: str) -> dict[str, Any] | None:
         """Print the table and the best so far, write ``sweep.html``, log the summary to MLflow. Returns the JSON

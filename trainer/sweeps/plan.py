@@ -13,6 +13,8 @@ from trainer.config import Config
 from trainer.launch.checks import check_options, problems_of_name
 from trainer.launch.classes import with_classes
 from trainer.launch.options import Options, parse, values
+from trainer.launch.start import init_weights
+from trainer.loop import plan as plan_steps
 from trainer.sweeps.options import SweepOptions
 from trainer.sweeps.sampler import check_tpe
 from trainer.sweeps.space import Dimension, Value, corners, draw, grid, num_combinations, parse_space, words
@@ -79,6 +81,22 @@ class Plan:
         return shlex.join([*line, "--track.uri", uri] if uri else line)
 
 
+def snapshot_kimg(options: Options) -> float:
+    """Kimg between two snapshots of a training: a whole number of steps, unlike ``--track.snapshot-kimg``."""
+    return plan_steps(options.config())[1] * options.batch / 1000
+
+
+def positions(options: Options, rungs: Rungs) -> dict[float, float]:
+    """Kimg of the evaluations at which a training may be stopped, by rung: the first one that reaches it."""
+    every, length = options.eval.every, snapshot_kimg(options)
+    decided: dict[float, float] = {}
+    for i in range(1, math.ceil(rungs.last / length)):
+        rung = rungs.reached(i * length, length)
+        if rung is not None and (i == 1 or i % every == 0) and rung > max(decided, default=0.0):
+            decided[rung] = i * length
+    return decided
+
+
 def _without(option: str, given: Sequence[str]) -> list[str]:
     """A command line without an option and its value."""
     pairs = zip(given, ["", *given], strict=False)
@@ -110,6 +128,7 @@ def make_plan(sweep: SweepOptions, recipe: Config, manifest: Manifest | None) ->
         num_trials = len(grid(dimensions))
     else:
         num_trials = sweep.trials or int(min(DEFAULT_TRIALS, num_combinations(dimensions)))
+        draw(dimensions, num_trials, base.seed)  # as many exist
     plan = Plan(sweep, recipe, manifest, parse(given, recipe, ""), tuple(given), dimensions, num_trials, rungs)
     if plan.base.seed + sweep.confirm[1] > _MAX_SEED:
         raise UserError(f"--seed {plan.base.seed}: give a smaller one, since --confirm counts up from it")
@@ -129,10 +148,15 @@ def _with_evaluations(given: list[str], base: Options, recipe: Config, first: fl
 def _check_trials(plan: Plan) -> None:
     """All trials that are known, else the limits of all spaces, have to be valid, and to have the same metric."""
     networks = set()
+    kinds: list[tuple[object, ...]] = []  # of networks: each has to fit the weights to start from
     for chosen in plan.listed() or list(corners(plan.dimensions)):
         options = plan.options(chosen, plan.base.seed)
         # With another discriminator `auto` takes another network.
         networks.add(options.eval.extractor == "auto" and options.projected.weight > 0)
+        kind = (options.model, options.projected, options.optim.freeze_d)
+        if kind not in kinds:
+            init_weights(options)
+            kinds.append(kind)
     if len(networks) > 1:
         raise UserError(
             "--try projected.weight with 0 and others: their metrics would be of different networks; give"

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from catgan.command import UserError
-from trainer.sweeps.space import Choice, Dimension, Value
+from trainer.sweeps.space import Choice, Dimension, Value, draw
 from trainer.sweeps.state import Trial
+
+_ATTEMPTS = 16  # until a proposal differs from all trials
 
 
 def check_tpe() -> None:
@@ -46,7 +48,12 @@ class Tree:
                 )
 
     def propose(self, trials: Mapping[str, Trial]) -> dict[str, Value]:
-        """Values for the next trial, given all others; the same for the same ones."""
+        """Values for the next trial, given all others; the same for the same ones, and none that was proposed before.
+        If the estimator does not come up with any, random ones.
+
+        Raises:
+            UserError: there are no others.
+        """
         import optuna
 
         searched = [trial for trial in trials.values() if trial.of is None]
@@ -69,11 +76,18 @@ class Tree:
                     intermediate_values={round(1000 * kimg): point.value for kimg, point in trial.points.items()},
                 )
             )
-        asked = study.ask(self._distributions)
-        return {
-            one.field: str(asked.params[one.field]) if isinstance(one, Choice) else one.text(asked.params[one.field])
-            for one in self._dimensions
-        }
+        tried = [trial.values for trial in searched]
+        for _ in range(_ATTEMPTS):
+            params = study.ask(self._distributions).params  # counts as running, so that the next one keeps away from it
+            values = {
+                one.field: str(params[one.field]) if isinstance(one, Choice) else one.text(params[one.field])
+                for one in self._dimensions
+            }
+            if values not in tried:
+                return values
+        # Of so many different ones, one at least is not among the trials.
+        drawn = draw(self._dimensions, len(tried) + 1, self._seed)
+        return next(values for values in drawn if values not in tried)
 
     def _own(self, field: str, value: Value) -> Any:
         """A value as optuna has it."""

@@ -91,6 +91,16 @@ class Rungs:
         count = math.ceil(math.log(self.last / self.first) / math.log(self.reduction) - 1e-9)
         return [self.first * self.reduction**i for i in range(max(count, 0))]
 
+    def reached(self, kimg: float, snapshot_kimg: float) -> float | None:
+        """The last rung that a trial has reached at ``kimg``, None at the end and before the first.
+
+        An evaluation counts if it is at most half a snapshot before the rung: snapshots are whole numbers of steps, so
+        that the one meant for the rung may be just below it, and the next one is far away.
+        """
+        if kimg >= self.last:
+            return None
+        return max((rung for rung in self.kimg if kimg >= rung - snapshot_kimg / 2 - 1e-9), default=None)
+
 
 class Ledger:
     """The trials of one sweep, and the journal that remembers them."""

@@ -48,9 +48,18 @@ class _NotKept:
 class Scheduler(_NotKept, ASHAScheduler):
     """Ray's ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020). It stops no trial itself,
     but asks ``stop`` to. Distances that were known before are entered without a decision, which was made when they were
-    new."""
+    new.
 
-    def __init__(self, rungs: Rungs, stop: Callable[[str], None]) -> None:
+    ASHA gets one distance of each trial at each rung, as if it had been measured exactly there: the first one that is
+    at most half a snapshot below the rung, see ``Rungs.reached``.
+    """
+
+    def __init__(self, rungs: Rungs, stop: Callable[[str], None], snapshot_kimg: Callable[[str], float]) -> None:
+        """
+        Args:
+            stop: stops the trial of this name.
+            snapshot_kimg: kimg between two snapshots of the trial of this name.
+        """
         super().__init__(
             time_attr="kimg",
             metric="distance",
@@ -59,18 +68,23 @@ class Scheduler(_NotKept, ASHAScheduler):
             grace_period=rungs.first,  # type: ignore[arg-type]
             reduction_factor=rungs.reduction,
         )
-        self._last, self._stop = rungs.last, stop
+        self._rungs, self._stop, self._snapshot_kimg = rungs, stop, snapshot_kimg
+        self._entered: dict[str, float] = {}  # the last rung of each trial
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        action = super().on_trial_result(tune_controller, trial, result)
-        is_decided = result.get("is_known") or result.get("kimg", 0) >= self._last
-        if action == TrialScheduler.STOP and not is_decided:
-            self._stop(_name(trial))
+        if "distance" not in result:
+            return TrialScheduler.CONTINUE
+        name = _name(trial)
+        rung = self._rungs.reached(result["kimg"], self._snapshot_kimg(name))
+        if rung is not None and rung > self._entered.get(name, 0.0):
+            self._entered[name] = rung
+            action = super().on_trial_result(tune_controller, trial, result | {"kimg": rung})
+            if action == TrialScheduler.STOP and not result.get("is_known"):
+                self._stop(name)
         return TrialScheduler.CONTINUE
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if "distance" in result:  # else nothing was measured
-            super().on_trial_complete(tune_controller, trial, result)
+        """Nothing: the result repeats the last distance."""
 
     def remember(self, trial: Trial) -> None:
         """Enter the distances of a trial that was over before this process began."""
@@ -89,6 +103,8 @@ class _Known:
 
 
 def _name(trial: Any) -> str:
+    if isinstance(trial, _Known):
+        return trial.trial_id
     return str(trial.config["task"].name)
 
 
@@ -175,6 +191,7 @@ def run_trials(
     need: Need,
     at_once: int,
     rungs: Rungs | None,
+    snapshot_kimg: Callable[[str], float],
     control: Any,
     changed: Callable[[Trial | None], None],
 ) -> None:
@@ -183,6 +200,7 @@ def run_trials(
     Args:
         tasks: trials in their order; asked for one as soon as there is room.
         rungs: where to stop those that are worse; None: train all to the end.
+        snapshot_kimg: see ``Scheduler``.
         control: of ``trial.create_control``.
         changed: called whenever the ledger has news; with a trial that begins or ends.
 
@@ -194,9 +212,13 @@ def run_trials(
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    def stop_worse(name: str) -> None:
+        ray.get(control.stop.remote(name, "worse"))
+
     scheduler: TrialScheduler = FIFOScheduler()
     if rungs is not None:
-        scheduler = asha = Scheduler(rungs, lambda name: ray.get(control.stop.remote(name, "worse")))
+        scheduler = asha = Scheduler(rungs, stop_worse, snapshot_kimg)
         for trial in ledger.trials.values():
             if trial.is_over and trial.of is None:
                 asha.remember(trial)

@@ -29,7 +29,7 @@ class Repeated:
     """One for each new seed."""
     mean: float
     error: float
-    """Standard error of the mean: between seeds, and of the metric."""
+    """Standard error of the mean: between seeds, if any configuration has two, and of the metric."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,11 @@ def rank(trials: Mapping[str, Trial]) -> list[Trial]:
 
 
 def repeated(trials: Mapping[str, Trial]) -> list[Repeated]:
-    """All configurations with two new seeds or more that are done, the best first."""
+    """All configurations with a new seed or more that are done, the best first.
+
+    One seed of a configuration has no spread of its own, but the pooled one of the others applies to it. If none has
+    two seeds, the errors are those of the metric alone, and ``decide`` compares nothing.
+    """
     groups: dict[str, list[Trial]] = {}
     for trial in trials.values():
         if trial.of is not None and trial.status == "done" and trial.last is not None:
@@ -86,9 +90,11 @@ def decide(trials: Mapping[str, Trial]) -> Verdict | None:
     num = len(best_one.distances)
     degrees = _degrees([one.distances for one in again])
     if not others or not degrees:
-        seeds = f"{num} new seed{'s' if num > 1 else ''}"
-        text = f"mean of {seeds}; there is no other repeated configuration to compare it with"
-        return Verdict(best_one.trial, best_one.mean, best_one.error, None, text, tuple(again))
+        why = "there is no other repeated configuration to compare it with"
+        if others:
+            why = "one seed each shows no spread between seeds, so that nothing can be compared"
+        text = f"mean of {num} new seed{'s' if num > 1 else ''}; {why}"
+        return Verdict(best_one.trial, best_one.mean, best_one.error if degrees else None, None, text, tuple(again))
     close = []
     for other in others:
         noise = _quantile(degrees) * math.hypot(best_one.error, other.error)

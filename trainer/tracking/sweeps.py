@@ -22,16 +22,15 @@ _SWEEP_TAG = "catgan.sweep"
 
 
 def find_parent(client: MlflowClient, experiment_id: str, sweep: Mapping[str, str], user: str) -> str:
-    """The id of the sweep's run, created if there is none.
+    """The id of the sweep's run, created if there is none that is not deleted.
 
     Args:
         sweep: ``id``, which is unique, and ``name``.
     """
-    from mlflow.entities import ViewType
 
     def oldest() -> list[str]:
         condition, order = f"tags.`{_SWEEP_TAG}` = '{sweep['id']}'", ["attributes.start_time ASC"]
-        found = client.search_runs([experiment_id], condition, ViewType.ALL, max_results=1, order_by=order)
+        found = client.search_runs([experiment_id], condition, max_results=1, order_by=order)  # active runs only
         return [str(run.info.run_id) for run in found]
 
     if found := oldest():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from catgan.command import UserError, run_command
+from tests.trainer.launch.runs import save_checkpoint
 from trainer.recipes import resolve
 from trainer.sweeps import driver
 from trainer.sweeps.options import parse_sweep
@@ -27,6 +28,8 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch):
     [
         ((), "nothing to try"),
         (("--try", "batch=8,16", "--trials", "5", "--algorithm", "random"), "2 combinations only"),
+        (("--try", "batch=8,16", "--trials", "5", "--algorithm", "tpe"), "2 combinations only"),
+        (("--try", "batch=8..10", "--trials", "5", "--algorithm", "tpe"), "only 3 different ones"),
         (("--try", "batch=8,16", "--trials", "2", "--algorithm", "grid"), "--trials with --algorithm grid"),
         (("--try", "batch=8..16", "--algorithm", "grid"), "a grid needs values"),
         (("--try", "batch=8,16", "--algorithm", "best"), "invalid choice"),
@@ -49,6 +52,9 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch):
         (("--try", "batch=8,16", "--data", "{tmp}/nothing"), "catdata"),
         (("--try", "batch=8,16", "--name", "a/b"), "--name 'a/b'"),
         (("--try", "batch=8,16", "--trials"), "--trials"),
+        (("--try", "batch=8,16", "--optim.freeze-d", "1"), "--optim.freeze-d 1 without --init-from"),
+        (("--try", "optim.freeze-d=0,1"), "--optim.freeze-d 1 without --init-from"),
+        (("--try", "batch=8,16", "--init-from", "{tmp}/nothing"), "--init-from"),
     ],
 )
 def test_a_mistake_is_one_line_with_exit_status_2(
@@ -64,6 +70,18 @@ def test_a_mistake_is_one_line_with_exit_status_2(
     assert said.out == ""
     assert len(said.err.splitlines()) == 1, said.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_to_start_from_are_checked_once_for_all_trials(shards: Path, tmp_path: Path):
+    def made(recipe: str, *words: str):
+        sweep = parse_sweep(["--kimg", "9", "--try", "batch=8,16", *OFFLINE, *words])
+        return make_plan(sweep, resolve(recipe, None, gpu=False), None)
+
+    with pytest.raises(UserError, match="without --init-from"):
+        made("dcgan-cpu-few-32")
+    source = save_checkpoint(tmp_path / "run", shards, 8)
+    tiny = ("--model.g-width", "4", "--model.d-width", "4", "--init-from", str(source))
+    assert made("dcgan-cpu-few-32", *tiny).num_trials == 2
 
 
 def test_a_missing_optuna_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -82,6 +100,7 @@ def test_a_dry_run_prints_trials_resources_and_cost_and_writes_nothing(
     assert [f"t{i:02d}  optim.g-lr={v['optim.g-lr']}" in said for i, v in enumerate(plan["values"])] == [True] * 5
     assert "each with 1 CPU," in said
     assert plan["rungs"] == [1.0, 3.0]
+    assert "stopped at 0.992, 2.976 kimg" in said
     assert plan["most_kimg"] == 9 * (5 + 2 * 3)
     assert "at most 99 kimg in all" in said
     assert driver.main(options)["values"] == plan["values"]

@@ -11,8 +11,9 @@ from catgan.command import UserError
 from tests.trainer.launch.runs import save_checkpoint
 from tests.trainer.sweeps.sweeps import add, make, open_ledger
 from trainer.checkpoints.storage import Bucket, Storage
+from trainer.loop import plan as steps_of
 from trainer.sweeps.driver import _Sweep
-from trainer.sweeps.plan import settings
+from trainer.sweeps.plan import positions, settings
 from trainer.sweeps.sampler import Tree
 from trainer.sweeps.space import num_combinations
 from trainer.sweeps.state import Ledger, Point, Rungs, Trial
@@ -85,7 +86,7 @@ def test_rungs():
 
 def test_trials_are_stopped_at_rungs_by_equal_kimg():
     stopped: list[str] = []
-    scheduler = Scheduler(Rungs(1.0, 2.0, 4.0), stopped.append)
+    scheduler = Scheduler(Rungs(1.0, 2.0, 4.0), stopped.append, lambda _: 0.5)
 
     def trial(name: str) -> SimpleNamespace:
         one = SimpleNamespace(trial_id=name, config={"task": SimpleNamespace(name=name)})
@@ -111,6 +112,47 @@ def test_trials_are_stopped_at_rungs_by_equal_kimg():
     assert stopped == ["bad", "late"], "neither between rungs nor at the end"
 
 
+@pytest.mark.parametrize("batch", [8, 24, 64, 100, 512])
+@pytest.mark.parametrize("words", [("--kimg", "20"), ("--kimg", "7"), ("--kimg", "31", "--reduction", "2")])
+def test_the_evaluation_next_to_a_rung_is_decided_on(batch: int, words: tuple[str, ...]):
+    """Steps are whole, so that it may be just below the rung."""
+    plan = make("--try", "optim.g-lr=1e-4,1e-3", "--batch", str(batch), *words)
+    _, snapshot, total = steps_of(plan.base.config())
+    length, rungs = snapshot * batch / 1000, plan.rungs
+    evaluations = [step * batch / 1000 for step in range(snapshot, total + 1, snapshot)]
+    assert rungs is not None
+    assert len(rungs.kimg) >= 2
+    expected = [next(kimg for kimg in evaluations if kimg >= rung - length / 2) for rung in rungs.kimg]
+    assert list(positions(plan.base, rungs).values()) == pytest.approx(expected)
+    for rung, at in zip(rungs.kimg, expected, strict=True):
+        assert abs(at - rung) <= length / 2 + 1e-9
+        stopped: list[str] = []
+        scheduler = Scheduler(rungs, stopped.append, lambda _: length)
+        good, bad = (SimpleNamespace(trial_id=n, config={"task": SimpleNamespace(name=n)}) for n in ("good", "bad"))
+        for trial in (good, bad):
+            scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        for kimg in evaluations:
+            scheduler.on_trial_result(None, good, {"kimg": kimg, "distance": 10.0})
+        before = max((kimg for kimg in expected if kimg < at), default=0.0)
+        for kimg in evaluations:
+            scheduler.on_trial_result(None, bad, {"kimg": kimg, "distance": 9.0 if kimg <= before else 11.0})
+            assert bool(stopped) == (kimg >= at), f"rung {rung:g} at {kimg:g} instead of {at:g}"
+            if stopped:
+                break
+        assert stopped == ["bad"]
+
+
+def test_two_rungs_before_one_evaluation_are_one_decision():
+    stopped: list[str] = []
+    scheduler = Scheduler(Rungs(1.0, 2.0, 16.0), stopped.append, lambda _: 4.0)
+    for name, early, late in (("good", 10.0, 9.0), ("bad", 9.0, 30.0)):
+        trial = SimpleNamespace(trial_id=name, config={"task": SimpleNamespace(name=name)})
+        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        scheduler.on_trial_result(None, trial, {"kimg": 4.0, "distance": early})
+        scheduler.on_trial_result(None, trial, {"kimg": 5.0, "distance": late})
+    assert stopped == [], "at 5 kimg there is no rung, and those at 1 and 2 are passed"
+
+
 def test_tpe_proposes_what_was_good_and_the_same_again(tmp_path: Path):
     plan = make("--try", "optim.g-lr=log:1e-5..1e-1", "--try", "batch=8,16", "--algorithm", "tpe", "--trials", "40")
     ledger = open_ledger(tmp_path / "s", plan)
@@ -126,6 +168,21 @@ def test_tpe_proposes_what_was_good_and_the_same_again(tmp_path: Path):
     near = sum(1e-4 <= float(trial.values["optim.g-lr"]) <= 1e-2 for trial in late)
     assert near >= 8, "half of the logarithmic range; by chance 5"
     assert tree.propose(ledger.trials) == Tree(plan.dimensions, seed=0).propose(ledger.trials)
+
+
+@pytest.mark.parametrize(
+    ("space", "count"), [(("batch=8,16,32", "optim.d-lr=1e-4,1e-3"), 6), (("batch=8..10", "optim.d-lr=1e-4,1e-3"), 6)]
+)
+def test_tpe_proposes_nothing_twice(tmp_path: Path, space: tuple[str, str], count: int):
+    plan = make("--try", space[0], "--try", space[1], "--algorithm", "tpe", "--trials", str(count))
+    ledger = open_ledger(tmp_path / "s", plan)
+    tree = Tree(plan.dimensions, seed=0)
+    for i in range(count):
+        add(ledger, f"t{i:02d}", tree.propose(ledger.trials), {9.0: 10.0 + i}, "done")
+    tried = [tuple(sorted(trial.values.items())) for trial in ledger.trials.values()]
+    assert len(set(tried)) == count
+    with pytest.raises(UserError):
+        tree.propose(ledger.trials)
 
 
 def test_the_table_shows_values_distance_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -77,3 +77,16 @@ def test_one_repeated_configuration_has_nothing_to_be_compared_with():
     assert verdict is not None
     assert (verdict.best, verdict.is_more_than_noise) == ("t01", None)
     assert "1 new seed;" in verdict.text
+    assert verdict.error is None, "one seed shows no spread"
+
+
+def test_one_new_seed_each_is_not_compared():
+    """As after an interruption in the first round of repetitions."""
+    found = trials(t00=1.0, t01=2.0, t00_s1=3.0, t01_s1=900.0)
+    verdict = decide(found)
+    assert verdict is not None
+    assert (verdict.best, verdict.error, verdict.is_more_than_noise) == ("t00", None, None)
+    assert "one seed each shows no spread" in verdict.text
+    # With a second seed of one of them the spread is known: (2^2 + 2^2) / 1 = 8, over two seeds and over one.
+    first, second = repeated(found | trials(t00_s1=28.0, t00_s2=32.0, t01_s1=20.0))
+    assert (first.trial, first.error, second.error) == ("t01", pytest.approx(math.sqrt(8)), pytest.approx(2.0))
