@@ -231,12 +231,16 @@ def _train(
     )
     if execute is None:
         execute = run_in_process if workers == 0 else partial(run_on_ray, workers=workers)
-    _run(job, execute, config, storage, uri)
+    # Of the many trials of a sweep one is the best by luck, so none becomes a version of the model.
+    _run(job, execute, config, storage, uri, None if sweep else config.track.model)
     return summary(storage)
 
 
-def _run(job: Job, execute: Callable[[Job], Outcome], config: Config, storage: Storage, uri: str) -> None:
-    """Run the training of an MLflow run that is open, export its best generator, and close it however that ends."""
+def _run(
+    job: Job, execute: Callable[[Job], Outcome], config: Config, storage: Storage, uri: str, model: str | None
+) -> None:
+    """Run the training of an MLflow run that is open, export its best generator, register it as ``model`` unless that
+    is None, and close the run however that ends."""
     with contextlib.ExitStack() as end:
         try:
             outcome = execute(job)
@@ -245,7 +249,7 @@ def _run(job: Job, execute: Callable[[Job], Outcome], config: Config, storage: S
             with _storage_errors(storage):
                 storage.pull()
             end.enter_context(_recorded_end(storage, uri, config.track.offline))
-        _export(outcome, config, storage)
+        _export(outcome, storage, model)
 
 
 def _without_password(config: Config, uri: str, workers: Workers) -> Config:
@@ -305,8 +309,8 @@ def _open_run(
     return run_id
 
 
-def _export(outcome: Outcome, config: Config, storage: Storage) -> None:
-    """Export the best generator of a training that is over, if there is one.
+def _export(outcome: Outcome, storage: Storage, model: str | None) -> None:
+    """Export the best generator of a training that is over, if there is one, and register it as ``model``.
 
     Raises:
         UserError: the training diverged, or there is no generator to export.
@@ -314,7 +318,7 @@ def _export(outcome: Outcome, config: Config, storage: Storage) -> None:
     has_best = (storage.work / BEST).is_file()
     if has_best:
         with _storage_errors(storage):
-            finish(storage.work, config.track.model)
+            finish(storage.work, model)
     if outcome.status == "done" and not has_best:
         raise UserError(f"{storage.location} has no evaluated generator; a larger --kimg trains it further")
     if outcome.status == "diverged":

@@ -13,12 +13,12 @@ from trainer.tracking import tracker as tracking
 from trainer.tracking.recorder import write_progress
 
 
-def finish(run_dir: Path, model: str) -> None:
+def finish(run_dir: Path, model: str | None) -> None:
     """Export ``best/gen.safetensors`` of a run, check the file against PyTorch, write its card, and queue it to be
     logged and registered in MLflow. It is not evaluated again: it generates the images that training evaluated.
 
     Args:
-        model: name in MLflow's model registry.
+        model: name in MLflow's model registry; None: it is not registered.
 
     Raises:
         UserError: outputs of PyTorch and onnxruntime differ.
@@ -35,7 +35,8 @@ def finish(run_dir: Path, model: str) -> None:
     tracker = tracking.Tracker(run_dir)
     for animation in write_progress(run_dir):
         tracker.log_artifact(animation, "samples")
-    tracker.log_model(model, onnx, info)
+    if model is not None:
+        tracker.log_model(model, onnx, info)
     metric = info["metric"]
     say(
         f"best generator: {metric['name']} {metric['value']:.2f} at {info['kimg']:g} kimg; {onnx} agrees with PyTorch"

@@ -140,8 +140,9 @@ class _Sweep:
         ledger.open(secrets.token_hex(8))
         status = "FAILED"
         try:
-            self._train(self._search(), need, at_once, plan.rungs)
-            self._train(self._confirm(), need, at_once, None)
+            with self.table.live():
+                self._train(self._search(), need, at_once, plan.rungs)
+                self._train(self._confirm(), need, at_once, None)
             status = "FINISHED"
         except (Stopped, KeyboardInterrupt):
             status = "KILLED"

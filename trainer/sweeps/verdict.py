@@ -49,9 +49,15 @@ class Verdict:
 
 
 def rank(trials: Mapping[str, Trial]) -> list[Trial]:
-    """The trials of the search, the best first: those that came furthest, then by their distance there."""
+    """The trials of the search, the best first: those that were trained to the end by their distance there, then those
+    that came furthest."""
     measured = [trial for trial in trials.values() if trial.of is None and trial.last is not None]
-    return sorted(measured, key=lambda trial: (-trial.kimg, trial.last.value if trial.last else math.inf))
+
+    def key(trial: Trial) -> tuple[float, float]:
+        # Batches of other sizes end at slightly different kimg.
+        return -math.inf if trial.status == "done" else -trial.kimg, trial.last.value if trial.last else math.inf
+
+    return sorted(measured, key=key)
 
 
 def repeated(trials: Mapping[str, Trial]) -> list[Repeated]:

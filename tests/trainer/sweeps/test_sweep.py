@@ -78,6 +78,9 @@ def test_a_sweep_ends_with_the_best_and_is_continued(shards: Path, tmp_path: Pat
     assert parent.data.params["best.optim.g-lr"] == first["best"]["optim.g-lr"]
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"sweep.html", "sweep.json"}
 
+    assert not client.search_model_versions(), "the best of many trials is one by luck"
+    assert (folder / "t00" / "best" / "gen.onnx").is_file()
+
     (folder / "t01").unlink()
     before = {name: (folder / name / "metrics.jsonl").read_bytes() for name in ("t00", "t02")}
     again = driver.main(options)
