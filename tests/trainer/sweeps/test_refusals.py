@@ -78,10 +78,10 @@ def test_weights_to_start_from_are_checked_once_for_all_trials(shards: Path, tmp
         return make_plan(sweep, resolve(recipe, None, gpu=False), None)
 
     with pytest.raises(UserError, match="without --init-from"):
-        made("dcgan-cpu-few-32")
+        made("dcgan-cpu-few-32", "--optim.freeze-d", "1")
     source = save_checkpoint(tmp_path / "run", shards, 8)
     tiny = ("--model.g-width", "4", "--model.d-width", "4", "--init-from", str(source))
-    assert made("dcgan-cpu-few-32", *tiny).num_trials == 2
+    assert made("dcgan-cpu-few-32", "--optim.freeze-d", "1", *tiny).num_trials == 2
 
 
 def test_a_missing_optuna_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
