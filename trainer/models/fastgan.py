@@ -20,7 +20,7 @@ from trainer.models.batchnorm import BatchNorm, separate_statistics
 from trainer.models.common import Discriminator, Generator
 
 _EXCITED = 64  # side of the smallest map that is excited, by one of a sixteenth of its side: figure 3
-_JUDGED = 8  # side of the map that is judged; that of twice the side is reconstructed from as well: figure 4
+_LAST_SIDE = 8  # side of the map that the logits come from; that of twice the side is reconstructed from as well: figure 4
 _RECONSTRUCTED = 128  # side of the reconstructions, at most
 _DECODER_WIDTH = 128  # channels of a decoder's maps, at most
 
@@ -146,7 +146,7 @@ class FastGANDiscriminator(Discriminator):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        size, last = config.size, min(_JUDGED, config.size // 4)
+        size, last = config.size, min(_LAST_SIDE, config.size // 4)
         self.sides = [size >> i for i in range(1, (size // last).bit_length())]
         widths = {side: _width(config.d_width, config, side) for side in self.sides}
         layers: dict[str, nn.Module] = {
@@ -168,9 +168,9 @@ class FastGANDiscriminator(Discriminator):
         self.decode_part = _decoder(widths[2 * last], config, last, min(size // 2, _RECONSTRUCTED))
 
     def logits(self, images: Tensor) -> Tensor:
-        return self._judge(self.last(self.layers(images)))
+        return self._logits_of(self.last(self.layers(images)))
 
-    def _judge(self, maps: Tensor) -> Tensor:
+    def _logits_of(self, maps: Tensor) -> Tensor:
         return self.critic(maps).mean((1, 2, 3))
 
     def forward(  # type: ignore[override]
@@ -187,7 +187,7 @@ class FastGANDiscriminator(Discriminator):
         with separate_statistics(self, sizes):
             middle = self.layers(torch.cat(batches))
             last = self.last(middle)
-            logits = self._judge(last).float().split(sizes)
+            logits = self._logits_of(last).float().split(sizes)
         reals = batches[0]
         whole = _error(self.decode_whole(last[: len(reals)]), reals)
         part = _error(self.decode_part(_quarter(middle[: len(reals)], quadrant)), _quarter(reals, quadrant))
