@@ -20,7 +20,7 @@ from trainer.models.batchnorm import BatchNorm, separate_statistics
 from trainer.models.common import Discriminator, Generator
 
 _EXCITED = 64  # side of the smallest map that is excited, by one of a sixteenth of its side: figure 3
-_LAST_SIDE = 8  # side of the map that the logits come from; that of twice the side is reconstructed from as well: figure 4
+_LAST_SIDE = 8  # of the map that the logits come from; that of twice the side is reconstructed from as well: figure 4
 _RECONSTRUCTED = 128  # side of the reconstructions, at most
 _DECODER_WIDTH = 128  # channels of a decoder's maps, at most
 
