@@ -30,7 +30,7 @@ def follow(page: str, root: Path) -> int:
         if code not in text:  # else somebody has followed the page in this very checkout
             path.write_text(text.replace(f"\n{table[1]} = {{\n", f"\n{table[1]} = {{\n{code}"))
     recipes = root / "trainer" / "recipes" / "__init__.py"
-    recipes.write_text(recipes.read_text().replace("import dcgan, progan", "import dcgan, lsgan, progan"))
+    recipes.write_text(recipes.read_text().replace("import biggan, dcgan,", "import biggan, dcgan, lsgan,"))
     return lines
 
 
