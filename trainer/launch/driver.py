@@ -25,10 +25,11 @@ from trainer.checkpoints.saver import BEST
 from trainer.checkpoints.storage import Bucket, Storage, open_storage
 from trainer.config import Config
 from trainer.data.open import NUM_DRAWN, open_data
-from trainer.launch.checks import check_machine, check_options
+from trainer.launch.checks import check_options
 from trainer.launch.classes import with_classes
 from trainer.launch.connect import Workers, cluster_address, cluster_gpus, connect_ray
 from trainer.launch.finish import finish, summary, write_final_report
+from trainer.launch.machine import check_machine
 from trainer.launch.options import Options, asks_for_help, parse, parse_workers, split_recipe, value_of
 from trainer.launch.ray import run_on_ray
 from trainer.launch.signals import Stopped

@@ -20,9 +20,9 @@ from catgan.location import join
 from catgan.machine import cores
 from trainer.checkpoints.storage import open_storage
 from trainer.data.open import open_data
-from trainer.launch.checks import check_machine
 from trainer.launch.connect import cluster_address, connect_ray
 from trainer.launch.driver import default_out, folder_beside, num_gpus, with_environment
+from trainer.launch.machine import check_machine
 from trainer.launch.options import value_of
 from trainer.launch.signals import Stopped
 from trainer.launch.start import only_training
