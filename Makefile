@@ -53,7 +53,7 @@ base: setup  ## Train the generator that catinfer has built in once more, on 50,
 # Two processes: on fewer cores they share one, and more would need more memory than a laptop has.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: lint  ## Lint, then the tests: about eight minutes on two cores
+test: lint  ## Lint, then the tests: nine minutes on two cores
 	$(PYTEST) -m 'not soak'
 
 soak: setup  ## The long tests: cluster faults, servers, kills, old runtimes, thousands of damaged files; a quarter of an hour
