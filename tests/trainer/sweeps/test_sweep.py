@@ -91,6 +91,41 @@ def test_a_sweep_ends_with_the_best_and_is_continued(shards: Path, tmp_path: Pat
     assert (folder / "t01" / "metrics.jsonl").is_file()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The folder of trial t01 is a file system of 250 KB, which its checkpoint does not fit into."""
+    folder = tmp_path / "s" / "t01"
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=250k", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("_cluster")
+def test_a_full_disk_in_one_trial_ends_that_trial_only(
+    shards: Path, tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = ["dcgan-cpu-32", "--data", str(shards), "--out", str(tmp_path), "--name", "s", *TINY, "--kimg", "0.128"]
+    options += ["--try", "optim.g-lr=1e-4,1e-3", "--trials", "2", "--first-rung", "0.064", "--reduction", "0"]
+    options += ["--confirm", "0", "--track.offline"]
+    first = driver.main(options)
+    said = capsys.readouterr().err
+    assert first["trials"] == {"done": 1, "stopped": 0, "failed": 1, "waiting": 0}, said
+    assert first["trial"] == "t00"
+    assert f"t01 has failed: the last checkpoint cannot be saved in {small_disk}; make room, then run it again" in said
+    assert not list(small_disk.glob("checkpoint_*"))
+
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    again = driver.main(options)
+    assert again["trials"] == {"done": 2, "stopped": 0, "failed": 0, "waiting": 0}, capsys.readouterr().err
+    assert list(small_disk.glob("checkpoint_*"))
+
+
 class Command:
     """``trainer/sweep.py`` as a process of its own."""
 
