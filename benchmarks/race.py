@@ -23,6 +23,7 @@ examples:
   python benchmarks/race.py                    the default recipe and the plain loop on drawn cats
   python benchmarks/race.py --data shards/cats64 --recipes dcgan-cpu --seeds 1 --minutes 1      a first look
   python benchmarks/race.py --data shards/cats32 --recipes dcgan-cpu,r3gan-cpu,plain --minutes 10
+  python benchmarks/race.py --size 32 --recipes biggan-cpu,dcgan-cpu     drawn cats by the pattern of their coats
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ from race_report import check_matplotlib, draw_curves, load_trainings, median_ro
 from race_training import MIN_NUM, Contestant, Scores, choose_split, plain_contestant, recipe_contestant, train
 
 from catgan.command import Parser, UserError, run_command, say
-from catgan.dataset import Manifest
+from catgan.dataset import Manifest, Split
 from trainer.config import Config, LoaderConfig
 from trainer.data.open import open_data
-from trainer.data.stream import eval_images
+from trainer.data.stream import eval_batches
 from trainer.features.extractors import CHOICES, choose_extractor
 from trainer.features.networks import EFFLITE0
 from trainer.launch.checks import problems
+from trainer.launch.classes import with_classes
 from trainer.metrics.evaluate import Evaluator
 from trainer.recipes import resolve
 
@@ -59,9 +61,11 @@ def main(argv: list[str]) -> dict[str, Any]:
     place = device()
     data = Manifest.load(a.data) if a.data else None
     recipes, size = _recipes(a.recipes, data.size if data else a.size)
+    recipes = {name: config and with_classes(config, data) for name, config in recipes.items()}
+    is_conditional = any(config and config.model.classes for config in recipes.values())
     check_matplotlib()
     out = _make_folder(a.out)
-    manifest = data or open_data(None, size, LoaderConfig())
+    manifest = data or open_data(None, size, LoaderConfig(), labelled=is_conditional)
     split = choose_split(manifest, a.split, a.num)
     first, second = (Evaluator(choose_extractor(name), manifest, a.num, split) for name in (a.extractor, SECOND))
     contained = [name for name, config in recipes.items() if config and config.projected.weight]
@@ -86,6 +90,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     ]
     trainings = load_trainings(out)
     images: torch.Tensor | None = None
+    labels = torch.empty(0)
     for i, settings in enumerate(plan, 1):
         name, seed = settings["recipe"], settings["seed"]
         label = f"{name} seed {seed}"
@@ -94,9 +99,10 @@ def main(argv: list[str]) -> dict[str, Any]:
             continue
         if images is None:
             scores.prepare()
-            images = torch.cat(list(eval_images(manifest, "train"))).to(place)
+            batches = eval_batches(manifest, "train", labelled=is_conditional)
+            images, labels = (torch.cat(part).to(place) for part in zip(*batches, strict=True))
         say(f"training {i} of {len(plan)}: {label}")
-        contestant = _start(recipes[name], images, seed)
+        contestant = _start(recipes[name], images, labels, manifest.splits["train"], seed)
         sheet = str(out / f"{name}-seed{seed}")
         result = train(contestant, label, a.minutes, a.intervals, scores, sheet)
         trainings.append({"settings": settings, **result})
@@ -169,9 +175,9 @@ def _make_folder(out: str) -> Path:
     return Path(out)
 
 
-def _start(config: Config | None, images: torch.Tensor, seed: int) -> Contestant:
+def _start(config: Config | None, images: torch.Tensor, labels: torch.Tensor, split: Split, seed: int) -> Contestant:
     torch.manual_seed(seed)
-    return recipe_contestant(config, images) if config else plain_contestant(images)
+    return recipe_contestant(config, images, labels, split) if config else plain_contestant(images)
 
 
 def _settings(name: str, seed: int, config: Config | None, conditions: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from plain_dcgan import Z_DIM, PlainDCGAN
 from torch import Tensor
 
 from catgan.command import UserError, say
-from catgan.dataset import Manifest
+from catgan.dataset import Manifest, Split
 from infer.grid import grid
 from infer.latents import latents
 from trainer.config import Config
@@ -53,18 +53,32 @@ class Contestant:
     sample_raw: Sample
 
 
-def recipe_contestant(config: Config, images: Tensor) -> Contestant:
-    """A recipe on ``images``, uint8 ``[n, 3, size, size]``, on their device, trained as ``trainer.loop`` does."""
+def recipe_contestant(config: Config, images: Tensor, labels: Tensor, split: Split) -> Contestant:
+    """A recipe on ``images``, uint8 ``[n, 3, size, size]``, on their device, trained as ``trainer.loop`` does.
+
+    Args:
+        labels: their classes, int64 ``[n]``, for a conditional recipe.
+        split: where the images are from; generated images have classes as frequent as there.
+    """
     gan = GAN(config, images.device)
+    is_conditional = bool(config.model.classes)
+    if is_conditional:
+        gan.class_counts = split.class_counts
+
+    def batch() -> tuple[Tensor, Tensor | None]:
+        chosen = torch.randint(len(images), (config.batch,), device=images.device)
+        return images[chosen], labels[chosen] if is_conditional else None
 
     def step(nimg: int) -> None:
-        more_reals = _batch(images, config.batch) if gan.fresh_reals else None
-        gan.step(_batch(images, config.batch), nimg, more_reals)
+        reals, classes = batch()
+        more_reals, more_classes = batch() if gan.fresh_reals else (None, None)
+        gan.step(reals, nimg, more_reals, classes, more_classes)
         gan.ema.update(gan.generator, config.batch, nimg + config.batch)
 
-    return Contestant(
-        config.batch, step, gan.recompute_ema_statistics, partial(generate, gan), partial(generate, gan, raw=True)
-    )
+    def sample(raw: bool, seeds: Sequence[int]) -> Tensor:
+        return generate(gan, seeds, raw, split.labels_of(seeds) if is_conditional else None)
+
+    return Contestant(config.batch, step, gan.recompute_ema_statistics, partial(sample, False), partial(sample, True))
 
 
 def plain_contestant(images: Tensor) -> Contestant:
@@ -75,7 +89,7 @@ def plain_contestant(images: Tensor) -> Contestant:
     ema = EMA(plain.generator, rule.half_life_kimg * 1000, rule.ramp)
 
     def step(nimg: int) -> None:
-        plain.step(_batch(images, PLAIN_BATCH))
+        plain.step(images[torch.randint(len(images), (PLAIN_BATCH,), device=place)])
         ema.update(plain.generator, PLAIN_BATCH, nimg + PLAIN_BATCH)
 
     def recompute() -> None:
@@ -90,10 +104,6 @@ def plain_contestant(images: Tensor) -> Contestant:
         return ((made.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
     return Contestant(PLAIN_BATCH, step, recompute, partial(sample, False), partial(sample, True))
-
-
-def _batch(images: Tensor, batch: int) -> Tensor:
-    return images[torch.randint(len(images), (batch,), device=images.device)]
 
 
 def choose_split(manifest: Manifest, wanted: str, num: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -14,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from catgan.command import UserError
-from catgan.dataset import Manifest
+from catgan.dataset import Manifest, Split
+from trainer.recipes import resolve
 
 Script = Callable[[str], ModuleType]
 Sample = Callable[[Sequence[int]], Tensor]
@@ -112,6 +114,31 @@ def test_plain_loop_has_raw_and_ema_images(script: Script) -> None:
     assert torch.equal(plain.sample_raw(range(3))[1:], plain.sample_raw(range(1, 3))), "running statistics"
 
 
+def test_a_conditional_recipe_gets_the_classes_of_its_images(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = script("race_training")
+    names = ("dark", "light")
+    config = resolve("biggan-cpu", 32, gpu=False)
+    config = replace(config, batch=8, model=replace(config.model, classes=names, g_width=4, d_width=4))
+    labels = torch.arange(40) % 2
+    images = (labels * 255).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
+    seen = []
+    step = training.GAN.step
+
+    def remember(gan: Any, reals: Tensor, nimg: int, more: Any, classes: Tensor, more_classes: Any) -> Any:
+        seen.append((reals[:, 0, 0, 0] > 0, classes > 0))
+        return step(gan, reals, nimg, more, classes, more_classes)
+
+    monkeypatch.setattr(training.GAN, "step", remember)
+    split = Split((), class_counts=(30, 10))
+    contestant = training.recipe_contestant(config, images, labels, split)
+    contestant.step(0)
+    contestant.step(8)
+    assert len(seen) == 2
+    assert all(torch.equal(light, classes) for light, classes in seen)
+    contestant.recompute_ema_statistics()
+    assert contestant.sample_ema(range(3)).shape == (3, 3, 32, 32)
+
+
 def test_rows_are_medians_over_seeds_and_the_worst(script: Script) -> None:
     def training(distance: float) -> dict[str, Any]:
         point = {"distance_second": 2.0, "distance_live": 1.0, "kid": 0.5, "precision": 0.2, "recall": 0.1}
@@ -132,6 +159,7 @@ def test_rows_are_medians_over_seeds_and_the_worst(script: Script) -> None:
         (["--recipes", "plain,plain"], "plain twice"),
         (["--recipes", "dcgan-cpu,dcgan-cpu-32"], "dcgan-cpu-32 twice"),
         (["--recipes", "dcgan-cpu,dcgan-cpu-64"], "dcgan-cpu-64: the images are 32x32"),
+        (["--recipes", "dcgan-cpu,biggan-cpu"], "biggan-cpu-32 with --model.conditional needs images with classes"),
         (["--size", "16"], "--size is for drawn cats"),
         (["--num", "3"], "at least 4"),
         (["--intervals", "0"], "whole number from 1"),
@@ -160,11 +188,11 @@ def test_interrupted_race_continues(
     """Two recipes, two seeds, cut off after the first training; then the same command again, and once more."""
     out, started, start = tmp_path / "out", [], race._start
 
-    def interrupt_second(config: Any, images: Tensor, seed: int) -> Any:
-        started.append((config.recipe if config else "plain", seed))
+    def interrupt_second(config: Any, *rest: Any) -> Any:
+        started.append((config.recipe if config else "plain", rest[-1]))
         if len(started) == 2:
             raise KeyboardInterrupt
-        return start(config, images, seed)
+        return start(config, *rest)
 
     monkeypatch.setattr(race, "_start", interrupt_second)
     argv = ["--data", str(shards), "--recipes", "plain,dcgan-cpu", "--seeds", "2", "--intervals", "2", "--num", "12"]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import TypeVar
 
 from catgan.command import UserError
 from catgan.dataset import Manifest
 from infer.classes import parse_names
+from trainer.config import Config
 from trainer.data.open import DRAWN_CLASSES
-from trainer.launch.options import Options
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def with_classes(options: Options, manifest: Manifest | None) -> Options:
-    """``options`` with the names of the classes, if the model is conditional.
+def with_classes(options: AnyConfig, manifest: Manifest | None) -> AnyConfig:
+    """``options``, or a configuration, with the names of the classes, if the model is conditional.
 
     Args:
         manifest: None for drawn cats, whose classes are the patterns of their coats.
@@ -26,7 +29,7 @@ def with_classes(options: Options, manifest: Manifest | None) -> Options:
         if options.model.classes:
             raise UserError("--model.classes without --model.conditional: leave it out, it follows from the data")
         return options
-    names = DRAWN_CLASSES if manifest is None else _classes_of(manifest, options)
+    names = DRAWN_CLASSES if manifest is None else _classes_of(manifest, options.recipe)
     if options.model.classes not in ((), names):
         raise UserError(
             f"--model.classes {' '.join(options.model.classes)}: leave it out, the classes follow from the data"
@@ -34,8 +37,8 @@ def with_classes(options: Options, manifest: Manifest | None) -> Options:
     return replace(options, model=replace(options.model, classes=names))
 
 
-def _classes_of(manifest: Manifest, options: Options) -> tuple[str, ...]:
-    needs = f"{options.recipe} with --model.conditional needs images with classes, but --data {options.data}"
+def _classes_of(manifest: Manifest, recipe: str) -> tuple[str, ...]:
+    needs = f"{recipe} with --model.conditional needs images with classes, but --data {manifest.root}"
     without = "or train without classes: --model.no-conditional"
     if not manifest.labels:
         raise UserError(
@@ -49,6 +52,6 @@ def _classes_of(manifest: Manifest, options: Options) -> tuple[str, ...]:
         return parse_names(json.dumps(manifest.labels))  # as the readers of the exported file do
     except ValueError as error:
         raise UserError(
-            f"--data {options.data} has classes that an exported file cannot have: {error}; build it with other"
+            f"--data {manifest.root} has classes that an exported file cannot have: {error}; build it with other"
             f" --labels, {without}"
         ) from None
