@@ -70,6 +70,10 @@ class ModelConfig:
     """Channels per group of the grouped convolution (r3gan)."""
     mapping_layers: int = 2
     """Layers of the mapping network (stylegan2)."""
+    attention: int = 0
+    """Side of the feature map with self-attention in both networks (biggan); 0: none."""
+    g_spectral_norm: bool = False
+    """Spectral norm in the generator's layers too (biggan); the discriminator always has it."""
     conditional: bool = False
     """Give both networks the class of an image (dcgan, r3gan, stylegan2, biggan). The data set needs classes: catdata
     build --labels."""

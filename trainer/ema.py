@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from trainer.models.batchnorm import BatchNorm
 
@@ -20,6 +23,9 @@ class EMA(Generic[M]):
     The half-life ramps up with training, ``min(half_life, ramp * nimg)`` (Karras et al. 2020, StyleGAN2-ADA, appendix
     C), so that the initial weights are forgotten early. Every rank keeps the same EMA, since every rank holds the same
     weights.
+
+    With spectral norm the parameters are the weights before they are divided by their norm, and these are averaged. The
+    norm is that of the average, see ``recompute_statistics``.
     """
 
     def __init__(self, module: M, half_life: float, ramp: float) -> None:
@@ -37,13 +43,14 @@ class EMA(Generic[M]):
 
     @torch.no_grad()
     def recompute_statistics(self, batches: Iterable[Tensor], labels: Sequence[Tensor] = (), **growth: float) -> None:
-        """Recompute the batch-norm statistics of the EMA weights on latents ``[n, z_dim]`` and, if there are classes,
-        their labels ``[n]``.
+        """Recompute what belongs to the EMA weights: the norms of spectral norm, and the batch-norm statistics on
+        latents ``[n, z_dim]`` and, if there are classes, their labels ``[n]``.
 
         An EMA of the statistics would not fit the EMA of the weights; recomputed ones are BigGAN's standing statistics
         (Brock et al. 2019, appendix B). They depend on weights and latents only, not on what was computed before. Not a
-        collective. A no-op without batch norm.
+        collective. A no-op without spectral norm and batch norm.
         """
+        _recompute_spectral_norms(self.module)
         norms = [m for m in self.module.modules() if isinstance(m, nn.BatchNorm2d)]
         if not norms:
             return
@@ -62,3 +69,25 @@ class EMA(Generic[M]):
             norm.eval()
         for norm in spanning:
             norm.over_ranks = True
+
+
+def _recompute_spectral_norms(module: nn.Module) -> None:
+    """Set the vectors u and v of each spectral norm to the first singular vectors of its weight W, so that the norm by
+    which evaluation mode divides, u'Wv, is the largest singular value.
+
+    In training they follow the weights by one step of the power iteration in each forward. The EMA's own do not move,
+    since it is in evaluation mode, and training's are those of other weights: with either u'Wv would be below the norm
+    of the average, and the layer's above 1. They come from an exact decomposition, not from further steps, whose result
+    would depend on the vectors before and so on where a training was interrupted.
+    """
+    lists = [part for part in module.modules() if isinstance(part, ParametrizationList)]
+    for weights in lists:
+        for norm in weights:
+            if isinstance(norm, _SpectralNorm):
+                w = norm._reshape_weight_to_matrix(weights.original).double()
+                is_tall = w.shape[0] > w.shape[1]
+                w = w.T if is_tall else w  # the smaller one of WW' and W'W
+                first = torch.linalg.eigh(w @ w.T).eigenvectors[:, -1]
+                other = F.normalize(w.T @ first, dim=0)
+                norm._u.copy_(other if is_tall else first)
+                norm._v.copy_(first if is_tall else other)

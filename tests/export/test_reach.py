@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -24,12 +25,18 @@ BATCHES = (1, 3)
 Z_DIM = 8
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=[*ARCHITECTURES, "biggan, attention"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    config = ModelConfig(arch=request.param, size=16, z_dim=Z_DIM, g_width=4, max_width=8, blocks=1, group_width=4)
-    path = tmp_path_factory.mktemp(request.param) / "gen.onnx"
-    export_onnx(build_generator(config), path, {"recipe": request.param})
+    arch, _, attention = request.param.partition(", ")
+    config = ModelConfig(arch=arch, size=16, z_dim=Z_DIM, g_width=4, max_width=8, blocks=1, group_width=4)
+    if attention:
+        config = replace(config, attention=8, g_spectral_norm=True)
+    generator = build_generator(config)
+    if attention:
+        torch.nn.init.ones_(generator.blocks.up8.attention.gain)
+    path = tmp_path_factory.mktemp("exported") / "gen.onnx"
+    export_onnx(generator, path, {"recipe": arch})
     return path
 
 

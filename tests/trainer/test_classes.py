@@ -187,7 +187,9 @@ def test_solid_colours_are_learned_by_class(arch: str) -> None:
     c = conditional(arch, size=8, batch=12)
     c = replace(
         c,
-        model=replace(c.model, d_norm="none" if arch == "dcgan" else "batch", g_width=16, d_width=16, max_width=16),
+        model=replace(
+            c.model, d_norm="none" if arch == "dcgan" else "batch", g_width=16, d_width=16, max_width=16, attention=0
+        ),
         loss=replace(c.loss, name="hinge", n_critic=1, share_batch=True),
         augment=AugmentConfig(flip=False),
         optim=OptimConfig(g_lr=constant(2e-3), d_lr=constant(2e-3), beta1=0.0, beta2=constant(0.9)),

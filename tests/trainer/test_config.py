@@ -143,6 +143,18 @@ NO_NORM = ModelConfig(d_norm="none")
         ),
         ({"model": ModelConfig(arch="r3gan", g_width=100)}, "--model.g-width 100"),
         ({"model": ModelConfig(arch="progan", d_dropout=0.5)}, "are options of dcgan"),
+        ({"model": ModelConfig(attention=16)}, "with --model.arch dcgan: they are options of biggan; leave them out"),
+        ({"model": ModelConfig(arch="r3gan", g_spectral_norm=True)}, "they are options of biggan; leave them out"),
+        (
+            {"model": ModelConfig(arch="biggan", attention=32)},
+            "--model.attention 32 with --model.size 32: give one of 0, 8, 16",
+        ),
+        ({"model": ModelConfig(arch="biggan", size=512, attention=128)}, "give one of 0, 8, 16, 32, 64"),
+        (
+            {"model": ModelConfig(arch="biggan", size=8, attention=4)},
+            "--model.attention 4 with --model.size 8: give one of 0",
+        ),
+        ({"model": ModelConfig(arch="biggan", attention=-8)}, "--model.attention -8"),
         ({"loss": LossConfig(path_length=0.2, share_batch=False)}, "they are options of stylegan2"),
         ({"loss": LossConfig(style_mixing=0.9)}, "they are options of stylegan2"),
         (

@@ -54,6 +54,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 
 
 _LARGEST = 1e9  # of any number but the seed: above what is of use, and positions in images stay exact
+_ATTENTION_SIDES = (8, 16, 32, 64)  # at 128 its weights would take 256 MiB for each image
 _MIN_IMAGES = 2  # whose features have a covariance
 _NAME_BYTES = 250  # file systems allow 255, MLflow 250 characters
 
@@ -131,6 +132,16 @@ def _check_model(config: Config, check: Check) -> None:
         m.arch == "dcgan" or (m.g_head, m.d_norm, m.d_dropout) == ("conv", "batch", 0.0),
         f"--model.g-head, --model.d-norm and --model.d-dropout have no effect with --model.arch {m.arch}: they are"
         " options of dcgan; leave them out",
+    )
+    check(
+        m.arch == "biggan" or (m.attention, m.g_spectral_norm) == (0, False),
+        f"--model.attention and --model.g-spectral-norm have no effect with --model.arch {m.arch}: they are options of"
+        " biggan; leave them out",
+    )
+    sides = [side for side in (0, *_ATTENTION_SIDES) if side <= m.size // 2]
+    check(
+        m.arch != "biggan" or m.attention in sides,
+        f"--model.attention {m.attention} with --model.size {m.size}: give one of {', '.join(map(str, sides))}",
     )
     takes_classes = m.arch in ARCHITECTURES and ARCHITECTURES[m.arch][0].takes_classes
     check(

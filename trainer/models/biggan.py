@@ -1,9 +1,9 @@
 """BigGAN's networks (Brock et al. 2019, "Large Scale GAN Training for High Fidelity Natural Image Synthesis") for small
-images: residual blocks, class-conditional batch norm with one embedding of the class for all layers, a discriminator
-with spectral norm and projection.
+images: residual blocks, class-conditional batch norm with one embedding of the class for all layers, self-attention at
+one resolution, spectral norm, a discriminator with projection.
 
-Each layer gets all of z together with the embedding, as in BigGAN-deep. There is no self-attention, and the generator
-has no spectral norm. Without classes, batch norm depends on z alone.
+Each layer gets all of z together with the embedding, as in BigGAN-deep. Without classes, batch norm depends on z alone.
+Self-attention and the generator's spectral norm are options.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -44,7 +45,7 @@ class ConditionalBatchNorm(nn.Module):
 
 
 class _Up(nn.Module):
-    """Two 3x3 convolutions, the first one of the upsampled map, and a 1x1 convolution past them."""
+    """Two 3x3 convolutions, the first one of the upsampled map, and a 1x1 convolution past them; then ``attention``."""
 
     def __init__(self, in_channels: int, out_channels: int, inputs: int) -> None:
         super().__init__()
@@ -53,11 +54,49 @@ class _Up(nn.Module):
         self.norm2 = ConditionalBatchNorm(out_channels, inputs)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(in_channels, out_channels, 1)
+        self.attention: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         y = self.conv1(_upsample(F.relu(self.norm1(x, condition))))
         y = self.conv2(F.relu(self.norm2(y, condition)))
-        return y + _upsample(self.skip(x))  # the same as a 1x1 convolution after it
+        return self.attention(y + _upsample(self.skip(x)))  # the same as a 1x1 convolution after the upsampling
+
+
+def _add_spectral_norm(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)) -> None:
+    """Spectral norm (Miyato et al. 2018) on all layers of ``kinds`` in ``module``, after its weights were initialised:
+    from then on ``weight`` is computed. Each forward in training takes one step of the power iteration."""
+    for layer in list(module.modules()):
+        if isinstance(layer, kinds):
+            spectral_norm(layer)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over the pixels of a map ``[n, channels, h, w]``, h and w even; the result has the same shape
+    (Zhang et al. 2019, "Self-Attention Generative Adversarial Networks", section 3).
+
+    As in BigGAN: query and key have an eighth of the channels, the value half of them, key and value are max-pooled to
+    half the side, no biases. ``gain`` starts at 0, so that the layer starts as the identity.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner, half = max(channels // 8, 1), max(channels // 2, 1)
+        self.query = nn.Conv2d(channels, inner, 1, bias=False)
+        self.key = nn.Conv2d(channels, inner, 1, bias=False)
+        self.value = nn.Conv2d(channels, half, 1, bias=False)
+        self.out = nn.Conv2d(half, channels, 1, bias=False)
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        query = self.query(x).reshape(-1, self.query.out_channels, height * width)
+        key, value = (
+            F.max_pool2d(layer(x), 2).reshape(-1, layer.out_channels, height * width // 4)
+            for layer in (self.key, self.value)
+        )
+        weights = (query.transpose(1, 2) @ key).softmax(2)  # [n, h w, h w / 4]
+        attended = value @ weights.transpose(1, 2)
+        return x + self.gain * self.out(attended.reshape(-1, self.out.in_channels, height, width))
 
 
 def _upsample(x: Tensor) -> Tensor:
@@ -65,7 +104,11 @@ def _upsample(x: Tensor) -> Tensor:
 
 
 class BigGANGenerator(Generator):
-    """z and the embedding of the class -> 4x4 map -> residual blocks up to the full size; tanh at the end."""
+    """z and the embedding of the class -> 4x4 map -> residual blocks up to the full size; tanh at the end.
+
+    Spectral norm is on the convolutions of self-attention, and with ``g_spectral_norm`` on all other convolutions and
+    linear layers too; the embedding has none, as in the authors' code.
+    """
 
     takes_classes = True
 
@@ -76,12 +119,16 @@ class BigGANGenerator(Generator):
         self.blocks = nn.ModuleDict(
             {f"up{side}": _Up(widths[above], widths[side], self.input_dim) for above, side in pairwise(widths)}
         )
+        attention = SelfAttention(widths[config.attention]) if config.attention else nn.Identity()
+        if config.attention:
+            self.blocks[f"up{config.attention}"].attention = attention
         last = widths[config.size]
         rgb = nn.Conv2d(last, 3, 3, padding=1)
         self.rgb = nn.Sequential(
             OrderedDict({"norm": BatchNorm(last), "relu": nn.ReLU(), f"rgb{config.size}": rgb, "tanh": nn.Tanh()})
         )
         self.apply(_initialise)
+        _add_spectral_norm(self if config.g_spectral_norm else attention)
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         condition = self.conditioned(z, label)
@@ -99,7 +146,8 @@ class BigGANGenerator(Generator):
 
 
 class _Down(nn.Module):
-    """Two 3x3 convolutions, and a 1x1 convolution past them; the result is averaged over 2x2 pixels if ``down``.
+    """Two 3x3 convolutions, and a 1x1 convolution past them; the result is averaged over 2x2 pixels if ``down``. Then
+    ``attention``.
 
     Args:
         activate: a ReLU before the first convolution, not for images.
@@ -112,10 +160,11 @@ class _Down(nn.Module):
         self.skip = nn.Conv2d(in_channels, out_channels, 1)
         self.before: Callable[[Tensor], Tensor] = F.relu if activate else nn.Identity()
         self.after: Callable[[Tensor], Tensor] = nn.AvgPool2d(2) if down else nn.Identity()
+        self.attention: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(F.relu(self.conv1(self.before(x))))
-        return self.after(y) + self.skip(self.after(x))
+        return self.attention(self.after(y) + self.skip(self.after(x)))
 
 
 class BigGANDiscriminator(Discriminator):
@@ -130,15 +179,15 @@ class BigGANDiscriminator(Discriminator):
         for above, side in pairwise(sides):
             blocks[f"down{side}"] = _Down(widths[above], widths[side])
         blocks["block4"] = _Down(widths[4], widths[4], down=False)
+        if config.attention:
+            blocks[f"down{config.attention}"].attention = SelfAttention(widths[config.attention])
         self.blocks = nn.Sequential(OrderedDict(blocks))
         self.linear = nn.Linear(widths[4], 1)
         self.apply(_initialise)
         if config.classes:
             self.projection = ClassProjection(len(config.classes), widths[4], deviation=1.0)
             nn.init.orthogonal_(self.projection.embedding.weight)
-        for module in list(self.modules()):
-            if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
-                spectral_norm(module)
+        _add_spectral_norm(self, (nn.Conv2d, nn.Linear, nn.Embedding))
 
     def logits(self, images: Tensor, label: Tensor | None = None) -> Tensor:
         x = F.relu(self.blocks(images)).sum((2, 3))
