@@ -26,7 +26,7 @@ CHAMPION = "champion"
 
 _FILE_TAG = "onnx_sha256"
 _COMPANIONS = ("card.md", "samples.png", "directions.png", "gen.safetensors")
-_FROM_FILE = ("precision", "onnx_metric", "onnx_metric_value", "weights_sha256")
+_FROM_FILE = ("size", "precision", "onnx_metric", "onnx_metric_value", "weights_sha256")
 _DESCRIPTION_LENGTH = 5000  # MLflow's limit
 
 

@@ -1,12 +1,17 @@
-"""The generators that ``catinfer`` has at hand: those in the package, and those of runs in a folder."""
+"""The generators that ``catinfer`` has at hand: in the package, of runs in a folder, and in a model registry."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from catgan.command import UserError, say
+
+if TYPE_CHECKING:
+    from infer.registry import Registered
 
 DEFAULT = "drawn-cats-64"
 """The built-in generator that ``catinfer`` uses without ``--onnx``."""
@@ -20,30 +25,64 @@ def builtin_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_FOLDER.glob("*.onnx"))}
 
 
-def list_models(runs: str) -> dict[str, Any]:
-    """Report the built-in generators and the best ones of the runs in the folder ``runs``, which may be missing.
+def is_web_address(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def list_models(place: str) -> dict[str, Any]:
+    """Report the built-in generators, and those of a folder of runs or of an MLflow registry.
+
+    Args:
+        place: a folder, which may be missing: the best generators of the runs in it, and those in the registry at
+            ``MLFLOW_REGISTRY_URI``, else ``MLFLOW_TRACKING_URI``, if that is a web address. Or the web address of an
+            MLflow server: those in its registry. A server that does not answer is a message.
 
     Returns:
         The JSON object of ``catinfer --list``: "models", a list of objects with "onnx" (what ``--onnx`` takes), "size"
         in pixels, "recipe", "kimg", "metric", "metric_value" (None where the file does not say), "classes" (their
-        names, empty if there are none) and "bytes".
+        names, empty if there are none) and "bytes". Of a generator in a registry "onnx", "size" and "bytes" are None,
+        "model" is its name there and "download" the address of its file.
 
     Raises:
-        UserError: ``runs`` cannot be read.
+        UserError: the folder cannot be read.
     """
     from infer.onnxfile import read_model
 
     found = []
-    for name, path in [*builtin_models().items(), *((str(path), path) for path in _of_runs(Path(runs)))]:
+    runs = [] if is_web_address(place) else _of_runs(Path(place))
+    for name, path in [*builtin_models().items(), *((str(path), path) for path in runs)]:
         try:
             metadata = read_model(path).metadata
         except UserError as error:
             say(f"left out: {error}")
             continue
-        found.append(_entry(name, path, metadata))
+        found.append(_entry(name, metadata, path.stat().st_size))
+    registered = _registered(place)
+    for one in registered:
+        found.append({**_entry(None, one.tags, None), "model": one.model, "download": one.download})
     for line in _table(found):
         say(line)
+    if registered:
+        say(f"To use {registered[0].model}: {registered[0].command}")
     return {"models": found}
+
+
+def _registered(place: str) -> Sequence[Registered]:
+    address = place if is_web_address(place) else ""
+    address = address or os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not is_web_address(address):
+        return ()
+
+    from infer.registry import MAX_MODELS, Unavailable, find
+
+    try:
+        found = find(address)
+    except Unavailable as error:
+        say(f"left out: {error}")
+        return ()
+    if len(found) == MAX_MODELS:
+        say(f"left out: what the registry has besides these {MAX_MODELS} generators")
+    return found
 
 
 def _of_runs(folder: Path) -> Iterator[Path]:
@@ -53,7 +92,7 @@ def _of_runs(folder: Path) -> Iterator[Path]:
         raise UserError(f"--list {folder}: cannot be read ({error.strerror})") from error
 
 
-def _entry(name: str, path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _entry(name: str | None, metadata: Mapping[str, str], size: int | None) -> dict[str, Any]:
     return {
         "onnx": name,
         "size": _number(metadata, "size"),
@@ -62,7 +101,7 @@ def _entry(name: str, path: Path, metadata: Mapping[str, str]) -> dict[str, Any]
         "metric": metadata.get("metric"),
         "metric_value": _number(metadata, "metric_value"),
         "classes": _classes(metadata),
-        "bytes": path.stat().st_size,
+        "bytes": size,
     }
 
 
@@ -80,6 +119,8 @@ def _number(metadata: Mapping[str, str], key: str) -> float | None:
         value = float(metadata[key])
     except (KeyError, ValueError):
         return None
+    if not math.isfinite(value):  # JSON has no such numbers
+        return None
     return int(value) if value.is_integer() else value
 
 
@@ -91,6 +132,7 @@ def _table(models: list[dict[str, Any]]) -> list[str]:
         kimg = "" if model["kimg"] is None else f"{model['kimg']:g}"
         size, recipe = str(model["size"] or ""), str(model["recipe"] or "")[:30]
         classes = str(len(model["classes"]) or "")
-        rows.append((model["onnx"], size, recipe, kimg, metric[:40], classes, f"{model['bytes'] / 1e6:.1f}"))
+        name, megabytes = model["onnx"], "" if model["bytes"] is None else f"{model['bytes'] / 1e6:.1f}"
+        rows.append((name or model["model"], size, recipe, kimg, metric[:40], classes, megabytes))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -24,7 +24,7 @@ RUNS = "out/runs"
 
 _DESCRIPTION = """\
 Generate images with a trained generator: the gen.onnx of a training run (or of catexport), or the built-in one. Needs
-NumPy, Pillow and onnxruntime; no PyTorch and no network.
+NumPy, Pillow and onnxruntime; no PyTorch and no network, except for --list with an MLflow server.
 """
 _EPILOG = """\
 An image depends on its seed alone: image i of --seed s is image 0 of --seed s+i, for any --n.
@@ -32,6 +32,7 @@ An image depends on its seed alone: image i of --seed s is image 0 of --seed s+i
 examples:
   catinfer                                               16 cats of the built-in generator as one sheet, cats.png
   catinfer --list                                        the built-in generators, and those of the runs in out/runs
+  catinfer --list http://127.0.0.1:5000                  the built-in generators, and those in MLflow's registry
   catinfer --onnx gen.onnx                               16 images as one sheet, cats.png
   catinfer --onnx gen.onnx --n 64 --seed 1000 --psi 0.7  other, more typical cats
   catinfer --onnx gen.onnx --seeds 3,7-12 --labels       chosen cats with their seeds below
@@ -66,12 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--list",
-        type=_path,
+        type=_place,
         nargs="?",
         const=RUNS,
-        metavar="RUNS",
-        help=f"write no images, but list the built-in generators and the best ones of the runs in a folder (default "
-        f"{RUNS})",
+        metavar="RUNS|URL",
+        help=f"write no images, but list the built-in generators, the best ones of the runs in a folder (default "
+        f"{RUNS}), and those in the model registry of the MLflow server in MLFLOW_TRACKING_URI, or of the one at URL",
     )
     parser.add_argument("--n", type=number(int, 1, MAX_N), metavar="N", help=f"number of images (default {DEFAULT_N})")
     parser.add_argument("--seed", type=number(int, 0, MAX_SEED), metavar="S", help="seed of image 0 (default 0)")
@@ -177,8 +178,24 @@ def _path(text: str) -> str:
     return str(local_path(text)) + ("/" if text.endswith("/") else "")
 
 
+def _place(text: str) -> str:
+    """A path option, or the address of an MLflow server."""
+    from infer.builtin import is_web_address
+
+    if not is_web_address(text):
+        return _path(text)
+    if "@" in text:
+        raise UserError(
+            "--list: give an address without user and password; these are read from MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
+    return text
+
+
 def _model(text: str) -> str:
     """A path option whose value is a generator, the folder of a training run, or the name of a built-in one."""
+    if text.startswith("models:/"):
+        raise UserError(f"{text} is in MLflow: `{NAME} --list` shows how to download its file")
     path = _path(text)
     if path and Path(path).is_dir():
         return str(Path(path, "best", "gen.onnx"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,20 +102,20 @@ def _report(argv: list[str]) -> dict[str, Any]:
 
 def _compare(run_dirs: Sequence[str], out: Path | None) -> dict[str, Any]:
     from trainer.checkpoints.storage import open_storage
-    from trainer.report.compare import MAX_RUNS, write_comparison
+    from trainer.report.compare import MAX_RUNS, NEEDED, write_comparison
     from trainer.report.compare import NAME as COMPARISON
 
     if len(run_dirs) > MAX_RUNS:
         raise UserError(f"{len(run_dirs)} runs: a comparison takes at most {MAX_RUNS}")
     runs = []
-    for location in run_dirs:
-        storage = open_storage(location)
-        try:
-            storage.pull()
-        except OSError as error:
-            raise UserError(f"{location}: {error.strerror or error}") from error
-        runs.append((storage.location, storage.work))
-    path = write_comparison(runs, out or Path(COMPARISON))
+    with tempfile.TemporaryDirectory() as scratch:
+        for location in run_dirs:
+            storage = open_storage(location)
+            try:
+                runs.append((storage.location, storage.copy(NEEDED, Path(scratch))))
+            except OSError as error:
+                raise UserError(f"{location}: {error.strerror or error}") from error
+        path = write_comparison(runs, out or Path(COMPARISON))
     return {"report": str(path), "run_dirs": run_dirs}
 
 
@@ -197,10 +198,13 @@ def _project(argv: list[str]) -> dict[str, Any]:
 @contextmanager
 def _work(location: str) -> Iterator[tuple[Storage, Path]]:
     """The run at ``location`` and its folder on this machine: of a run in a bucket, a copy that is pushed back."""
-    from trainer.checkpoints.storage import open_storage
+    from trainer.checkpoints.storage import Bucket, open_storage
+    from trainer.report.history import FILES
 
     storage = open_storage(location)
     try:
+        if isinstance(storage, Bucket) and not storage.has_any(FILES):  # a folder of runs: all would be downloaded
+            raise UserError(f"{location} is not a run: it has none of {', '.join(FILES)}")
         storage.pull()
         yield storage, storage.work
         storage.push()

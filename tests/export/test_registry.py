@@ -81,6 +81,7 @@ def test_a_version_is_linked_to_its_run(
     assert version.tags.pop("champion") == "moves to version 1: there was no champion"
     assert len(version.tags.pop("weights_sha256")) == 64
     assert version.tags == {
+        "size": "8",
         "precision": "fp32",
         "recipe": "dcgan-8",
         "kimg": "12",

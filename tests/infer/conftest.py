@@ -55,6 +55,13 @@ def build(
     return model
 
 
+@pytest.fixture(autouse=True)
+def _no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No MLflow server of whoever runs the tests: ``catinfer --list`` would ask it."""
+    for name in ("REGISTRY_URI", "TRACKING_URI", "TRACKING_USERNAME", "TRACKING_PASSWORD", "TRACKING_TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_{name}", raising=False)
+
+
 @pytest.fixture
 def make_onnx(tmp_path: Path) -> Callable[..., Path]:
     def make(**changes: object) -> Path:

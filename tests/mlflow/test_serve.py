@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -13,12 +14,14 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 from PIL import Image
 
 from catgan.dataset import Manifest, Split
 from export.generator import export_onnx
 from export.registry import register
+from infer.cli import main as catinfer
 from trainer.config import ModelConfig
 from trainer.models import build_generator
 from trainer.tracking.server import artifact_location, connect, resolve_uri
@@ -111,6 +114,41 @@ def test_a_training_is_recorded_by_the_server(
     output = capsys.readouterr()
     message = "models:/catgan@champion moves to version 1: there was no champion\n"
     assert (output.out, output.err) == ("", message), "messages of MLflow itself must not reach a command's output"
+
+
+@pytest.mark.slow
+def test_catinfer_lists_the_registered_generators_and_how_to_download_them(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = connect(server)
+    experiment, name = client.create_experiment("listed"), "the 'best' cats @50%"
+    export_onnx(build_generator(ModelConfig(size=8, z_dim=4, g_width=4)), tmp_path / "gen.onnx", {})
+    for version, value in enumerate((30.0, 20.0, 25.0), 1):
+        path = tmp_path / str(version) / "gen.onnx"
+        path.parent.mkdir()
+        model = onnx.load(tmp_path / "gen.onnx")
+        model.doc_string = f"version {version}"
+        onnx.save(model, path)
+        metric = {"name": "fid2k", "value": value, "n_fake": 2048}
+        info = {"recipe": "tiny", "kimg": 4.0, "metric": metric, "dataset_digest": "dada"}
+        run_id = client.create_run(experiment).info.run_id
+        assert register(server, run_id, name, path, info) == str(version)
+    client.create_registered_model("of another project")
+    capsys.readouterr()
+    models = {model.get("model"): model for model in catinfer(["--list", server])["models"]}
+    assert set(models) >= {None, f"models:/{name}@champion", f"models:/{name}/3"}
+    assert {f"models:/{name}/1", f"models:/{name}/2", "models:/of another project/1"}.isdisjoint(models)
+    champion = models[f"models:/{name}@champion"]
+    assert (champion["size"], champion["recipe"], champion["metric_value"]) == (8, "tiny", 20)
+    with urllib.request.urlopen(champion["download"], timeout=20) as answer:
+        assert answer.read() == (tmp_path / "2" / "gen.onnx").read_bytes()
+
+    monkeypatch.chdir(tmp_path)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("To use ")]
+    if shutil.which("curl"):
+        download, _, generate = line.partition(": ")[2].partition(" && ")
+        subprocess.run(["bash", "-c", download], check=True, timeout=30, capture_output=True)
+        assert catinfer([*shlex.split(generate)[1:], "--n", "1", "--device", "cpu"])["n"] == 1
 
 
 @pytest.mark.parametrize("name", ["runs", "a b", "a%20b", "50%", "what?", "#1", "ü", "-n", "a'b\"c", "$HOME", "a\\b"])

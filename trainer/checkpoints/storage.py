@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,12 @@ class Storage:
     def pull(self) -> None:
         """Download the run's files, without checkpoints, to ``work``. Raises OSError."""
 
+    def copy(self, names: Sequence[str], scratch: Path) -> Path:
+        """The run's folder on this machine to read, as it is by now, at least with the files ``names`` that exist and
+        those in folders in ``names``. What is in a bucket is downloaded into a folder in ``scratch``, always the same
+        one. Raises OSError."""
+        return self.work
+
     def push(self) -> None:
         """Upload the run's files from ``work``. Raises OSError."""
 
@@ -175,6 +181,19 @@ class Bucket(Storage):
             self.write(name, self._get(name))
             self._known[name] = _stamp(here)
 
+    def has_any(self, names: Sequence[str]) -> bool:
+        """Whether one of the files ``names`` exists. Raises OSError."""
+        return any(self._names(name) for name in names)
+
+    def copy(self, names: Sequence[str], scratch: Path) -> Path:
+        # Not from ``work``: that can have files of an earlier run of this name, which the bucket no longer has.
+        folder = scratch / self.work.parent.name / self.name
+        for name in (found for wanted in names for found in self._names(wanted)):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self._get(name))
+        return folder
+
     def push(self) -> None:
         # Hidden files are temporary files of other processes.
         for path in sorted(p for p in self.work.rglob("*") if not p.name.startswith(_HIDDEN) and p.is_file()):
@@ -192,10 +211,13 @@ class Bucket(Storage):
         path = f"{self.path}/{name}"
         return retry(lambda: self.filesystem.modified(path), path).timestamp() < here.stat().st_mtime
 
-    def _names(self) -> list[str]:
-        """All objects of the run, relative to its folder."""
-        found = retry(lambda: self.filesystem.find(self.path), self.location)
-        return [path.removeprefix(self.path).lstrip("/") for path in found]
+    def _names(self, under: str = "") -> list[str]:
+        """All objects of the run, or the object ``under`` and those in the folder ``under``; relative to the run's
+        folder. Without names that lead out of it, and without markers of empty folders."""
+        root = f"{self.path}/{under}".rstrip("/")
+        found = retry(lambda: self.filesystem.find(root), self.location)
+        names = [path.removeprefix(self.path).lstrip("/") for path in found]
+        return [name for name in names if ".." not in name.split("/") and not name.endswith("/") and name]
 
     def _get(self, name: str) -> bytes:
         path = f"{self.path}/{name}"

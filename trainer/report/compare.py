@@ -13,11 +13,13 @@ from pathlib import Path
 from catgan.command import UserError
 from catgan.files import atomic_open
 from trainer.report.charts import Series, chart
-from trainer.report.history import History, read
+from trainer.report.history import FILES, History, read
 from trainer.report.markup import document, duration, image_url, plain, section, table, text, timestamp
 
 NAME = "compare.html"
 MAX_RUNS = 12
+NEEDED = (*FILES, "samples")
+"""The files and folders of a run that the comparison reads."""
 
 _MAX_GRIDS = 120  # on the page; each run has an equal share
 _MAX_STEPS = 24  # of the slider
@@ -74,7 +76,7 @@ def write_comparison(runs: Sequence[tuple[str, Path]], path: Path) -> Path:
             raise UserError(f"{location} is given twice: give each run once")
         seen.add(same)
     labels = _labels([location for location, _ in runs])
-    histories = [read(folder) for _, folder in runs]
+    histories = [read(folder, location=location) for location, folder in runs]
     page = _page([_Run(label, i, history) for i, (label, history) in enumerate(zip(labels, histories, strict=True))])
     with atomic_open(path) as file:
         file.write(page.encode())

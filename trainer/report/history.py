@@ -16,6 +16,9 @@ from trainer.report.charts import Series
 from trainer.tracking.journal import Journal, Record
 
 _STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+FILES = ("config.json", "metrics.jsonl", "outbox.jsonl")
+"""The files of a run's folder that this module reads: a folder with none of them is not a run."""
+
 # Keys of config.json that are not settings.
 _NOT_SETTINGS = ("data", "dataset_digest", "mlflow_run_id", "tracking_uri")
 METRIC = re.compile(r"(fid|fd|kid)\d+k?(_\w+)?")
@@ -113,18 +116,19 @@ class History:
         return Series(name, sorted(((self.hours[row["nimg"]], row[name]) for row in rows), key=lambda point: point[0]))
 
 
-def read(folder: Path, status: str | None = None) -> History:
+def read(folder: Path, status: str | None = None, location: str | None = None) -> History:
     """Read the history of the run in ``folder``. An incomplete last line, as a killed writer leaves it, is ignored.
 
     Args:
         status: how the run ended, if that is not recorded yet.
+        location: the run's path or URL in messages (default: ``folder``).
 
     Raises:
         UserError: ``folder`` is not a run, or has a damaged file.
     """
-    names = ("config.json", "metrics.jsonl", "outbox.jsonl")
-    if not any((folder / name).is_file() for name in names):
-        raise UserError(f"{folder} is not a run: it has none of {', '.join(names)}; give a folder of out/runs")
+    name = location or folder
+    if not any((folder / file).is_file() for file in FILES):
+        raise UserError(f"{name} is not a run: it has none of {', '.join(FILES)}; give a folder of out/runs")
     try:
         records = list(Journal(folder / "outbox.jsonl").records())
         metrics = list(Journal(folder / "metrics.jsonl").records())
@@ -132,7 +136,7 @@ def read(folder: Path, status: str | None = None) -> History:
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         _check(config, metrics, records)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: one of {', '.join(names)} is damaged ({error})") from error
+        raise UserError(f"{name}: one of {', '.join(FILES)} is damaged ({error})") from error
     last = next((r for r in reversed(records) if r["kind"] in ("open", "status")), {})
     return History(folder, config, metrics, records, status or last.get("status"))
 

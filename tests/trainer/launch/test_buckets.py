@@ -24,6 +24,8 @@ from infer.cli import main as catinfer
 from tests.processes import training_workers
 from tests.trainer.launch.test_failures import Watch, last_state
 from tests.trainer.launch.test_run import TINY
+from tests.trainer.report.test_compare import rows_of
+from tests.trainer.report.test_compare import train as recorded
 from tests.trainer.test_loop import CONFIG, Notes, run, same, without_times
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints import storage as storages
@@ -237,6 +239,70 @@ def test_hidden_files_may_vanish_during_a_push(bucket: Callable[[bool], None], m
     monkeypatch.setattr(storages, "_stamp", stamp)
     storage.push()
     assert "config.json" in storage._names()  # type: ignore[attr-defined]
+
+
+def upload(folder: Path, location: str) -> set[str]:
+    """Store the run in ``folder`` in a bucket. Returns the names of all objects there."""
+    storage = open_storage(location)
+    storage.filesystem.put(str(folder), storage.path, recursive=True)  # type: ignore[attr-defined]
+    return set(storage._names())  # type: ignore[attr-defined]
+
+
+def test_runs_in_a_bucket_and_in_a_folder_are_compared(
+    bucket: Callable[[bool], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    here = recorded(tmp_path / "runs" / "here", {0: 90.0, 4: 20.0}, kimg=24.0)
+    there = recorded(tmp_path / "there", {0: 95.0, 8: 30.0}, kimg=24.0)
+    (there / "checkpoint_000000008000").mkdir()
+    (there / "checkpoint_000000008000" / "state.pt").write_bytes(b"large")
+    before = upload(there, RUN)
+    assert cattrain(["report", str(here), RUN]) == {"report": "compare.html", "run_dirs": [str(here), RUN]}
+    page = Path("compare.html").read_text()
+    assert [row[:3] for row in rows_of(page, "Best values and cost")[1:]] == [
+        ["here", "20.00 at 4 kimg", "4 of 24"],
+        ["one", "30.00 at 8 kimg", "8 of 24"],
+    ]
+    assert page.count("data:image/webp") == 4
+    assert set(open_storage(RUN)._names()) == before  # type: ignore[attr-defined]
+    assert not (tmp_path / "cache" / "runs").exists(), "nothing is left, and no checkpoint was downloaded"
+
+    storage = open_storage(RUN)  # another training under the same name
+    storage.filesystem.rm(storage.path, recursive=True)  # type: ignore[attr-defined]
+    upload(recorded(tmp_path / "again", {0: 96.0}, kimg=24.0), RUN)
+    cattrain(["report", RUN, str(here)])
+    page = Path("compare.html").read_text()
+    assert rows_of(page, "Best values and cost")[1][:3] == ["one", "96.00 at 0 kimg", "0 of 24"]
+    assert page.count("data:image/webp") == 3
+
+
+def test_what_is_no_run_in_a_bucket_is_not_downloaded(bucket: Callable[[bool], None], tmp_path: Path):
+    upload(recorded(tmp_path / "one", {0: 90.0}), RUN)
+    no_run = "is not a run: it has none of"
+    for locations, message in (
+        ([RUN, "s3://cats/runs/two"], f"^s3://cats/runs/two {no_run}"),
+        ([RUN, "s3://cats"], f"^s3://cats {no_run}"),
+        (["s3://cats/runs"], f"^s3://cats/runs {no_run}"),
+        (["s3://dogs/one", RUN], "^s3://dogs/one: The specified bucket does not exist"),
+        (["s3://dogs/one"], "^s3://dogs/one: The specified bucket does not exist"),
+        ([RUN, f"{RUN}/"], f"^{RUN} is given twice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cattrain(["report", *locations, "-o", str(tmp_path / "c.html")])
+    assert not (tmp_path / "c.html").exists()
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_names_in_a_bucket_that_are_no_files_of_the_run(bucket: Callable[[bool], None], tmp_path: Path):
+    upload(recorded(tmp_path / "one", {0: 90.0}), RUN)
+    client = boto3.client("s3")
+    for name in ("", "samples/", "../evil", "samples/../../../evil"):  # markers of folders, as S3's console makes them
+        client.put_object(Bucket="cats", Key=f"runs/one/{name}", Body=b"")
+    storage = open_storage(RUN)
+    storage.pull()
+    expected = {"config.json", "metrics.jsonl", "outbox.jsonl", "samples/fakes_000000kimg.png"}
+    assert {str(path.relative_to(storage.work)) for path in storage.work.rglob("*") if path.is_file()} == expected
+    assert not list(tmp_path.rglob("evil"))
 
 
 UPLOAD = """
