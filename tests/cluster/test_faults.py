@@ -214,7 +214,7 @@ def test_a_training_survives_its_workers_nodes_driver_and_head(training: Trainin
     stdout, _ = training.process.communicate(timeout=TIMEOUT_S)
     assert training.process.returncode == 0, training.output()[-4000:]
 
-    result = json.loads(stdout.splitlines()[-1])
+    result = json.loads(stdout)
     assert result["kimg"] * 1000 == end
     assert Path(result["onnx"]).is_file()
     check_records(training, result, end)

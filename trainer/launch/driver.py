@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -59,7 +60,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     _warn(options, workers, gpus)
     if options.dry_run:
         return _dry_run(options, manifest, workers, storage)
-    with only_training(storage):
+    # Ray prints messages of nodes to stdout, which is for the JSON object.
+    with only_training(storage), contextlib.redirect_stdout(sys.stderr):
         start = find_start(options, storage)
         if start.position.nimg >= options.kimg * 1000:
             workers = 0  # the export at most is left

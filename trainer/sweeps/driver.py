@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -63,7 +65,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     ledger = Ledger(storage, settings(plan))
     if sweep.dry_run:
         return _dry_run(plan, ledger)
-    with only_training(storage):
+    # Ray prints messages of nodes to stdout, which is for the JSON object.
+    with only_training(storage), contextlib.redirect_stdout(sys.stderr):
         ledger = Ledger(storage, settings(plan))  # from here on nobody else changes it
         connect_ray(1, show_logs=False)
         return _Sweep(plan, ledger, uri).run()
