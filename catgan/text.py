@@ -9,7 +9,7 @@ from typing import Any
 # Python reads a byte that is not UTF-8 as a surrogate, which no UTF-8 file and no JSON can hold.
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # Control characters, line separators and changes of the writing direction: they break lines or hide text.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:

@@ -133,6 +133,6 @@ def _table(models: list[dict[str, Any]]) -> list[str]:
         size, recipe = str(model["size"] or ""), str(model["recipe"] or "")[:30]
         classes = str(len(model["classes"]) or "")
         name, megabytes = model["onnx"], "" if model["bytes"] is None else f"{model['bytes'] / 1e6:.1f}"
-        rows.append((name or model["model"], size, recipe, kimg, metric[:40], classes, megabytes))
+        rows.append((name or model["model"], size[:6], recipe, kimg, metric[:40], classes, megabytes))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

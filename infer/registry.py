@@ -96,13 +96,14 @@ class _Server:
     def __init__(self, address: str) -> None:
         try:
             parts = urlsplit(address)
-            valid = parts.port != 0 and re.fullmatch("[!-~]+", address)
+            # An @ behind the host is of a password with a / that should have been encoded.
+            valid = parts.port != 0 and re.fullmatch("[!-~]+", address) and "@" not in parts.path
         except ValueError:
             valid = None
         if not valid:
             raise OSError("not a valid address")
         self.root = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-        self._headers, self.curl = _credentials(parts.username, parts.password)
+        self._headers, self.curl = _credentials(address, parts.username, parts.password)
         self._opener = build_opener(_NoRedirects)
 
     def ask(self, path: str, **query: str) -> dict[str, Any]:
@@ -118,9 +119,12 @@ class _Server:
         return value
 
 
-def _credentials(user: str | None, password: str | None) -> tuple[dict[str, str], str]:
+def _credentials(address: str, user: str | None, password: str | None) -> tuple[dict[str, str], str]:
     """The header with credentials, from an address or else from the environment as in MLflow's client, and the options
-    with which curl takes the latter."""
+    with which curl takes the latter. Those of the environment are for the servers that it names."""
+    named = [os.environ.get(name, "") for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI")]
+    if user is None and _origin(address) not in map(_origin, named):
+        return {}, ""
     variables = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
     pair, options = (unquote(user or ""), unquote(password or "")), ""
     if user is None:
@@ -135,19 +139,32 @@ def _credentials(user: str | None, password: str | None) -> tuple[dict[str, str]
     return {}, ""
 
 
+def _origin(address: str) -> tuple[str | int | None, ...]:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme, parts.hostname, parts.port
+    except ValueError:
+        return ()
+
+
 def _search(server: _Server) -> list[Registered]:
     found: list[Registered] = []
+    broken: ValueError | None = None
     query = {"max_results": "100"}
     for _ in range(_PAGES):
         answer = server.ask("registered-models/search", **query)
         for model in _field(answer, "registered_models", list):
-            for registered in _of_model(server, model):
-                found.append(registered)
-                if len(found) == MAX_MODELS:
-                    return found
+            try:
+                found += _of_model(server, model)
+            except ValueError as error:  # the others are listed
+                broken = error
+            if len(found) >= MAX_MODELS:
+                return found[:MAX_MODELS]
         query["page_token"] = _field(answer, "next_page_token", str)
         if not query["page_token"]:
             break
+    if broken and not found:
+        raise broken
     return found
 
 
@@ -155,13 +172,11 @@ def _of_model(server: _Server, model: object) -> Iterator[Registered]:
     """The generators among the versions of a registered model: those with an alias, then the latest one."""
     name = _name(model, "name")
     versions = {_version(one): _tags(one) for one in _field(model, "latest_versions", list)}
-    latest = max(versions, key=int, default=None)
-    if latest is None or _FILE_TAG not in versions[latest]:
-        return
+    latest = [max(versions, key=int)] if versions else []
     aliases: dict[str, str] = {}
     for alias in _field(model, "aliases", list):
         aliases.setdefault(_version(alias), _name(alias, "alias"))
-    for version in [*aliases, *({latest} - aliases.keys())]:
+    for version in dict.fromkeys([*aliases, *latest]):
         if version not in versions:
             versions[version] = _tags(server.ask("model-versions/get", name=name, version=version).get("model_version"))
         if _FILE_TAG in versions[version]:
@@ -183,7 +198,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, HTTPError):
         error.close()
         if error.code in (401, 403):
-            return f"HTTP {error.code}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            return (
+                f"HTTP {error.code}: set MLFLOW_TRACKING_URI to this address, and MLFLOW_TRACKING_USERNAME and"
+                " MLFLOW_TRACKING_PASSWORD"
+            )
         redirects = ": it redirects; give the address that it leads to" if 300 <= error.code < 400 else ""
         return f"HTTP {error.code}{redirects}"
     cause = error.reason if isinstance(error, URLError) else error

@@ -53,13 +53,17 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=${MLFLOW_SERVER_ENABLE_JOB_EXECUTION-f
 "$mlflow" server --backend-store-uri "$scheme:///$encoded/mlflow.db" \
   --artifacts-destination "$artifacts/mlartifacts" --host 127.0.0.1 --port 5000 --workers 1 "$@" &
 server=$!
-interrupted=
-trap 'interrupted=yes; kill -TERM "$server" 2>/dev/null || true' INT
-trap 'kill -TERM "$server" 2>/dev/null || true' TERM
+interrupted= stopped=
+trap 'interrupted=yes stopped=yes; kill -TERM "$server" 2>/dev/null || true' INT
+trap 'stopped=yes; kill -TERM "$server" 2>/dev/null || true' TERM
 # A signal ends `wait` before the server ends.
 while :; do
   wait "$server" && status=0 || status=$?
   kill -0 "$server" 2>/dev/null || break
 done
+if [ -z "$stopped" ] && [ "$status" = 0 ]; then  # MLflow's status for a port in use, too
+  echo "serve.sh: the server has ended by itself, see its messages; is the port in use? --port gives another" >&2
+  status=1
+fi
 [ -z "$interrupted" ] || { echo "serve.sh: stopped" >&2; status=130; }
 exit "$status"

@@ -34,7 +34,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         config = replace(config, attention=8, g_spectral_norm=True)
     generator = build_generator(config)
     if attention:
-        torch.nn.init.ones_(generator.blocks.up8.attention.gain)
+        torch.nn.init.ones_(generator.blocks.up8.attention.gain.weight)
     path = tmp_path_factory.mktemp("exported") / "gen.onnx"
     export_onnx(generator, path, {"recipe": arch})
     return path

@@ -202,6 +202,33 @@ def test_credentials_are_in_the_header_only(
     assert SECRET not in str(error.value)
 
 
+def test_credentials_of_the_environment_are_for_the_servers_that_it_names(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.reply = lambda *_: {"registered_models": [model("cats", version("cats", "1"))]}
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://[::1")
+    listed(capsys, server.address)
+    assert server.authorizations == {None}
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"{server.address}/prefix")
+    listed(capsys, server.address)
+    assert server.authorizations == {None, f"Bearer {SECRET}"}
+
+
+def test_a_broken_record_and_versions_of_other_programs_hide_no_generator(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"name": "cats", "version": "2"}
+    broken = {"name": 7}
+    server.reply = lambda path, *_: (
+        {"model_version": version("cats", "1")}
+        if "model-versions" in path
+        else {"registered_models": [broken, model("cats", other, champion="1")]}
+    )
+    models, _ = listed(capsys, server.address)
+    assert [one["model"] for one in models] == ["models:/cats@champion"]
+
+
 @pytest.mark.parametrize(
     "address",
     [
@@ -275,7 +302,8 @@ def test_answers_that_are_not_json(data: bytes, server: Server, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("status", "reason"), [(401, "HTTP 401: set MLFLOW_TRACKING_USERNAME"), (404, "HTTP 404"), (500, "HTTP 500")]
+    ("status", "reason"),
+    [(401, "HTTP 401: set MLFLOW_TRACKING_URI to this address"), (404, "HTTP 404"), (500, "HTTP 500")],
 )
 def test_refusals(status: int, reason: str, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.reply = lambda _, __, handler: handler.send(status, b"\x1b[2J" + SECRET.encode())

@@ -132,8 +132,6 @@ class Bucket(Storage):
 
     def make(self) -> None:
         try:
-            if all(name.startswith(_HIDDEN) for name in self._names()):
-                self._remove_copies()
             self.work.mkdir(parents=True, exist_ok=True)
             self._put(f"{_HIDDEN}writable", b"")
             self.remove_incomplete()
@@ -205,13 +203,6 @@ class Bucket(Storage):
                 continue
             self._put(name, path.read_bytes())
             self._known[name] = stamp
-
-    def _remove_copies(self) -> None:
-        """Delete the local copies, those of a run of this name that was deleted from the bucket: a new run would take
-        its MLflow run and its images for its own. Hidden files stay: the lock of the run is one."""
-        for path in sorted(self.work.rglob("*"), reverse=True):
-            if path.is_file() and not path.name.startswith(_HIDDEN):
-                path.unlink()
 
     def _is_changed(self, name: str, here: Path) -> bool:
         """Whether the file ``here`` changed after its last transfer and is newer than the bucket's ``name``."""

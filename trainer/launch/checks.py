@@ -332,7 +332,7 @@ def _problems_of_run(options: Options, manifest: Manifest | None, workers: Worke
     found += (of_name := problems_of_name(options.name))
     found += problem_with_names(options.track.experiment, options.track.model, None if of_name else options.name)
     most = workers if isinstance(workers, int) else workers[1]
-    if most > options.batch:
+    if 1 <= options.batch < most:
         found.append(
             f"--workers {most} with --batch {options.batch}: each worker needs an image; ask for fewer workers"
         )

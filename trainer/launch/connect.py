@@ -157,7 +157,7 @@ def _start(max_workers: int, show_logs: bool) -> None:
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     shorten_tmpdir("/ray/session_2000-12-31_23-59-59_123456_1234567/sockets/plasma_store.1")
     advice = "--workers 0 trains without it; RAY_TMPDIR names another folder for its files"
-    with _as_user_error("Ray cannot be started on this machine", advice):
+    with _as_user_error("Ray cannot be started on this machine", advice), _without_sigterm():
         ray.init(
             "local",  # without it Ray would join a cluster that `ray start` has started here
             dashboard_port=port,
@@ -167,6 +167,18 @@ def _start(max_workers: int, show_logs: bool) -> None:
             logging_level=logging.ERROR,
             log_to_driver=show_logs,
         )
+
+
+@contextlib.contextmanager
+def _without_sigterm() -> Iterator[None]:
+    """Processes that are started inside the block inherit that SIGTERM is blocked, as Ray does with SIGINT itself. So
+    Ray lives until the training has saved a checkpoint, if all processes get the signal (``scancel``,
+    ``systemctl stop``). Ray ends its processes with SIGKILL if SIGTERM does not."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,9 @@ from trainer.tracking import server
 from trainer.tracking import tracker as tracking
 from trainer.tracking.messages import brief, redact
 
+_MANY = 2000
+"""Training images with which a discriminator does not memorise them early."""
+
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Train, or with ``--dry-run`` print the plan of the training. Returns the JSON object for stdout."""
@@ -57,7 +60,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     storage = _open(options)
     uri = server.resolve_uri(options.track.uri, folder_beside(storage))
     check_machine(options, storage, elsewhere=workers != 0 and cluster_address() is not None)
-    _warn(options, workers, gpus)
+    _warn(options, manifest, workers, gpus)
     if options.dry_run:
         return _dry_run(options, manifest, workers, storage)
     # Ray prints messages of nodes to stdout, which is for the JSON object.
@@ -143,7 +146,7 @@ def folder_beside(storage: Storage) -> Path:
     return default_out() if isinstance(storage, Bucket) else storage.work.parent
 
 
-def _warn(options: Options, workers: Workers, gpus: int) -> None:
+def _warn(options: Options, manifest: Manifest | None, workers: Workers, gpus: int) -> None:
     """Warn about legal but unlikely settings, and about threads that other processes will hold up."""
     fewest = workers if isinstance(workers, int) else workers[0]
     threads, load = torch.get_num_threads() // max(fewest, 1), os.getloadavg()[0]
@@ -151,6 +154,12 @@ def _warn(options: Options, workers: Workers, gpus: int) -> None:
         say(
             f"warning: other processes use this machine (load {load:.1f}), and {threads} threads would wait for each"
             " other; OMP_NUM_THREADS=1 is probably faster"
+        )
+    images = manifest.splits["train"].images if manifest else _MANY
+    if images < _MANY and options.init_from is None and not options.augment.policy:
+        say(
+            f"warning: {images:,} training images are few; the recipe `few` continues from a generator of similar"
+            " images, see docs/recipes.md, and --augment.policy translation cutout --augment.p 1 helps without one"
         )
     if os.environ.get("MLFLOW_EXPERIMENT_ID"):
         say("warning: MLFLOW_EXPERIMENT_ID is not used; name the experiment by MLFLOW_EXPERIMENT_NAME")
@@ -219,10 +228,16 @@ def _train(
     storage.make()
     with _storage_errors(storage):
         storage.pull()
+    recorded = _recorded(storage.work)
+    if recorded and recorded.get("dataset_digest") not in (None, manifest.digest):
+        say(
+            f"warning: {storage.location} was trained on {recorded.get('data')} so far, and --data has other images;"
+            " for a run of its own give another --name"
+        )
     config = _without_password(options.config(), uri, workers)
     if is_finished(config, start.position, storage):
         return summary(storage)
-    run_id = _open_run(config, manifest, storage, uri, start.run_id or _recorded_run_id(storage.work, uri), sweep)
+    run_id = _open_run(config, manifest, storage, uri, start.run_id or _run_id(recorded, uri), sweep)
     job = Job(
         config=config.to_dict(),
         data=manifest.root if options.data else None,
@@ -269,13 +284,18 @@ def _without_password(config: Config, uri: str, workers: Workers) -> Config:
     return replace(config, track=replace(config.track, uri=public))
 
 
-def _recorded_run_id(run_dir: Path, uri: str) -> str | None:
+def _recorded(run_dir: Path) -> dict[str, Any]:
+    """What ``config.json`` of the run in a folder says, empty for a new run."""
+    try:
+        recorded: dict[str, Any] = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return recorded
+
+
+def _run_id(recorded: Mapping[str, Any], uri: str) -> str | None:
     """The MLflow run of a training that was interrupted before its first checkpoint. It is continued instead of opening
     a second one."""
-    try:
-        recorded = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
     return recorded.get("mlflow_run_id") if recorded.get("tracking_uri") == redact(uri) else None
 
 

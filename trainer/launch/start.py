@@ -97,7 +97,10 @@ def init_weights(options: Options) -> Path | None:
         return None
     path = resolved_path(options.init_from)
     if not checkpoint.holds_weights(path):
-        raise UserError(f"--init-from {options.init_from}: give a run's folder, a checkpoint or a .safetensors file")
+        problem = "has no weights" if path.exists() else "does not exist"
+        raise UserError(
+            f"--init-from {options.init_from} {problem}: give a run's folder, a checkpoint or a .safetensors file"
+        )
     transfer.init_from(GAN(options.config(), torch.device("cpu"), world_size=1), path)
     return path
 

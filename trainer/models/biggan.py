@@ -70,6 +70,17 @@ def _add_spectral_norm(module: nn.Module, kinds: tuple[type[nn.Module], ...] = (
             spectral_norm(layer)
 
 
+class _Gain(nn.Module):
+    """A learned factor, 0 at first. A module, so that ``--optim.freeze-d`` counts it to the layer before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x
+
+
 class SelfAttention(nn.Module):
     """Self-attention over the pixels of a map ``[n, channels, h, w]``, h and w even; the result has the same shape
     (Zhang et al. 2019, "Self-Attention Generative Adversarial Networks", section 3).
@@ -85,7 +96,7 @@ class SelfAttention(nn.Module):
         self.key = nn.Conv2d(channels, inner, 1, bias=False)
         self.value = nn.Conv2d(channels, half, 1, bias=False)
         self.out = nn.Conv2d(half, channels, 1, bias=False)
-        self.gain = nn.Parameter(torch.zeros(()))
+        self.gain = _Gain()
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -96,7 +107,7 @@ class SelfAttention(nn.Module):
         )
         weights = (query.transpose(1, 2) @ key).softmax(2)  # [n, h w, h w / 4]
         attended = value @ weights.transpose(1, 2)
-        return x + self.gain * self.out(attended.reshape(-1, self.out.in_channels, height, width))
+        return x + self.gain(self.out(attended.reshape(-1, self.out.in_channels, height, width)))
 
 
 def _upsample(x: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def chart(
     ]
     for tick in ticks:
         parts.append(f'<path class="rule" d="M{_LEFT} {y(tick):.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text class="value" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{tick:.4g}</text>')
+        parts.append(f'<text class="value" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{_label(tick)}</text>')
     for tick in (tick for tick in _ticks(0, end) if tick <= end):
         parts.append(f'<text class="position" x="{x(tick):.1f}" y="{_HEIGHT - 8}">{tick:g}</text>')
     for i, (one, points) in enumerate(zip(series, thinned, strict=True)):
@@ -122,9 +122,15 @@ def _lines(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
     return [line if len(line) > 1 else line * 2 for line in lines if line]
 
 
+def _label(tick: float) -> str:
+    """``tick`` in at most about six characters: 0.05, 250, 12.25k."""
+    return f"{tick / 1000:.5g}k" if abs(tick) >= 1e4 else f"{tick:.4g}"
+
+
 def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that enclose ``low`` and ``high``."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
+    """About five round numbers that enclose ``low`` and ``high``. Values within half a per cent are shown as equal: a
+    utilisation of 99.9 to 100% would look like a crash."""
+    if high - low <= 0.005 * max(abs(low), abs(high)):
         margin = abs(low) / 2 or 1.0
         low, high = low - margin, high + margin
     rough = (high - low) / 4

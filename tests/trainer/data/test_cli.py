@@ -304,7 +304,7 @@ def test_sheets_and_folders_of_sheets_are_no_sources(pics: Path, tmp_path: Path)
     for name in ("contact.png", "rejected.csv"):
         with pytest.raises(UserError, match=r"part of the data set in .*a: give photos, or a whole data set"):
             main(["build", str(tmp_path / "sets" / "a" / name), str(tmp_path / "out")])
-    with pytest.raises(UserError, match=r"there are no files, except those of sets/a \(data set\)"):
+    with pytest.raises(UserError, match=r"there are no files of images, except those of sets/a \(data set\)"):
         main(["build", str(tmp_path / "sets"), str(tmp_path / "out")])
     shard = tmp_path / "sets" / "a" / "train-000000.tar"
     assert main(["build", str(shard), str(tmp_path / "out"), "--size", "16", "--processes", "1"])["kept"] == 1

@@ -132,26 +132,6 @@ def test_a_run_in_a_bucket_survives_refusals_and_continues_on_another_machine(
     assert third.latest()[0] == checkpoint.folder_name(192)
 
 
-@pytest.mark.usefixtures("bucket")
-def test_a_run_that_was_deleted_from_its_bucket_leaves_no_local_copies():
-    storage = open_storage(RUN)
-    storage.make()
-    storage.write("config.json", b"{}")
-    storage.write("samples/fakes_000000kimg.png", b"old")
-    (storage.work / ".lock").touch()
-    storage.push()
-    again = open_storage(RUN)
-    again.make()
-    assert (again.work / "config.json").is_file(), "of a run that exists"
-
-    for name in ("config.json", "samples/fakes_000000kimg.png"):
-        again.filesystem.rm_file(f"{again.path}/{name}")
-    new = open_storage(RUN)
-    new.make()
-    new.pull()
-    assert [path.name for path in new.work.rglob("*") if path.is_file()] == [".lock"]
-
-
 def test_a_bucket_that_refuses_from_the_start_is_reported_at_once(bucket: Callable[[bool], None]):
     with pytest.raises(UserError, match="nothing can be written to a web server"):
         open_storage("http://127.0.0.1/runs/one")

@@ -124,8 +124,11 @@ def test_a_signal_to_all_processes_of_a_training(start: Callable[..., Group], sh
 
 @pytest.mark.ray
 @pytest.mark.soak
-def test_ctrl_c_on_ray_saves_a_checkpoint_first(start: Callable[..., Group], shards: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_on_ray_saves_a_checkpoint_first(
+    start: Callable[..., Group], shards: Path, number: signal.Signals
+):
     group = start("--data", shards, "--workers", 2)
     group.wait_for("left")
-    group.send(signal.SIGINT)
-    group.check_end(130)
+    group.send(number)
+    group.check_end(128 + number)

@@ -274,12 +274,20 @@ def plotted(svg: str) -> list[tuple[float, float]]:
 def ticks(svg: str) -> dict[float, float]:
     """Values of the vertical axis by height."""
     found = re.findall(r'<text class="value" x="\d+" y="([\d.]+)">([^<]*)</text>', svg)
-    return {float(y) - 4: float(value) for y, value in found}
+    return {float(y) - 4: float(value.removesuffix("k")) * (1000 if value.endswith("k") else 1) for y, value in found}
+
+
+def test_differences_below_half_a_per_cent_are_flat() -> None:
+    heights = [y for _, y in plotted(chart([Series("a", [(0.0, 99.9), (1.0, 100.0)])], 1.0))]
+    assert abs(heights[0] - heights[1]) < 1
 
 
 @pytest.mark.parametrize(
     "values",
-    [[0.0, 1.0, 0.5], [-3.0, 7.0], [5.0, 5.0], [0.0, 0.0], [2e-4, 5e-5], [1e6, 3e6], [400.0, 10.0, 20.0], [1e-4, 1e4]],
+    [
+        *([0.0, 1.0, 0.5], [-3.0, 7.0], [5.0, 5.0], [0.0, 0.0], [2e-4, 5e-5], [1e6, 3e6], [400.0, 10.0, 20.0]),
+        *([1e-4, 1e4], [12_300.0, 12_450.0], [-25_000.0, 0.0]),
+    ],
 )
 def test_points_agree_with_the_axis(values: list[float]) -> None:
     """Heights are those of linear interpolation between ticks, or between their logarithms."""

@@ -218,7 +218,7 @@ def _complete_store(store: Store, job: _Job, processes: int) -> Report:
     report = Report(len(store), store.num_rejected(), resumed=resumed, own=own)
     if not report.kept:
         name, reason, _ = next(store.rejections(), ("", "", None))
-        why = f"{report}, beginning with {name} ({reason})" if report.rejected else "there are no files"
+        why = f"{report}, beginning with {name} ({reason})" if report.rejected else "there are no files of images"
         if own:
             why += f", except those of {in_words(own)}; give photos, or the folder of a data set itself"
         locations = ", ".join(source.location for source in job.sources)

@@ -215,8 +215,8 @@ def test_large_and_many_images_go_through_the_process_pool(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("files", "complaint"),
     [
-        ({}, "no usable image in .*pics: there are no files"),
-        ({"notes.txt": b"x"}, "no usable image in .*pics: there are no files"),
+        ({}, "no usable image in .*pics: there are no files of images"),
+        ({"notes.txt": b"x"}, "no usable image in .*pics: there are no files of images"),
         ({"a.jpg": b"x", "b.jpg": b"y"}, r"2 not a picture, beginning with pics/a\.jpg \(not a picture\)"),
         ({"a.png": packed(noise(0, 4, 4))}, r"1 too small.*4x4, the shorter side needs 8"),
     ],
