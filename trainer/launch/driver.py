@@ -60,7 +60,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     storage = _open(options)
     uri = server.resolve_uri(options.track.uri, folder_beside(storage))
     check_machine(options, storage, elsewhere=workers != 0 and cluster_address() is not None)
-    _warn(options, manifest, workers, gpus)
+    _warn(options, workers, gpus)
     if options.dry_run:
         return _dry_run(options, manifest, workers, storage)
     # Ray prints messages of nodes to stdout, which is for the JSON object.
@@ -146,7 +146,7 @@ def folder_beside(storage: Storage) -> Path:
     return default_out() if isinstance(storage, Bucket) else storage.work.parent
 
 
-def _warn(options: Options, manifest: Manifest | None, workers: Workers, gpus: int) -> None:
+def _warn(options: Options, workers: Workers, gpus: int) -> None:
     """Warn about legal but unlikely settings, and about threads that other processes will hold up."""
     fewest = workers if isinstance(workers, int) else workers[0]
     threads, load = torch.get_num_threads() // max(fewest, 1), os.getloadavg()[0]
@@ -154,12 +154,6 @@ def _warn(options: Options, manifest: Manifest | None, workers: Workers, gpus: i
         say(
             f"warning: other processes use this machine (load {load:.1f}), and {threads} threads would wait for each"
             " other; OMP_NUM_THREADS=1 is probably faster"
-        )
-    images = manifest.splits["train"].images if manifest else _MANY
-    if images < _MANY and options.init_from is None and not options.augment.policy:
-        say(
-            f"warning: {images:,} training images are few; the recipe `few` continues from a generator of similar"
-            " images, see docs/recipes.md, and --augment.policy translation cutout --augment.p 1 helps without one"
         )
     if os.environ.get("MLFLOW_EXPERIMENT_ID"):
         say("warning: MLFLOW_EXPERIMENT_ID is not used; name the experiment by MLFLOW_EXPERIMENT_NAME")
@@ -237,6 +231,15 @@ def _train(
     config = _without_password(options.config(), uri, workers)
     if is_finished(config, start.position, storage):
         return summary(storage)
+    images = manifest.splits["train"].images
+    if images < _MANY and options.init_from is None:
+        alone = (
+            "" if options.augment.policy else "; --augment.policy translation cutout --augment.p 1 helps without one"
+        )
+        say(
+            f"warning: {images:,} training images are few: the recipe `few` continues from a generator of similar"
+            f" images, see docs/recipes.md{alone}"
+        )
     run_id = _open_run(config, manifest, storage, uri, start.run_id or _run_id(recorded, uri), sweep)
     job = Job(
         config=config.to_dict(),

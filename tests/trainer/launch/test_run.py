@@ -20,6 +20,7 @@ from catgan.dataset import Manifest
 from tests.trainer.damage import damage
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.storage import Storage
+from trainer.data.cli import main as data_main
 from trainer.launch import driver
 from trainer.launch import ray as launch_ray
 from trainer.launch.connect import Workers
@@ -102,6 +103,7 @@ def test_a_run_in_process_is_continued_and_branched(shards: Path, tmp_path: Path
         return driver.main([str(word) for word in (*base, *arguments)])
 
     first = train("--name", "a", "--kimg", "0.128")
+    assert "86 training images are few: the recipe `few`" in capsys.readouterr().err
     folder = tmp_path / "a"
     assert first["run_dir"] == str(folder)
     assert (first["kimg"], first["metric"]["name"]) == (0.128, "fd32_efflite0")
@@ -120,7 +122,12 @@ def test_a_run_in_process_is_continued_and_branched(shards: Path, tmp_path: Path
 
     capsys.readouterr()
     assert train("--name", "a", "--kimg", "0.128") == first
-    assert "is finished" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is finished" in said
+    assert "other images" not in said
+    data_main(["synth", str(tmp_path / "others"), "--num", "16", "--size", "32", "--seed", "1"])
+    assert train("--name", "a", "--kimg", "0.128", "--data", tmp_path / "others") == first
+    assert f"{folder} was trained on {shards} so far, and --data has other images" in capsys.readouterr().err
 
     second = train("--name", "a", "--kimg", "0.256")
     assert second["mlflow_run_id"] == first["mlflow_run_id"]
