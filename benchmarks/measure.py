@@ -44,10 +44,14 @@ def add_turn_options(parser: argparse.ArgumentParser, seconds: float) -> None:
 
 
 def device() -> torch.device:
-    """The GPU if there is one, else the CPU, with one thread per core that this process may use."""
+    """The GPU if there is one, else the CPU, with OMP_NUM_THREADS threads or one per core that this process may use.
+
+    Where other programs run, one is better: several would wait for each other, and that counts as processor time.
+    """
     if torch.cuda.is_available():
         return torch.device("cuda")
-    torch.set_num_threads(cores())
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores())
     return torch.device("cpu")
 
 

@@ -16,6 +16,7 @@ All values are medians over the seeds. One seed is luck: the default is three.
   precision        share of the generated images that look like real ones; higher is better
   recall           share of the real images that look like generated ones (variety); higher is better
 
+Other programs on this machine? Set OMP_NUM_THREADS=1: threads that wait for each other cost processor time.
 Interrupted? The same command continues after the last finished training. The folder --out gets results.json, table.md,
 curves.png and sample grids NAME-seedS-II.png.
 
