@@ -231,6 +231,7 @@ def _train(
     config = _without_password(options.config(), uri, workers)
     if is_finished(config, start.position, storage):
         return summary(storage)
+    run_id = _open_run(config, manifest, storage, uri, start.run_id or _run_id(recorded, uri), sweep)
     images = manifest.splits["train"].images
     if images < _MANY and options.init_from is None:
         alone = (
@@ -240,7 +241,6 @@ def _train(
             f"warning: {images:,} training images are few: the recipe `few` continues from a generator of similar"
             f" images, see docs/recipes.md{alone}"
         )
-    run_id = _open_run(config, manifest, storage, uri, start.run_id or _run_id(recorded, uri), sweep)
     job = Job(
         config=config.to_dict(),
         data=manifest.root if options.data else None,
