@@ -76,6 +76,9 @@ def worker_processes(processes: int, module: str) -> Iterator[ProcessPoolExecuto
         # A process that is still starting would print a traceback if it did not find the queues of the pool any more.
         for process in set(multiprocessing.active_children()) - others:
             process.join()
+        # A process may have ended while it sent a result. The pool's thread would read the rest of it forever, since
+        # the pool itself has the pipe open for writing; now it finds the end and shuts down.
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]
         pool.shutdown(cancel_futures=True)
         exit_reader.close()
 

@@ -93,3 +93,19 @@ def test_map_ordered_gives_results_in_order_and_takes_few_items_ahead(threads: i
 
 def test_cores_are_those_of_this_process() -> None:
     assert 1 <= cores() <= (os.cpu_count() or 1)
+
+
+def _send(size: int) -> bytes:
+    return bytes(size)
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_ends_while_it_sends_a_result_does_not_block_the_end() -> None:
+    """The moments spread over the time that the result takes: without the pool's end of the pipe closed, one of them
+    blocks."""
+    for tenths in range(1, 11):
+        with worker_processes(1, __name__) as pool:
+            assert pool.submit(_send, 0).result() == b""
+            large = pool.submit(_send, 200 << 20)
+            time.sleep(0.02 * tenths)
+        assert large.done()
