@@ -173,7 +173,7 @@ def _start(max_workers: int, show_logs: bool) -> None:
 def _without_sigterm() -> Iterator[None]:
     """Processes that are started inside the block inherit that SIGTERM is blocked, as Ray does with SIGINT itself. So
     Ray lives until the training has saved a checkpoint, if all processes get the signal (``scancel``,
-    ``systemctl stop``). Ray ends its processes with SIGKILL if SIGTERM does not."""
+    ``systemctl stop``). Ray ends its processes with SIGKILL where SIGTERM does not, some seconds later."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
