@@ -156,6 +156,18 @@ def test_a_class_has_an_effect_in_both_networks_of_its_own_image_only(arch: str)
         g(z)
 
 
+@pytest.mark.parametrize("arch", ["dcgan", "r3gan", "biggan"])
+def test_latents_decide_more_than_the_class_before_training(arch: str) -> None:
+    torch.manual_seed(0)
+    c = conditional(arch)
+    g = build_generator(replace(c.model, z_dim=64)).eval()
+    z = torch.randn(128, 64)
+    with torch.no_grad():
+        first = torch.stack([g.features(z, label=torch.full((128,), y)) for y in range(3)])
+    over_latents, over_classes = first.std(1).mean(), first.mean(1).std(0).mean()
+    assert 0 < over_classes < 0.3 * over_latents
+
+
 def test_the_projection_is_an_inner_product_and_comes_once_for_each_batch() -> None:
     projection = ClassProjection(3, 2, deviation=1.0, gain=0.5)
     with torch.no_grad():

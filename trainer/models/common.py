@@ -40,7 +40,10 @@ class Generator(nn.Module):
         self.input_dim = config.z_dim
         """Length of ``conditioned``."""
         if config.classes:
-            self.embedding = nn.Embedding(len(config.classes), config.z_dim)  # N(0, 1), as z
+            # Of length 1 (z has the square root of z_dim), as BigGAN's orthogonal initialisation makes it: with N(0, 1)
+            # the class decides the image, and DCGAN's generator learns to ignore z.
+            self.embedding = nn.Embedding(len(config.classes), config.z_dim)
+            nn.init.normal_(self.embedding.weight, 0.0, config.z_dim**-0.5)
             self.input_dim += config.z_dim
 
     def conditioned(self, z: Tensor, label: Tensor | None) -> Tensor:

@@ -199,6 +199,8 @@ class StyleGAN2Generator(Generator):
         self.sides = list(widths)
         self.num_styles = 2 * len(widths) - 1
         self.mapping = Mapping(self.input_dim, config.z_dim, config.mapping_layers)
+        if config.classes:
+            nn.init.normal_(self.embedding.weight)  # normalised afterwards, so this decides its speed of learning alone
         means = (len(config.classes), config.z_dim) if config.classes else (config.z_dim,)
         self.register_buffer("mean_w", torch.zeros(means))
         self.const = nn.Parameter(torch.randn(1, widths[4], 4, 4))
