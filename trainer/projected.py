@@ -49,6 +49,11 @@ class ProjectedDiscriminator:
     def has_joined(self, nimg: int) -> bool:
         return nimg >= self.start
 
+    def set_lr(self, lr: float) -> None:
+        """Set the heads' learning rate, which a checkpoint's optimiser brings along otherwise."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+
     def add_to(self, gradient: Tensor, reals: Tensor, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Train the heads on one batch, then add their gradient at the fakes to the given one.
 

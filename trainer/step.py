@@ -80,6 +80,8 @@ class GAN(Networks):
         for optimiser, lr in ((self.g_optimiser, o.g_lr), (self.d_optimiser, o.d_lr)):
             for group in optimiser.param_groups:
                 group.update(lr=lr(nimg) * self.lr_scale, **decay)
+        if self.projected is not None:
+            self.projected.set_lr(c.projected.lr * self.lr_scale)
         self.gamma = c.loss.gamma(nimg)
         self.p: float | Tensor = self.adaptive.p if self.adaptive else c.augment.p(nimg)
         self.noise = c.augment.noise(nimg)

@@ -152,6 +152,20 @@ def test_a_checkpoint_continues_with_it_and_without_it():
     assert later.projected.num_images == 0
 
 
+def test_its_learning_rate_is_the_given_one_also_after_a_resume_and_a_rollback():
+    c = config()
+    gan = GAN(c, CPU)
+    gan.step(reals(), 0)
+    state = copy.deepcopy(gan.state_dict())
+    other = GAN(replace(c, projected=replace(c.projected, lr=1e-5)), CPU)
+    other.load_state_dict(state)
+    assert other.projected is not None
+    for scale in (1.0, 0.5):
+        other.lr_scale = scale
+        other.step(reals(1), BATCH)
+        assert other.projected.optimiser.param_groups[0]["lr"] == scale * 1e-5
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_recipe_can_have_it(family: str):
     c = config(family, start_kimg=1.0)
