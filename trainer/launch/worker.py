@@ -76,9 +76,10 @@ def work(job: Job, context: Context, show: Callable[[Progress], object] = print_
 def _advice_on_memory(config: Config, context: Context, error: Exception) -> str:
     where = "the GPU" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) else "this machine"
     parts = f"--accumulate {2 * config.accumulate}" + (" --loss.no-share-batch" if config.loss.share_batch else "")
+    in_parts = "" if config.projected.weight else f"process it in parts ({parts}), or "  # it takes whole batches
     return (
         f"the memory of {where} is not enough for --batch {config.batch} on {context.world_size} worker(s)"
-        f" ({brief(error)}): process it in parts ({parts}), or give a smaller --batch, more workers or a smaller recipe"
+        f" ({brief(error)}): {in_parts}give a smaller --batch, more workers or a smaller recipe"
     )
 
 

@@ -1,6 +1,7 @@
 """One training at a time in a run, and what the environment and memory have to say."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import torch
 from catgan.command import UserError
 from tests.trainer.launch.runs import OPTIONS, content, save_checkpoint
 from trainer.checkpoints.storage import Storage
+from trainer.distributed.context import LocalContext
 from trainer.launch import driver, start, worker
 from trainer.launch import ray as launch_ray
+from trainer.launch.checks import problems
 from trainer.launch.options import parse
 from trainer.launch.start import only_training
 from trainer.launch.worker import Job
@@ -125,6 +128,15 @@ def test_too_little_memory_is_one_line_with_advice(
         driver.main(command)
     assert where in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["dcgan-cpu-32", "dcgan-cpu-64", "r3gan-64", "stylegan2-64"])
+def test_the_advice_on_memory_is_accepted(recipe: str):
+    config = resolve(recipe, None, gpu=True)
+    advice = worker._advice_on_memory(config, LocalContext(), MemoryError())
+    assert "a smaller --batch" in advice
+    for words in re.findall(r"process it in parts \((.*?)\)", advice):
+        assert problems(parse(words.split(), config, "").config()) == []
 
 
 def test_other_errors_of_a_worker_stay_what_they_are(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
