@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from catgan.command import UserError, say
 from catgan.files import atomic_path, cache_dir
-from trainer.distributed.collectives import broadcast, rank, sum_over_ranks, world_size
+from trainer.distributed.collectives import broadcast, gather, rank, sum_over_ranks, world_size
 from trainer.features import opennsfw
 from trainer.features.networks import EFFLITE0, INCEPTION, OPENNSFW, Network
 from trainer.features.weights import INCEPTION_SHA256, Unavailable, find_efflite0, find_inception, sha256
@@ -262,6 +262,8 @@ def _inception_on_all_ranks(weights: str | Path | None) -> tuple[Path | None, st
     num_found = int(sum_over_ranks(torch.tensor([float(path is not None)])).item())
     if num_found < world_size():
         return None, f"found on {num_found} of {world_size()} workers only"
+    if path and world_size() > 1 and len(set(gather(sha256(path)))) > 1:
+        return None, "not the same file on all workers"
     return path, ""
 
 

@@ -227,7 +227,7 @@ def test_invalid_choices(name: str, weights: str | None, message: str):
 
 def _rank(rank: int, world_size: int, port: int, hub: str, folder: str) -> None:
     torch.set_num_threads(1)
-    os.environ["TORCH_HOME"] = hub if rank == 0 else folder  # rank 1 is on a machine without the file
+    os.environ["TORCH_HOME"] = hub if rank == 0 else folder  # rank 1 is on another machine
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     extractor = choose_extractor(device=CPU)
     Path(folder, f"rank{rank}").write_text(extractor.name)
@@ -235,10 +235,13 @@ def _rank(rank: int, world_size: int, port: int, hub: str, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_agree_on_a_network_that_all_of_them_have(efflite0: Extractor, tmp_path: Path):
-    checkpoints = tmp_path / "hub" / "hub" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / their_inception.FID_WEIGHTS_URL.rpartition("/")[2]).touch()
+@pytest.mark.parametrize("other", [None, b"another file"])
+def test_ranks_agree_on_a_network_that_all_of_them_have(efflite0: Extractor, tmp_path: Path, other: bytes | None):
+    name = Path("hub", "checkpoints", their_inception.FID_WEIGHTS_URL.rpartition("/")[2])
+    for home, content in ((tmp_path / "hub", b""), (tmp_path, other)):
+        if content is not None:
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / name).write_bytes(content)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
