@@ -115,7 +115,9 @@ class Networks:
 
     def condition(self, label: Tensor | None) -> Condition:
         """The labels as keyword of the networks, on the device; nothing if the networks have no classes."""
-        return {"label": label.to(self.device)} if label is not None and self.config.model.classes else {}
+        if label is None or not self.config.model.classes:
+            return {}
+        return {"label": label.to(self.device, non_blocking=True)}
 
     def autocast(self, module: nn.Module, *inputs: Tensor, fp32: bool = False, **keywords: Any) -> Any:
         """``module`` on ``inputs`` and ``keywords`` at the current level, in bf16 where that pays off, unless it has to

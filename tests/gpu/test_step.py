@@ -148,20 +148,30 @@ def everything(family: str, size: int) -> Config:
 
 @pytest.mark.parametrize(("family", "size"), [*RECIPES, *LARGE])
 def test_bf16_trains_without_waiting_for_the_gpu(family: str, size: int, gpu: torch.device) -> None:
-    c = everything(family, size)
+    trains_without_waiting(everything(family, size), gpu)
+
+
+@pytest.mark.parametrize("family", ["dcgan", "r3gan", "stylegan2", "biggan"])
+def test_conditional_networks_train_without_waiting_for_the_gpu(family: str, gpu: torch.device) -> None:
+    c = everything(family, 32)
+    trains_without_waiting(replace(c, model=replace(c.model, conditional=True, classes=("black", "white"))), gpu)
+
+
+def trains_without_waiting(c: Config, gpu: torch.device) -> None:
     set_up_device(c, gpu)
     torch.manual_seed(0)
     gan = GAN(c, gpu)
     if torch.cuda.is_bf16_supported(including_emulation=False):
         assert gan.bf16
     pinned = [images(c, c.batch, seed).pin_memory() for seed in (0, 1)]
+    labels = (torch.arange(c.batch) % 2).pin_memory() if c.model.classes else None
     before = [p.detach().clone() for p in (*gan.generator.parameters(), *gan.discriminator.parameters())]
     warm_up = max(c.loss.n_critic, c.loss.penalty_every, c.loss.path_every)
     for step in range(warm_up + 10):
         if step == warm_up:
             torch.cuda.set_sync_debug_mode("error")
         nimg = GROWN + step * c.batch
-        stats = gan.step(pinned[0], nimg, pinned[1] if gan.fresh_reals else None)
+        stats = gan.step(pinned[0], nimg, pinned[1] if gan.fresh_reals else None, labels, labels)
         gan.ema.update(gan.generator, c.batch, nimg + c.batch)
     torch.cuda.set_sync_debug_mode("default")
     for name, value in stats.items():
