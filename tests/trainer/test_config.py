@@ -19,7 +19,7 @@ from trainer.config import (
     TrackConfig,
     constant,
 )
-from trainer.launch.checks import problems
+from trainer.launch.checks import problems, without_effect
 from trainer.recipes import DEFAULT_CPU, DEFAULT_GPU, FAMILIES, SIZES, resolve
 
 
@@ -38,6 +38,7 @@ def test_recipes_are_sound_and_survive_json(family: str, size: int):
     assert config.recipe == f"{family}-{size}"
     assert config.model.size == size
     assert problems(config) == []
+    assert without_effect(config) == []
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 

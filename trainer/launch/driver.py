@@ -26,7 +26,7 @@ from trainer.checkpoints.saver import BEST
 from trainer.checkpoints.storage import Bucket, Storage, open_storage
 from trainer.config import Config
 from trainer.data.open import NUM_DRAWN, open_data
-from trainer.launch.checks import check_options
+from trainer.launch.checks import check_options, without_effect
 from trainer.launch.classes import with_classes
 from trainer.launch.connect import Workers, cluster_address, cluster_gpus, connect_ray
 from trainer.launch.finish import finish, summary, write_final_report
@@ -157,6 +157,8 @@ def _warn(options: Options, workers: Workers, gpus: int) -> None:
         )
     if os.environ.get("MLFLOW_EXPERIMENT_ID"):
         say("warning: MLFLOW_EXPERIMENT_ID is not used; name the experiment by MLFLOW_EXPERIMENT_NAME")
+    for sentence in without_effect(options.config()):
+        say(f"warning: {sentence}")
     if options.kimg < (needed := full_resolution_kimg(options)):
         say(
             f"warning: --kimg {options.kimg:g}, but {options.recipe} reaches full resolution at {needed:g}; give more,"

@@ -81,6 +81,19 @@ def test_an_experiment_given_by_its_number_is_not_ignored_in_silence(
     assert "MLFLOW_EXPERIMENT_ID is not used" in capsys.readouterr().err
 
 
+def test_options_without_effect_are_not_ignored_in_silence(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    plan = ["dcgan-cpu-32", "--data", str(shards), "--out", str(tmp_path), "--workers", "0", "--dry-run"]
+    driver.main([*plan, "--augment.policy", "translation", "--model.blocks", "4", "--grow.hold-kimg", "5"])
+    said = capsys.readouterr().err
+    assert "warning: --augment.policy has no effect with --augment.p 0" in said
+    assert "warning: --model.blocks 4 has no effect with --model.arch dcgan: it is an option of r3gan" in said
+    assert "warning: --grow.hold-kimg 5 has no effect with --model.arch dcgan: it is an option of progan" in said
+    driver.main([*plan, "--augment.policy", "translation", "--augment.p", "0.5"])
+    assert "no effect" not in capsys.readouterr().err
+
+
 def test_the_best_metric_of_another_run_does_not_count(shards: Path, tmp_path: Path):
     """Else a training that starts from a run which has ended by its patience would count as complete."""
     save_checkpoint(tmp_path / "a", shards, 64)
