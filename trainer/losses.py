@@ -69,8 +69,9 @@ LOSSES = {
 
 
 def lecam(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: Tensor) -> Tensor:
-    """LeCam regularisation (Tseng et al. 2021, eq. 3): penalises logits of reals above the running mean of
-    the fakes' logits, and logits of fakes below the running mean of the reals' logits.
+    """LeCam regularisation (Tseng et al. 2021): penalises logits of reals above the running mean of the fakes' logits,
+    and logits of fakes below the running mean of the reals' logits. As in the authors' code; eq. 3 of the paper
+    penalises both sides of each mean.
 
     Args:
         real, fake: logits ``[n]``.
