@@ -40,8 +40,12 @@ def traced(steps: int, device: torch.device, folder: Path, nimg: int = 0) -> Ite
         table = trace.key_averages().table(sort_by=by, row_limit=_ROWS, max_name_column_width=60)
         name = f"profile_{nimg // 1000:06d}kimg"
         summary, timeline = folder / f"{name}.txt", folder / f"{name}.json.gz"
-        summary.write_text(f"{traced_steps}\n{table}", encoding="utf-8")
-        trace.export_chrome_trace(str(timeline))
+        try:
+            summary.write_text(f"{traced_steps}\n{table}", encoding="utf-8")
+            trace.export_chrome_trace(str(timeline))
+        except OSError as error:  # a full disk does not end a training
+            say(f"warning: the trace cannot be written to {folder} ({error.strerror})")
+            return
         say(f"traced {traced_steps}: {summary}, and {timeline.name} for https://ui.perfetto.dev")
 
     schedule = profiler.schedule(wait=_BEFORE - 1, warmup=1, active=steps, repeat=1)

@@ -51,3 +51,9 @@ def test_nothing_is_written_without_the_option_or_when_training_ends_before(
 ) -> None:
     steps(profile, total, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_does_not_end_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / TABLE).symlink_to("/dev/full")
+    steps(3, 20, tmp_path)
+    assert "warning: the trace cannot be written" in capsys.readouterr().err
