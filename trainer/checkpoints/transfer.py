@@ -31,7 +31,8 @@ def init_from(gan: GAN, path: Path) -> str:
         A message about which layers were initialised.
 
     Raises:
-        UserError: there are no weights at ``path``, no layer fits, or one that is frozen would stay random.
+        UserError: there are no weights at ``path``, no layer fits, one that is frozen would stay random, or a weight is
+            not finite.
     """
     report = []
     source = _source(path)
@@ -41,6 +42,8 @@ def init_from(gan: GAN, path: Path) -> str:
             report.append(f"{name}: nothing in {path.name}, is initialised at random")
             continue
         report.append(f"{name}: {_load_fitting(module, source[name], path)}")
+    if not gan.is_finite():
+        raise UserError(f"--init-from {path}: it has weights that are not finite; give an earlier checkpoint or run")
     gan.ema.module.load_state_dict(gan.generator.state_dict())
     return "\n".join(report)
 

@@ -58,6 +58,16 @@ def test_released_weights_give_the_generator(tmp_path: Path):
     assert all(torch.equal(t, before[n]) for n, t in gan.discriminator.state_dict().items())
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
+    source = saved(SMALL, tmp_path / "x")
+    weights = {name: t.clone() for name, t in source.ema.module.state_dict().items()}
+    next(iter(weights.values())).fill_(torch.nan)
+    info = {"recipe": "small", "kimg": 4, "metric": None, "config": SMALL.to_dict()}
+    (tmp_path / "gen.safetensors").write_bytes(checkpoint.encode_generator(weights, info))
+    with pytest.raises(UserError, match=r"gen\.safetensors: it has weights that are not finite"):
+        init_from(GAN(SMALL, CPU), tmp_path / "gen.safetensors")
+
+
 def test_frozen_layers_of_the_discriminator_need_weights(tmp_path: Path):
     source = saved(SMALL, tmp_path / "x")
     info = {"recipe": "small", "kimg": 4, "metric": None, "config": SMALL.to_dict()}
