@@ -12,13 +12,14 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from catgan.outputs import OwnFiles
 from trainer.data.build import remote
 from trainer.data.build.members import UNREADABLE, Member
 from trainer.data.build.names import is_listed, link_target, member_name
 from trainer.data.reasons import reason_of
-from trainer.data.tars import StrictInfo
+from trainer.data.tars import StrictInfo, is_tar
 
 _MAX_LINK = 4096  # bytes: a longer content is no path
 _UTF_8 = 1 << 11  # a zip's flag for names in UTF-8
@@ -182,8 +183,5 @@ def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 def is_plain_tar(location: str) -> bool:
     """Whether the file at the path ``location`` is a tar that is not compressed."""
-    try:
-        tarfile.open(location, "r:").close()
-    except tarfile.ReadError:
-        return False
-    return True
+    with Path(location).open("rb") as file:
+        return is_tar(file, "r:")

@@ -14,7 +14,6 @@ import functools
 import json
 import os
 import stat
-import tarfile
 import zipfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from trainer.data.build import remote
 from trainer.data.build.archives import in_tar, in_zip, is_plain_tar
 from trainer.data.build.members import Member
 from trainer.data.build.names import ARCHIVES, is_listed, member_name, suffix
+from trainer.data.tars import is_tar
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _is_data_set(url: str) -> bool:
 
 def _kind(location: str) -> str:
     with remote.open_file(location) as file:
-        if tarfile.is_tarfile(file):  # checked first, because a tar whose last member is a zip also looks like a zip
+        if is_tar(file):  # checked first, because a tar whose last member is a zip also looks like a zip
             return "tar"
         if zipfile.is_zipfile(file):
             return "zip"
