@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 
 _LENGTH = 200
+_USER = re.compile(
+    r"://(?:[^/?#\s]*@"
+    # SQLAlchemy takes all up to the first @ for the password of a database, / ? and # too.
+    r"|(?<!http://)(?<!https://)[^:/\s\[]*:[^@\s]*@"
+    # Such a password makes a web address invalid, which is when it is printed. What could be a port is none.
+    r"|[^/?#\s:@\[]*:(?!\d*(?:[/?#\s]|$))[^@\s]*@)"
+)
 
 
 def redact(text: str) -> str:
     """``text`` without the users and passwords of URLs in it."""
-    return re.sub(r"://[^/?#\s]*@", "://", text)
+    return _USER.sub("://", text)
 
 
 def brief(error: BaseException) -> str:
