@@ -28,6 +28,7 @@ _SUFFIXES = {
     "sheet": {"png": ".png", "jpeg": ".jpg", "webp": ".webp"},
     "walk": {"gif": ".gif", "webp": ".webp", "mp4": ".mp4"},
 }
+_DIRECTIONS = "directions"  # the entry of infer.directions, which imports NumPy
 _UNKNOWN: dict[str, Any] = dict.fromkeys(
     (
         "digital_source_type",
@@ -87,7 +88,13 @@ def _inspect(path: Path) -> dict[str, Any]:
     if len(to_json(model.metadata)) > MAX_XMP:
         raise UserError(f"{path}: has more than {MAX_XMP:,} bytes of metadata")
     digest = hashlib.sha256(model.data).hexdigest()
-    return {"file": str(path), "format": "onnx", "generator_sha256": digest, "metadata": model.metadata}
+    return {"file": str(path), "format": "onnx", "generator_sha256": digest, "metadata": _shown(model.metadata)}
+
+
+def _shown(metadata: dict[str, str]) -> dict[str, str]:
+    """The metadata with the length of the directions instead of their numbers, thousands of characters."""
+    numbers = metadata.get(_DIRECTIONS)
+    return metadata if numbers is None else metadata | {_DIRECTIONS: f"{len(numbers):,} characters"}
 
 
 def _explain(record: dict[str, Any], onnx: str | None) -> None:
@@ -164,7 +171,8 @@ def _range(part: str) -> tuple[int, int]:
 
 def _address(record: dict[str, Any]) -> str:
     """The end of the page's address, see ``export/web/app.js``."""
-    left, right = re.split("[,-]", record["seeds"])
+    ranges = map(_range, record["seeds"].split(","))
+    left, right = (seed for first, last in ranges for seed in range(first, last + 1))
     moves = "".join(f"&d{number}={amount:g}" for number, amount in (record["directions"] or {}).items())
     chosen = "".join(f"&class={quote(name)}" for name in record["classes"] or ())
     return f"#left={left}&right={right}&mix={record['mix']}&psi={record['psi'][0]:g}{chosen}{moves}"
@@ -193,7 +201,7 @@ def read_packet(packet: bytes) -> dict[str, Any]:
         record["seed_count"] = sum(last - first + 1 for first, last in map(_range, record["seeds"].split(",")))
     if "classes" in record:
         record["class_count"] = len(record["classes"])
-    if record.get("kind") == "blend" and not (record.get("seed_count") == 2 and "mix" in record and "psi" in record):
+    if record.get("kind") == "blend" and not ({"seeds", "mix", "psi"} <= record.keys() and record["seed_count"] == 2):
         raise DamagedError("has incomplete metadata")
     return record
 

@@ -22,6 +22,8 @@ from catgan.command import UserError, run_command
 from infer import containers
 from infer.cli import NAME, main
 from infer.containers import DamagedError, file_format, find_xmp, gif_with_xmp
+from infer.directions import ENTRY
+from infer.directions import encode as encode_directions
 from infer.files import encode
 from infer.origin import read_packet
 from infer.provenance import SOURCE_TYPE, Provenance
@@ -200,6 +202,23 @@ def test_a_generator_shows_its_metadata(tmp_path: Path) -> None:
         inspected(path)
 
 
+def test_directions_are_not_printed(tmp_path: Path) -> None:
+    path = tmp_path / "gen.onnx"
+    path.write_bytes(build(metadata={"z_dim": "16", ENTRY: encode_directions(np.eye(8, 16))}).SerializeToString())
+    (record,) = inspected(path)
+    assert record["metadata"] == {"z_dim": "16", ENTRY: "346 characters"}
+
+
+@pytest.mark.parametrize("seeds", ["3,4", "3-4", "3-3,4", "3,4-4"])
+def test_a_blend_is_shown_again_by_the_address_of_its_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: str
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_with(xmp(f' catgan:Kind="blend" catgan:Seeds="{seeds}" catgan:Psi="1" catgan:Mix="50"')))
+    assert inspected(path)[0]["command"] is None
+    assert "#left=3&right=4&mix=50&psi=1" in capsys.readouterr().err
+
+
 def test_files_without_metadata_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for suffix, kind in ((".png", "png"), (".jpg", "jpeg"), (".webp", "webp"), (".gif", "gif")):
         path = tmp_path / f"a{suffix}"
@@ -256,6 +275,7 @@ def test_metadata_of_another_program(tmp_path: Path, capsys: pytest.CaptureFixtu
         (png_with(xmp(' catgan:Kind="image" catgan:Labels="yes"')), "Labels"),
         (png_with(xmp(' catgan:Kind="image" catgan:GeneratorSHA256="x"')), "GeneratorSHA256"),
         (png_with(xmp(' catgan:Kind="blend" catgan:Seeds="3" catgan:Psi="1" catgan:Mix="1"')), "incomplete"),
+        (png_with(xmp(' catgan:Kind="blend" catgan:SeedCount="2" catgan:Psi="1" catgan:Mix="1"')), "incomplete"),
         (png_with(xmp(' catgan:Kind="blend" catgan:Mix="101"')), "Mix"),
     ],
 )
