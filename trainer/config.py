@@ -10,6 +10,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
+SIDES = (8, 16, 32, 64, 128, 256, 512)
+"""Sides of images, in pixels, that the networks can be built for."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -47,7 +50,7 @@ class ModelConfig:
     stylegan2: a mapping network and modulated convolutions. fastgan: skip-layer excitation, a discriminator that
     reconstructs. biggan: residual blocks, conditional batch norm."""
     size: int = 32
-    """Side of the images in pixels, a power of two."""
+    """Side of the images in pixels, one of ``SIDES``."""
     z_dim: int = 100
     """Length of the latent vector."""
     g_width: int = 64

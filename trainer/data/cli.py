@@ -114,6 +114,14 @@ def _add_common(parser: Parser) -> None:
     )
 
 
+def _warn_of(size: int) -> None:
+    """Say that no recipe trains on images of ``size`` pixels, which ``catfid`` reads all the same."""
+    from trainer.config import SIDES
+
+    if size not in SIDES:
+        say(f"warning: --size {size}: recipes train at {', '.join(map(str, SIDES))} pixels only")
+
+
 def _synth(argv: list[str]) -> dict[str, Any]:
     parser = Parser(f"{NAME} synth", _SYNTH)
     parser.usage = f"{parser.prog} OUT [options]"
@@ -125,6 +133,7 @@ def _synth(argv: list[str]) -> dict[str, Any]:
     _add_common(parser)
     a = parser.parse_args(argv)
     a.out = str(local_path(a.out))
+    _warn_of(a.size)
 
     from trainer.data.build.progress import progress
     from trainer.data.build.shards import write_shards
@@ -197,6 +206,7 @@ def _build(argv: list[str]) -> dict[str, Any]:
         parser.error(f"--faces {a.faces} needs --crop face")
     *paths, out = a.paths
     out = out if is_url(out) else str(local_path(out))
+    _warn_of(a.size)
 
     from trainer.data.build.build import build
 

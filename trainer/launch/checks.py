@@ -11,7 +11,7 @@ import torch
 
 from catgan.command import UserError
 from catgan.dataset import Manifest
-from trainer.config import Config, Schedule
+from trainer.config import SIDES, Config, Schedule
 from trainer.distributed.parallel import freeze_first
 from trainer.features.extractors import MIN_FID, OFFLINE
 from trainer.launch.connect import Workers
@@ -139,7 +139,7 @@ def _check_ranges(config: Config, check: Check) -> None:
 def _check_model(config: Config, check: Check) -> None:
     m, grow = config.model, config.grow
     check(m.arch in ARCHITECTURES, f"--model.arch {m.arch}: give one of {', '.join(ARCHITECTURES)}")
-    check(m.size in (8, 16, 32, 64, 128, 256, 512), f"--model.size {m.size}: give a power of two from 8 to 512")
+    check(m.size in SIDES, f"--model.size {m.size}: give a power of two from 8 to 512")
     for field in ("model.g_width", "model.d_width", "model.max_width"):
         width = attrgetter(field)(config)
         inner = width * m.expansion

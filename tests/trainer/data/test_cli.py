@@ -104,6 +104,17 @@ def test_synth_keeps_the_attributes(tmp_path: Path) -> None:
     assert len(sample["json"]) > 3
 
 
+@pytest.mark.parametrize(("size", "is_warned"), [(31, True), (32, False)])
+@pytest.mark.parametrize("command", ["build", "synth"])
+def test_a_size_that_no_recipe_trains_at_is_a_warning(
+    pics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, size: int, is_warned: bool
+) -> None:
+    given = [str(pics)] if command == "build" else ["--num", "2"]
+    main([command, *given, str(tmp_path / "out"), "--size", str(size), "--processes", "1"])
+    warning = f"warning: --size {size}: recipes train at 8, 16, 32, 64, 128, 256, 512 pixels only"
+    assert (warning in capsys.readouterr().err) == is_warned
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
