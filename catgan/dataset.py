@@ -146,7 +146,7 @@ class Manifest:
             record = json.loads(read(path))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"no data set at {root}: it holds no {MANIFEST}; `catdata build` makes one") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
         found = record.get("format_version") if isinstance(record, dict) else None
         if found != FORMAT_VERSION:
@@ -155,7 +155,7 @@ class Manifest:
             )
         try:
             manifest = _parse(root, record)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is damaged ({error!r}): build the data set again") from None
         if not is_url(root):
             manifest._check_files()

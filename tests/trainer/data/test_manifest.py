@@ -37,7 +37,7 @@ def test_load_reports_a_missing_data_set(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\xff\xfe", "[]", "null", '{"format_version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "\xff\xfe", "[]", "null", '{"format_version": 1}', "[" * 10**5])
 def test_load_refuses_files_that_are_no_manifest(copy: Manifest, text: str) -> None:
     Path(copy.root, "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"manifest\.json"):
@@ -47,6 +47,13 @@ def test_load_refuses_files_that_are_no_manifest(copy: Manifest, text: str) -> N
 def test_load_refuses_another_format_version(copy: Manifest) -> None:
     rewrite(copy.root, format_version=99)
     with pytest.raises(UserError, match="format_version 99, this version reads 1"):
+        Manifest.load(copy.root)
+
+
+@pytest.mark.parametrize("seed", [float("inf"), "one", None])
+def test_load_refuses_a_value_that_is_no_number(copy: Manifest, seed: object) -> None:
+    rewrite(copy.root, seed=seed)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         Manifest.load(copy.root)
 
 

@@ -187,7 +187,7 @@ def _is_data_set(url: str) -> bool:
         return False
     try:
         record = json.loads(remote.fetch(path, None))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(record, dict) and {"format_version", "splits"} <= record.keys()
 

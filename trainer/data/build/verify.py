@@ -88,7 +88,7 @@ def _check_shard(content: bytes, shard: Shard, size: int, num_classes: int) -> t
                     recorded[key] = record.get("label") if isinstance(record, dict) else None
                 else:
                     _check_image(file, size)
-            except (OSError, SyntaxError, ValueError) as error:
+            except (OSError, SyntaxError, ValueError, RecursionError, Image.DecompressionBombError) as error:
                 raise ValueError(f"{member.name}: {reason_of(error)}") from None
     for key, suffixes in samples.items():
         others = {"json", "cls"} if num_classes else {"json"}
@@ -104,6 +104,7 @@ def _check_shard(content: bytes, shard: Shard, size: int, num_classes: int) -> t
 
 def _check_image(content: IO[bytes], size: int) -> None:
     with Image.open(content, formats=("PNG", "WEBP")) as image:
-        image.load()
+        # Known from the header, before memory is allocated for the pixels.
         if (image.mode, *image.size) != ("RGB", size, size):
             raise ValueError(f"it is {image.mode} {image.width}x{image.height}, not RGB {size}x{size}")
+        image.load()

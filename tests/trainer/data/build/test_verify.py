@@ -3,7 +3,9 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
+import struct
 import tarfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +54,15 @@ def webp(size: int = SIZE, mode: str = "RGB") -> bytes:
     return buffer.getvalue()
 
 
+def png_of(side: int) -> bytes:
+    """A PNG whose header promises so many pixels, without any."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = (header, b"IDAT" + zlib.compress(b""), b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
+
+
 @pytest.mark.parametrize(
     ("members", "images", "complaint"),
     [
@@ -63,6 +74,9 @@ def webp(size: int = SIZE, mode: str = "RGB") -> bytes:
         ({"a.webp": webp(mode="RGBA"), "a.json": b"{}"}, 1, "a.webp: it is RGBA 8x8"),
         ({"a.webp": webp()[:20], "a.json": b"{}"}, 1, "a.webp: "),
         ({"a.webp": webp(), "a.json": b"{"}, 1, "a.json: "),
+        ({"a.webp": webp(), "a.json": b"[" * 10**5}, 1, "a.json: "),
+        ({"a.png": png_of(50_000), "a.json": b"{}"}, 1, "a.png: "),
+        ({"a.png": png_of(9_000), "a.json": b"{}"}, 1, "a.png: it is RGB 9000x9000, not RGB 8x8"),
         ({"a.webp": webp(), "a.json": b"{}"}, 2, "holds 1 images, the manifest says 2"),
     ],
 )
