@@ -6,6 +6,7 @@ Images, SQLite and ONNX files need paths, so a run in a bucket has a local copy 
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 from catgan.command import UserError, say
 from catgan.files import atomic_write, cache_dir, remove_partials
 from catgan.location import filesystem, is_url, join, resolved_path, retry
+from catgan.outputs import own_files
 from trainer.checkpoints import checkpoint
 
 _HIDDEN = "."  # prefix of partial files and of those that concern this machine only
@@ -120,6 +122,12 @@ class Storage:
     def push(self) -> None:
         """Upload the run's files from ``work``. Raises OSError."""
 
+    def set_aside(self) -> Path | None:
+        """Move the local copies of a run that was deleted from its bucket into another folder, and return that; None if
+        there are none. A new run of this name would take the MLflow run and the images of that one for its own. Nothing
+        is deleted: there may be records that MLflow does not have yet. Raises OSError."""
+        return None
+
 
 class Bucket(Storage):
     """A run's folder in a bucket: ``path`` on ``filesystem``; ``work`` is its local copy in the cache."""
@@ -128,6 +136,8 @@ class Bucket(Storage):
         self.location = location.rstrip("/")
         self.filesystem, self.path = filesystem(self.location)
         self.work = cache_dir() / "runs" / hashlib.sha256(self.location.encode()).hexdigest()[:16] / self.name
+        # Exists if this machine has had files of the run in the bucket.
+        self._was_there = self.work.with_name(f"{_HIDDEN}{self.name}.transferred")
         self._known: dict[str, tuple[int, int]] = {}  # size and mtime of files at the last transfer
 
     def make(self) -> None:
@@ -179,7 +189,7 @@ class Bucket(Storage):
             if name.startswith((_HIDDEN, checkpoint.PREFIX)) or self._is_changed(name, here):
                 continue
             self.write(name, self._get(name))
-            self._known[name] = _stamp(here)
+            self._note_transfer(name, _stamp(here))
 
     def has_any(self, names: Sequence[str]) -> bool:
         """Whether one of the files ``names`` exists. Raises OSError."""
@@ -202,7 +212,26 @@ class Bucket(Storage):
             if self._known.get(name) == stamp:
                 continue
             self._put(name, path.read_bytes())
-            self._known[name] = stamp
+            self._note_transfer(name, stamp)
+
+    def set_aside(self) -> Path | None:
+        if not self._was_there.is_file() or any(not name.startswith(_HIDDEN) for name in self._names()):
+            return None
+        # What is no run's stays: the log of a trial, which is being written, and the journal of a sweep.
+        names = {path.name for path in self.work.iterdir()}
+        ours = own_files(names | {"config.json", "outbox.jsonl"})  # a run, though an earlier call may have moved these
+        aside = self.work.with_name(f"{self.name}.deleted-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}")
+        aside.mkdir(exist_ok=True)
+        for name in sorted(names & ours.keys()):
+            (self.work / name).rename(aside / name)
+        self._was_there.unlink()
+        return aside
+
+    def _note_transfer(self, name: str, stamp: tuple[int, int]) -> None:
+        """The file ``name`` with ``stamp`` is in the bucket."""
+        if not self._known:
+            self._was_there.touch()
+        self._known[name] = stamp
 
     def _is_changed(self, name: str, here: Path) -> bool:
         """Whether the file ``here`` changed after its last transfer and is newer than the bucket's ``name``."""

@@ -223,6 +223,8 @@ def _train(
     manifest = open_data(options.data, options.model.size, options.loader, options.model.conditional)
     storage.make()
     with _storage_errors(storage):
+        if aside := storage.set_aside():
+            say(f"{storage.location} was deleted since it was trained; the files of that run on this machine: {aside}")
         storage.pull()
     recorded = _recorded(storage.work)
     if recorded and recorded.get("dataset_digest") not in (None, manifest.digest):

@@ -6,16 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from urllib import request
 
 import boto3
 import psutil
 import pytest
-from moto.server import ThreadedMotoServer
-from s3fs import S3FileSystem
 
 from catgan.command import UserError
 from catgan.dataset import Manifest
@@ -59,37 +56,6 @@ def until(reached: Callable[[], object], process: subprocess.Popen) -> None:
 @pytest.fixture
 def manifest(shards: Path) -> Manifest:
     return Manifest.load(shards)
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
-    """The bucket ``cats`` on an S3 server. Call the fixture's value with True to refuse all requests, with False to
-    accept them again."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    S3FileSystem.clear_instance_cache()  # an earlier test's server had another address
-    environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "testing"}
-    environment |= {"AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in (environment | {"CATGAN_CACHE": str(tmp_path / "cache")}).items():
-        monkeypatch.setenv(name, value)
-
-    def control(command: str, value: bytes) -> None:
-        address = f"http://{host}:{port}/moto-api/{command}"
-        with request.urlopen(request.Request(address, value, {"Content-Type": "text/plain"})) as answer:
-            assert answer.status == 200
-
-    def refuse(everything: bool) -> None:
-        control("reset-auth", b"0" if everything else b"1000000")
-
-    control("reset", b"")  # all servers of a process share their buckets
-    boto3.client("s3").create_bucket(Bucket="cats")
-
-    try:
-        yield refuse
-    finally:
-        refuse(False)
-        server.stop()
 
 
 def train_in(
