@@ -22,6 +22,7 @@ from trainer.data.reasons import reason_of
 from trainer.data.tars import StrictInfo, is_tar
 
 _MAX_LINK = 4096  # bytes: a longer content is no path
+_MAX_LINKS = 40  # from one to the next, as in Linux: each link of a long chain would be followed to its end
 _UTF_8 = 1 << 11  # a zip's flag for names in UTF-8
 _MSDOS_FOLDER = 1 << 4
 _UNIX = 3
@@ -75,7 +76,7 @@ def _linked_in_zip(archive: zipfile.ZipFile, files: Mapping[str, zipfile.ZipInfo
             if info.file_size > _MAX_LINK:
                 return Member(name, problem="not a file: a link without a path")
             target = link_target(path, archive.read(info).decode("utf-8", "surrogateescape"))
-            if target is None or target not in files or target in seen:
+            if target is None or target not in files or target in seen or len(seen) > _MAX_LINKS:
                 return Member(name, problem=_broken(target))
             path = target
     except UNREADABLE as error:
@@ -147,10 +148,10 @@ def _second_pass(location: str, name: str, held: Collection[str], links: Mapping
 
 
 def _end(links: Mapping[str, str | None], path: str) -> str | None:
-    """The path to which ``path`` leads over any number of links."""
+    """The path to which ``path`` leads over at most ``_MAX_LINKS`` links."""
     seen: set[str] = set()
     end: str | None = path
-    while end is not None and end in links and end not in seen:
+    while end is not None and end in links and end not in seen and len(seen) < _MAX_LINKS:
         seen.add(end)
         end = links[end]
     return end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import stat
 import tarfile
+import time
 import unicodedata
 import zipfile
 from collections.abc import Callable, Mapping
@@ -255,3 +256,29 @@ def test_files_that_this_projects_commands_wrote_are_passed_over(
     assert found == {f"in/{name}": data for name, data in (PHOTOS | {"runs/a/cat.jpg": b"cat"}).items()}
     assert source.own == {"in/runs/a": "training run", "in/shards": "data set"}
     assert source.count() == len(found)
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_long_chain_of_links_is_not_followed(tmp_path: Path, kind: str) -> None:
+    chain = 3000
+    path = tmp_path / f"chain.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("0000.png", b"cat")
+            for i in range(1, chain):
+                link = zipfile.ZipInfo(f"{i:04d}.png")
+                link.create_system, link.external_attr = 3, 0o120777 << 16
+                archive.writestr(link, f"{i - 1:04d}.png")
+    else:
+        with tarfile.open(path, "w") as tar:
+            tar.addfile(tarfile.TarInfo("0000.png"), io.BytesIO())
+            for i in range(1, chain):
+                info = tarfile.TarInfo(f"{i:04d}.png")
+                info.type, info.linkname = tarfile.SYMTYPE, f"{i - 1:04d}.png"
+                tar.addfile(info)
+    began = time.process_time()
+    problems = [
+        bool(member.problem) for member in sorted(sources.identify(path).members(), key=lambda member: member.name)
+    ]
+    assert time.process_time() - began < 10
+    assert problems == [False] * 41 + [True] * (chain - 41)
