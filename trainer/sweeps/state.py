@@ -22,6 +22,7 @@ Status = Literal["waiting", "running", "done", "stopped", "failed"]
 """stopped: by the scheduler, since others were better at a rung."""
 
 _JOURNAL = "sweep.jsonl"
+_REPLACED = "sweep.replaced.jsonl"
 _MAX_DIFFERENCES = 4  # that a message names
 
 
@@ -173,7 +174,9 @@ class Ledger:
             retry(lambda: storage.filesystem.pipe_file(path, data), path, tries=3)
 
     def _pull(self) -> None:
-        """Fetch the journal of a sweep in a bucket, unless the one here is longer: it was not uploaded completely."""
+        """Fetch the journal of a sweep in a bucket, unless the one here goes on from it, since it was not uploaded
+        completely. Any other one here, of a sweep that was deleted or has gone on elsewhere, is kept under another
+        name."""
         if not isinstance(storage := self.storage, Bucket):
             return
         path = f"{storage.path}/{_JOURNAL}"
@@ -184,8 +187,13 @@ class Ledger:
         except OSError as error:
             raise UserError(f"{storage.location} cannot be read ({error})") from error
         here = self._journal.path
-        if not here.is_file() or here.stat().st_size < len(there):
-            storage.write(_JOURNAL, there)
+        if here.is_file():
+            known = here.read_bytes()
+            if known.startswith(there):
+                return
+            if not there.startswith(known):
+                here.replace(here.with_name(_REPLACED))
+        storage.write(_JOURNAL, there)
 
     def _record(self, record: Record) -> None:
         self._journal.append(record)

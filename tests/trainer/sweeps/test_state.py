@@ -219,3 +219,14 @@ def test_a_ledger_in_a_bucket_is_found_on_another_machine(tmp_path: Path, monkey
     assert list(Ledger(Bucket("s3://cats/s"), settings(plan)).trials) == ["t00"]
     ledger.push()
     assert list(Ledger(Bucket("s3://cats/s"), settings(plan)).trials) == ["t00", "t01"]
+
+    (tmp_path / "b" / "s" / "sweep.jsonl").unlink()
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "three"))
+    Bucket("s3://cats/s").make()
+    other = Ledger(Bucket("s3://cats/s"), settings(plan))
+    other.open("another-sweep")
+    other.push()
+    monkeypatch.setenv("CATGAN_CACHE", str(tmp_path / "one"))
+    again = Ledger(Bucket("s3://cats/s"), settings(plan))
+    assert (again.id, again.trials) == ("another-sweep", {}), "the bucket has another sweep, though a shorter one"
+    assert "the-sweep" in (again.storage.work / "sweep.replaced.jsonl").read_text()
