@@ -25,6 +25,9 @@ _PROTOCOL = {
 }
 
 
+_NUMBERS = {"metric_value": float, "metric_standard_error": float, "metric_n_fake": int}
+
+
 def metric_tags(metric: Mapping[str, Any]) -> dict[str, str]:
     """The tags of a version that ``decide`` needs beside the metric's name and value, from an evaluation's result."""
     known = [key for key in ("weights_sha256", "resize", "n_real", "n_fake") if key in metric]
@@ -52,6 +55,11 @@ def decide(new: Mapping[str, str], champion: Mapping[str, str] | None) -> tuple[
         return True, "there was no champion"
     if "metric_value" not in champion:
         return True, "the champion was not evaluated"
+    for key, kind in _NUMBERS.items():
+        try:
+            kind(champion.get(key, "0"))
+        except ValueError:  # anybody can change a tag
+            return False, f"not comparable: the champion's tag {key} is no number; repair it, or move the alias by hand"
     if differing := [what for key, what in _PROTOCOL.items() if new.get(key) != champion.get(key)]:
         return False, f"not comparable: {' and '.join(differing)} differ"
     if problem := _other_number(new, champion):

@@ -54,6 +54,14 @@ def test_the_champion_moves_only_to_a_version_that_is_better_by_more_than_noise(
     assert expected in reason
 
 
+@pytest.mark.parametrize("key", ["metric_value", "metric_standard_error", "metric_n_fake"])
+def test_a_tag_that_somebody_has_changed_is_named(key: str) -> None:
+    tags = {"metric": "fd2k_efflite0", "metric_value": "50", "metric_standard_error": "1", "metric_n_fake": "2048"}
+    moves, reason = decide(tags, tags | {key: "n/a"})
+    assert not moves
+    assert f"the champion's tag {key} is no number" in reason
+
+
 def test_metric_tags() -> None:
     metric = {"name": "fid2k", "value": 5.0, "weights_sha256": "feed", "n_real": 96, "n_fake": 2048}
     assert metric_tags(metric | {"standard_error": 0.25}) == {
