@@ -162,7 +162,11 @@ def _released(path: Path) -> list[Path]:
 
 def _from_safetensors(path: Path) -> tuple[Generator, dict[str, Any]]:
     tensors, info = load_weights(path)
-    return _generator(info, tensors), info
+    try:
+        return _generator(info, tensors), info
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
+        # Anybody can write such a file: PyTorch reports shapes that do not match as a RuntimeError.
+        raise UserError(f"the configuration in {path} does not fit its weights ({repr(error)[:200]})") from None
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -179,11 +183,13 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise UserError(f"{path} is not a safetensors file: {error}") from None
     if header is None:
         raise UserError(f"{path} was not written by this program: its header lacks the configuration")
-    info = json.loads(header)
-    if info.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format version {info.get('format_version')}; this program reads version {FORMAT_VERSION}"
-        )
+    try:
+        info = json.loads(header)
+        version = info["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"the header of {path} is damaged ({error!r})") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version}; this program reads version {FORMAT_VERSION}")
     return tensors, info
 
 

@@ -169,6 +169,36 @@ def test_a_checkpoint_has_the_metric_of_its_own_generator_only(tmp_path: Path, m
     assert (info["kimg"], info["metric"]) == (0.008, metric if kept else None)
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("{", "the header of .* is damaged"),
+        ("[]", "the header of .* is damaged"),
+        ("[" * 100_000, "the header of .* is damaged"),
+        ('{"format_version": 3}', "the configuration in .* does not fit its weights"),
+        ('{"format_version": 3, "config": {"model": 1}}', "the configuration in .* does not fit its weights"),
+        (
+            '{"format_version": 3, "config": {"recipe": "x", "new": 1}}',
+            "the configuration in .* does not fit its weights",
+        ),
+    ],
+)
+def test_forged_headers_of_weights_are_refused(tmp_path: Path, header: str, message: str):
+    save_file({"w": torch.zeros(1)}, tmp_path / "gen.safetensors", metadata={"catgan": header})
+    with pytest.raises(UserError, match=message) as caught:
+        checkpoint.load_generator(tmp_path / "gen.safetensors")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path):
+    config = trained().config
+    info = {"recipe": "x", "kimg": 4, "metric": None, "config": config.to_dict()}
+    (tmp_path / "gen.safetensors").write_bytes(checkpoint.encode_generator({"w": torch.zeros(1)}, info))
+    with pytest.raises(UserError, match="does not fit its weights") as caught:
+        checkpoint.load_generator(tmp_path / "gen.safetensors")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_foreign_weights_are_refused(tmp_path: Path):
     save_file({"w": torch.zeros(1)}, tmp_path / "gen.safetensors")
     with pytest.raises(UserError, match="not written by this program"):
