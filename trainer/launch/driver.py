@@ -353,7 +353,7 @@ def _export(outcome: Outcome, storage: Storage, model: str | None) -> None:
         raise UserError(f"{storage.location} has no evaluated generator; a larger --kimg trains it further")
     if outcome.status == "diverged":
         kept = "the best generator until then is exported" if has_best else "there is no generator to export"
-        raise UserError(f"{outcome.message}; {kept}; lower --optim.g-lr and --optim.d-lr, or give --stop.rollbacks")
+        raise UserError(f"{outcome.message}; {kept}; lower --optim.g-lr and --optim.d-lr, or raise --stop.rollbacks")
 
 
 @contextlib.contextmanager
