@@ -323,7 +323,11 @@ class Config:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Config:
-        """The configuration of ``to_dict``, also one that an older version wrote."""
+        """The configuration of ``to_dict``, also one that an older version wrote.
+
+        Raises:
+            ValueError: it has fields that this version does not have.
+        """
         return _build(Config, values)
 
 
@@ -335,7 +339,13 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
     """A dataclass from nested dicts; tuples come back from JSON as lists."""
     types = get_type_hints(cls)
     kwargs: dict[str, Any] = {}
-    for name in values.keys() - _REMOVED.get(cls.__name__, set()):
+    given = values.keys() - _REMOVED.get(cls.__name__, set())
+    if unknown := sorted(given - types.keys()):
+        names = ", ".join(unknown)
+        raise ValueError(
+            f"{cls.__name__} has no {names} in this version: use the version that wrote it, or a newer one"
+        )
+    for name in given:
         value = values[name]
         if isinstance(value, dict):
             kwargs[name] = _build(types[name], value)

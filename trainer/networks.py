@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -127,8 +127,12 @@ class Networks:
 
     def is_finite(self) -> bool:
         """Whether all weights of both networks are; waits for the device."""
-        weights = (*self.generator.parameters(), *self.discriminator.parameters())
-        return bool(torch.stack(torch._foreach_norm(list(weights))).isfinite().all().item())
+        return all_finite([*self.generator.parameters(), *self.discriminator.parameters()])
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all values of all tensors are finite; waits for the device once."""
+    return bool(torch.stack(torch._foreach_norm(list(tensors))).isfinite().all().item())
 
 
 def to_float(images: Tensor) -> Tensor:

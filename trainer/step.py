@@ -24,7 +24,7 @@ from trainer.losses import (
 from trainer.models import resize_to_level
 from trainer.models.batchnorm import BatchNorm
 from trainer.models.stylegan2 import mix_styles
-from trainer.networks import Condition, Networks, to_float
+from trainer.networks import Condition, Networks, all_finite, to_float
 from trainer.path_length import PathLength, path_lengths
 from trainer.projected import ProjectedDiscriminator
 
@@ -59,6 +59,7 @@ class GAN(Networks):
         a = config.augment
         self.adaptive = AdaptiveProbability(a.p.start, a.target, a.target_kimg, device) if a.target else None
         self.anchors = torch.zeros(2, device=device)  # LeCam's running means of the logits of reals and fakes
+        self.anchor_steps = 0  # that the anchors are of; fewer than num_steps if a resume switched LeCam on
         self.path_length = PathLength(device) if config.loss.path_length else None
         freeze_first(self.discriminator, config.optim.freeze_d)
         networks: list[nn.Module] = [self.generator, self.discriminator]
@@ -293,7 +294,8 @@ class GAN(Networks):
         if not (self.adaptive or self.config.loss.lecam):
             return
         means = mean_over_ranks(torch.stack([stats["d/real"], stats["d/fake"], stats["d/sign"]]))
-        self.anchors.lerp_(means[:2], max(0.01, 1 / self.num_steps))
+        self.anchor_steps += 1
+        self.anchors.lerp_(means[:2], max(0.01, 1 / self.anchor_steps))
         if self.adaptive:
             self.adaptive.update(means[2], self.config.batch)
 
@@ -303,6 +305,7 @@ class GAN(Networks):
             "num_steps": self.num_steps,
             "lr_scale": self.lr_scale,
             "anchors": self.anchors,
+            "anchor_steps": self.anchor_steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -313,6 +316,12 @@ class GAN(Networks):
                 part.load_state_dict(state[name])
         self.num_steps, self.lr_scale = state["num_steps"], state["lr_scale"]
         self.anchors.copy_(state["anchors"])
+        # A checkpoint from before they were counted has means of all its steps or, without LeCam and ADA, none.
+        self.anchor_steps = state.get("anchor_steps", self.num_steps if state["anchors"].any() else 0)
+
+    def is_finite(self) -> bool:
+        """Whether all weights that this training changes are; waits for the device."""
+        return super().is_finite() and (self.projected is None or all_finite(self.projected.heads.parameters()))
 
     def _stateful(self) -> dict[str, Any]:
         parts = {

@@ -42,6 +42,13 @@ def test_recipes_are_sound_and_survive_json(family: str, size: int):
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_a_configuration_of_a_newer_version_is_refused():
+    values = resolve("dcgan-32", None, gpu=False).to_dict()
+    values["loss"]["temperature"] = 0.5
+    with pytest.raises(ValueError, match="LossConfig has no temperature"):
+        Config.from_dict(values)
+
+
 def test_a_family_takes_the_size_of_the_data():
     assert resolve("r3gan", 128, gpu=False).model.size == 128
     assert resolve(None, 64, gpu=False).recipe == f"{DEFAULT_CPU}-64"

@@ -166,6 +166,14 @@ def test_its_learning_rate_is_the_given_one_also_after_a_resume_and_a_rollback()
         assert other.projected.optimiser.param_groups[0]["lr"] == scale * 1e-5
 
 
+def test_its_weights_count_when_a_training_looks_for_non_finite_ones():
+    gan = GAN(config(), CPU)
+    assert gan.is_finite()
+    assert gan.projected is not None
+    next(gan.projected.heads.parameters()).data.view(-1)[0] = torch.nan
+    assert not gan.is_finite()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_recipe_can_have_it(family: str):
     c = config(family, start_kimg=1.0)

@@ -502,9 +502,29 @@ def test_lecam_anchors_start_at_the_first_batch_and_then_move_slowly():
     reals = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
     first = gan.step(reals, 0)
     torch.testing.assert_close(gan.anchors, torch.stack([first["d/real"], first["d/fake"]]))
-    gan.num_steps = 1000
+    gan.anchor_steps = 1000
     second = gan.step(reals, 0)
     torch.testing.assert_close(gan.anchors[0], 0.99 * first["d/real"] + 0.01 * second["d/real"])
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_lecam_switched_on_by_a_resume_starts_at_the_first_batch(counted: bool):
+    c = config("hinge")
+    without = GAN(c, torch.device("cpu"))
+    reals = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
+    for _ in range(3):
+        without.step(reals, 0)
+    state = without.state_dict()
+    if not counted:  # a checkpoint from before the count was kept
+        del state["anchor_steps"]
+    gan = GAN(changed_loss(c, lecam=0.3), torch.device("cpu"))
+    gan.load_state_dict(state)
+    first = gan.step(reals, 0)
+    torch.testing.assert_close(gan.anchors, torch.stack([first["d/real"], first["d/fake"]]))
+    resumed = GAN(gan.config, torch.device("cpu"))
+    resumed.load_state_dict(gan.state_dict())
+    second = resumed.step(reals, 0)
+    torch.testing.assert_close(resumed.anchors[0], (first["d/real"] + second["d/real"]) / 2)
 
 
 def test_networks_that_grow_train_the_layers_of_their_level_only():

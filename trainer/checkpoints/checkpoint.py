@@ -81,7 +81,7 @@ def decode(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
 
     Raises:
         Damaged: it is broken.
-        UserError: it has another format version.
+        UserError: it has another format version, or a newer version of this program wrote its configuration.
     """
     data = files[_STATE]
     try:
@@ -97,6 +97,10 @@ def decode(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise Damaged(f"{where} cannot be read: {next(iter(str(error).splitlines()), 'it is empty')}") from error
+    try:
+        Config.from_dict(state["config"])
+    except ValueError as error:
+        raise UserError(f"{where} has a configuration of another version: {error}") from None
     return state
 
 

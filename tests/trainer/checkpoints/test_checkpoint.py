@@ -157,6 +157,17 @@ def test_generators_come_from_weights_runs_and_checkpoints(tmp_path: Path):
     assert [p.name for p in (run / "best").iterdir()] == ["gen.safetensors"]
 
 
+def test_a_checkpoint_of_a_newer_version_is_refused_not_skipped(tmp_path: Path):
+    folder = tmp_path / checkpoint.folder_name(8)
+    save(trained(), folder)
+    state = checkpoint.load(folder)
+    state["config"]["loss"]["temperature"] = 0.5
+    Storage(tmp_path).save(folder.name, checkpoint.encode(state))
+    with pytest.raises(UserError, match=r"000000000008 has a configuration of another version.*temperature") as caught:
+        Storage(tmp_path).latest()
+    assert not isinstance(caught.value, checkpoint.Damaged)
+
+
 @pytest.mark.parametrize(("measured_at", "kept"), [(0.008, True), (0.004, False)])
 def test_a_checkpoint_has_the_metric_of_its_own_generator_only(tmp_path: Path, measured_at: float, kept: bool):
     """One that was saved out of turn, or past a snapshot that was not evaluated, carries an older one."""
