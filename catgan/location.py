@@ -75,7 +75,7 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
             password.
     """
     protocol = url.partition(":")[0]
-    if protocol not in PROTOCOLS or "::" in url:
+    if protocol not in PROTOCOLS:
         raise UserError(f"{url}: give a path, or a URL that begins with {', '.join(p + '://' for p in PROTOCOLS)}")
     try:
         netloc = urlsplit(url).netloc
@@ -83,6 +83,8 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
         raise UserError(f"{url} is not a URL: {error}") from None
     if "@" in netloc:
         raise UserError(f"{protocol}://...@...: credentials are read from the environment, not from the URL")
+    if "::" in url:  # fsspec would split there
+        raise UserError(f"{url}: a URL cannot contain ::; for a server with an IPv6 address give its name")
     import fsspec  # on use: local data, and catinfer, do without it
 
     try:
