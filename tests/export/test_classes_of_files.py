@@ -57,6 +57,7 @@ def test_files_are_evaluated_with_the_frequencies_of_the_reals(exported: Path) -
     assert set(found) == {0, 2}
     assert abs(found[0] - 100) < 3
     assert Counter(classes.in_turn(generator, 9).tolist()) == {0: 3, 1: 3, 2: 3}
+    assert classes.in_turn(generator, 4, first=64).tolist() == [1, 2, 0, 1]
     side: Any = open_side(str(exported), split=None, num=8, seed=0)
     images = torch.cat(list(side.batches()))
     z = np.concatenate(

@@ -14,9 +14,9 @@ COUNTS = "class_counts"
 """Entry of the metadata: the numbers of training images of each class, JSON."""
 
 
-def in_turn(generator: Generator, count: int) -> np.ndarray:
-    """Labels int64 ``[count]``, all classes in turn; zeros if there are none."""
-    return np.arange(count) % max(len(generator.classes), 1)
+def in_turn(generator: Generator, count: int, first: int = 0) -> np.ndarray:
+    """Labels int64 ``[count]`` of images ``first``, ``first + 1``...: all classes in turn, zeros if there are none."""
+    return np.arange(first, first + count) % max(len(generator.classes), 1)
 
 
 def as_trained(generator: Generator, seeds: Sequence[int], split: Split | None = None) -> np.ndarray:

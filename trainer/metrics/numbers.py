@@ -12,7 +12,7 @@ def num_generated(name: str, recorded: object = None) -> int | None:
     name. None if it is unknown, since from 1,000 on names are rounded: "fid2k" stands for 2,000 to 2,999 images."""
     if recorded is not None:
         return int(str(recorded))
-    exact = re.fullmatch(r"[a-z]+(\d+)(_\w+)?", name)
+    exact = re.fullmatch(r"[a-z]+(\d+)(_[\w-]+)?", name)
     return int(exact[1]) if exact else None
 
 

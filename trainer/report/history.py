@@ -21,7 +21,8 @@ FILES = ("config.json", "metrics.jsonl", "outbox.jsonl")
 
 # Keys of config.json that are not settings.
 _NOT_SETTINGS = ("data", "dataset_digest", "mlflow_run_id", "tracking_uri")
-METRIC = re.compile(r"(fid|fd|kid)\d+k?(_\w+)?")
+METRIC = re.compile(r"(fid|fd|kid)\d+k?(_[\w-]+)?")
+"""Names of metrics; a network with other weights than usual has a hash in its name: fd2k_inception-1a2b3c4d."""
 
 
 @dataclass(frozen=True)

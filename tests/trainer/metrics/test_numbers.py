@@ -7,7 +7,7 @@ from trainer.metrics.numbers import is_same_metric, num_generated
 
 
 @pytest.mark.parametrize("number", [2, 300, 999, 1000, 2048, 2999, 50_000])
-@pytest.mark.parametrize("extractor", ["inception", "efflite0"])
+@pytest.mark.parametrize("extractor", ["inception", "efflite0", "inception-1a2b3c4d"])
 def test_the_number_is_the_recorded_one_or_that_in_an_exact_name(number: int, extractor: str) -> None:
     name = metric_name("fid", extractor, number, force=True)
     assert num_generated(name, number) == num_generated(name, str(number)) == number

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from trainer.report.history import read
 
 
@@ -42,3 +44,10 @@ def test_the_best_evaluation_of_a_run_without_records_for_mlflow(tmp_path: Path)
     assert row is not None
     assert row["nimg"] == 1000
     assert read(tmp_path).best("kid2k") is None
+
+
+@pytest.mark.parametrize("name", ["fid50k", "fd2k_efflite0", "fd2k_inception-1a2b3c4d", "kid300_opennsfw"])
+def test_every_name_of_a_metric_is_found(name: str, tmp_path: Path) -> None:
+    row = {"nimg": 1000, "kimg": 1.0, name: 5.0, "loss/generator": 1.0, "fid/tabby": 1.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert read(tmp_path).metric_names == [name]

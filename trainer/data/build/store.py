@@ -131,6 +131,11 @@ def _text(stored: bytes) -> str:
     return stored.decode("utf-8", "backslashreplace")
 
 
+def _other_label(label: str | None, of_kept: str | None) -> str:
+    """The end of a duplicate's reason if its label is not that of the image which is kept."""
+    return "" if label == of_kept else f"{_OTHER_LABEL}{of_kept}, not {label}"
+
+
 class Store:
     """The state of the build in ``folder``, which is created or continued. Only one process at a time may open it.
 
@@ -238,8 +243,8 @@ class Store:
         if found is None:
             return sample
         name, label_of_kept = found
-        other = "" if label == label_of_kept else f"{_OTHER_LABEL}{label_of_kept}, not {label}"
-        return Rejected(f"duplicate: the same pixels as {_text(name)}{other}", preview=sample.image)
+        reason = f"duplicate: the same pixels as {_text(name)}{_other_label(label, label_of_kept)}"
+        return Rejected(reason, preview=sample.image)
 
     def _sort_key(self, sample: Sample) -> bytes:
         """The column ``place``: 32 bytes that put the images in an order which only the seed and the digests decide."""
@@ -283,8 +288,8 @@ class Store:
         return int(self._db.execute(query).fetchone()[0])
 
     def num_relabelled(self) -> int:
-        """The number of duplicates whose label is not that of the image which is kept."""
-        query = "SELECT count(*) FROM samples WHERE kind = 'duplicate' AND instr(reason, ?)"
+        """The number of duplicates and near-duplicates whose label is not that of the image which is kept."""
+        query = "SELECT count(*) FROM samples WHERE kind IN ('duplicate', 'near-duplicate') AND instr(reason, ?)"
         return int(self._db.execute(query, (_OTHER_LABEL.encode(),)).fetchone()[0])
 
     def num_rejected(self) -> collections.Counter[str]:
@@ -318,10 +323,13 @@ class Store:
 
     def reject_near_duplicate(self, row: int, of: int, distance: float) -> None:
         """Reject the kept image ``row`` because it resembles the kept image ``of``."""
-        (name,) = self._db.execute("SELECT name FROM samples WHERE id = ?", (of,)).fetchone()
+        (name, label_of_kept), (_, label) = (
+            self._db.execute("SELECT name, label FROM samples WHERE id = ?", (each,)).fetchone() for each in (of, row)
+        )
+        reason = b"near-duplicate: of " + name + _other_label(label, label_of_kept).encode()
         self._db.execute(
             "UPDATE samples SET kind = ?, reason = ?, score = ? WHERE id = ?",
-            ("near-duplicate", b"near-duplicate: of " + name, distance, row),
+            ("near-duplicate", reason, distance, row),
         )
 
     def labels(self) -> list[str]:

@@ -115,8 +115,8 @@ def standard_errors(
 def perceptual_path_length(generator: Generator, extractor: Extractor, num: int, seed: int) -> float:
     """``path_length`` of a generator file over ``num`` paths."""
 
-    def generate(z: np.ndarray) -> Tensor:
-        images = generator.output(z, label=classes.in_turn(generator, len(z)))
+    def generate(z: np.ndarray, first: int) -> Tensor:
+        images = generator.output(z, label=classes.in_turn(generator, len(z), first))
         return torch.from_numpy((images.clip(-1, 1) + 1) * np.float32(127.5))
 
     with tqdm(total=num, desc="paths", unit="path", leave=False) as bar:

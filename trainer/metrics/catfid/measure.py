@@ -67,7 +67,7 @@ def measure(side: Side, label: str, networks: Networks, keep_features: bool) -> 
             batch = extractor(images)
             moments.update(batch)
             if keep_features:
-                features[bar.n : bar.n + len(batch)] = batch
+                features[moments.n - len(batch) : moments.n] = batch
             if networks.classify:
                 probabilities.append(networks.classify(images))
             bar.update(len(images))

@@ -16,7 +16,7 @@ _EXTREMES = (1.0, 99.0)  # percentiles
 
 
 def path_length(
-    generate: Callable[[np.ndarray], Tensor],
+    generate: Callable[[np.ndarray, int], Tensor],
     extract: Callable[[Tensor], Tensor],
     latents: Callable[[Sequence[int]], np.ndarray],
     num: int,
@@ -31,8 +31,8 @@ def path_length(
     percentile are left out.
 
     Args:
-        generate: latents float32 ``[n, z_dim]`` to images that are not rounded to 8 bits, because a step of 1e-4
-            changes most pixels by less than one of 256 levels.
+        generate: latents float32 ``[n, z_dim]``, one on each path from the given number on, to images that are not
+            rounded to 8 bits, because a step of 1e-4 changes most pixels by less than one of 256 levels.
         extract: the output of ``generate`` to features ``[n, d]``.
         latents: seeds to latents. Path ``i`` leads from ``seed + 2i`` to ``seed + 2i + 1``.
         seed: also the seed of the ``t``.
@@ -51,7 +51,7 @@ def path_length(
             for place in (t, t + EPSILON)
         )
         # Both ends of a step are at the same place of equally large batches, so that they are computed identically.
-        difference = extract(generate(here)).double() - extract(generate(there)).double()
+        difference = extract(generate(here, first)).double() - extract(generate(there, first)).double()
         lengths.append(((difference**2).sum(1) / EPSILON**2).cpu())
         on_progress(len(t))
     values = torch.cat(lengths).numpy()

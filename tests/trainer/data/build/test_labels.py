@@ -185,6 +185,23 @@ def test_remarks_cover_files_that_an_earlier_process_read(
     assert "labels: 1 of 7 rows match no file: '99.png'" in capfd.readouterr().err
 
 
+def test_near_duplicates_with_another_label_are_counted_and_explained(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 12, 3), np.uint8)).resize((128, 128))
+    for name in ("tabby", "black"):
+        (tmp_path / "pics" / name).mkdir(parents=True)
+    image.save(tmp_path / "pics" / "tabby" / "0.png")
+    image.resize((64, 64)).save(tmp_path / "pics" / "black" / "0.jpg", quality=90)  # the smaller one is rejected
+    image.resize((64, 64)).save(tmp_path / "pics" / "tabby" / "1.jpg", quality=80)
+    report = run(tmp_path, "folder")[1]
+    assert (report.rejected, report.relabelled) == ({"near-duplicate": 2}, 1)
+    with (tmp_path / "out" / "rejected.csv").open(newline="") as file:
+        reasons = {row["file"]: row["reason"] for row in csv.DictReader(file)}
+    assert reasons == {
+        "pics/black/0.jpg": "near-duplicate: of pics/tabby/0.png, whose label is tabby, not black",
+        "pics/tabby/1.jpg": "near-duplicate: of pics/tabby/0.png",
+    }
+
+
 def test_copies_with_another_label_are_counted_and_explained(tmp_path: Path) -> None:
     save(tmp_path / "pics" / "all" / "0.png", 0)
     save(tmp_path / "pics" / "cat" / "0.png", 0)

@@ -6,19 +6,21 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from catgan.command import UserError
 from infer.latents import latents
 from infer.session import Generator
 from tests.trainer.data import profiles
 from trainer.data.build.shards import write_shards
-from trainer.metrics.catfid import checks, command
+from trainer.metrics.catfid import checks, command, measure
 from trainer.metrics.catfid.cli import main
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.frechet import Gaussian
@@ -62,6 +64,18 @@ def test_two_folders(toy: Toy, low_minimum: None, make_folder: Callable[..., Pat
     assert expected.items() <= result.items()
     assert result["seconds"] > 0
     json.dumps(result)
+
+
+def test_values_do_not_depend_on_the_progress_bar(
+    toy: Toy, low_minimum: None, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    """With TQDM_DISABLE=1 its count stays 0."""
+    sides = [str(make_folder("real", 150)), str(make_folder("fake", 120, shift=50, seed=1))]
+    command_line = [*sides, "--metrics", "fid,kid,pr,copies"]
+    expected = main(command_line)
+    monkeypatch.setattr(measure, "tqdm", partial(tqdm, disable=True))
+    found = main(command_line)
+    assert found | {"seconds": 0} == expected | {"seconds": 0}
 
 
 def test_the_distance_of_a_folder_from_itself_is_zero(toy: Toy, low_minimum: None, make_folder: Callable[..., Path]):

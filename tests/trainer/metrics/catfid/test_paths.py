@@ -15,6 +15,10 @@ from trainer.metrics.catfid.evaluation import perceptual_path_length
 from trainer.metrics.catfid.paths import path_length
 
 
+def as_images(z: np.ndarray, first: int) -> torch.Tensor:
+    return torch.from_numpy(z)
+
+
 def orthogonal_ends(seeds: Sequence[int]) -> np.ndarray:
     """Alternating unit vectors of two axes: every path is a quarter of a circle."""
     z = np.zeros((len(seeds), 8), np.float32)
@@ -24,7 +28,7 @@ def orthogonal_ends(seeds: Sequence[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("gain", [1.0, 30.0])
 def test_a_quarter_circle_has_constant_speed(gain: float):
-    length = path_length(torch.from_numpy, lambda images: gain * images.double(), orthogonal_ends, num=150, seed=4)
+    length = path_length(as_images, lambda images: gain * images.double(), orthogonal_ends, num=150, seed=4)
     assert length == pytest.approx((gain * np.pi / 2) ** 2, rel=2e-3)
 
 
@@ -34,7 +38,7 @@ def test_extreme_paths_are_left_out():
         z[[i for i, seed in enumerate(seeds) if seed < 2]] *= 1e3  # the first path only
         return z
 
-    length = path_length(torch.from_numpy, lambda images: images.double(), ends, num=150, seed=0)
+    length = path_length(as_images, lambda images: images.double(), ends, num=150, seed=0)
     assert length == pytest.approx((np.pi / 2) ** 2, rel=2e-3)
 
 
@@ -46,11 +50,18 @@ def test_paths_use_their_own_seeds_in_batches():
         return latents(seeds, 8)
 
     progress: list[int] = []
-    first = path_length(torch.from_numpy, lambda x: x, ends, num=70, seed=10, on_progress=progress.append)
+    numbers: list[int] = []
+
+    def numbered(z: np.ndarray, first: int) -> torch.Tensor:
+        numbers.append(first)
+        return torch.from_numpy(z)
+
+    first = path_length(numbered, lambda x: x, ends, num=70, seed=10, on_progress=progress.append)
+    assert numbers == [0, 0, 64, 64]
     assert used == list(range(10, 150))
     assert sum(progress) == 70
-    assert first == path_length(torch.from_numpy, lambda x: x, lambda seeds: latents(seeds, 8), num=70, seed=10)
-    assert first != path_length(torch.from_numpy, lambda x: x, lambda seeds: latents(seeds, 8), num=70, seed=11)
+    assert first == path_length(as_images, lambda x: x, lambda seeds: latents(seeds, 8), num=70, seed=10)
+    assert first != path_length(as_images, lambda x: x, lambda seeds: latents(seeds, 8), num=70, seed=11)
 
 
 def test_images_are_not_rounded_for_path_length(generator_file: Path):
