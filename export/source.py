@@ -61,7 +61,7 @@ def open_source(source: str, uri: str | None) -> Source:
         UserError: there is no such generator, or MLflow cannot be reached.
     """
     if is_in_bucket(source):
-        return _load(_download_run(source))
+        return _load_from_bucket(source)
     if not is_in_mlflow(source):
         return _load(Path(source))
     assert uri is not None
@@ -69,16 +69,18 @@ def open_source(source: str, uri: str | None) -> Source:
         return _load(path)
 
 
-def _download_run(location: str) -> Path:
-    """A local folder with the files of a run in a bucket, except its checkpoints."""
+def _load_from_bucket(location: str) -> Source:
     from trainer.checkpoints.storage import open_storage
 
     storage = open_storage(location)
-    try:
-        storage.pull()
-    except OSError as error:
-        raise UserError(f"{location}: cannot be read ({error.strerror or error})") from error
-    return storage.work
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            folder = storage.copy(["config.json", "best", WEIGHTS], Path(scratch))
+        except OSError as error:
+            raise UserError(f"{location}: cannot be read ({error.strerror or error})") from error
+        if not any(folder.rglob(WEIGHTS)):
+            raise UserError(f"{location} holds no best generator; give the URL of a run that was evaluated")
+        return _load(folder)
 
 
 def _load(path: Path) -> Source:

@@ -95,7 +95,7 @@ def _report(argv: list[str]) -> dict[str, Any]:
     from trainer.report.page import NAME as REPORT
     from trainer.report.page import write_report
 
-    with _work(run_dir) as (storage, folder):
+    with _opened(run_dir, [REPORT]) as (storage, folder):
         write_report(folder, args.out, neighbours=args.neighbours)
     return {"report": str(args.out or storage.join(REPORT)), "run_dir": run_dir}
 
@@ -128,9 +128,10 @@ def _sync(argv: list[str]) -> dict[str, Any]:
     args = parser.parse_args(argv)
 
     from export.registry import register
+    from trainer.tracking.outbox import POSITIONS
     from trainer.tracking.tracker import sync
 
-    with _work(args.run_dir) as (_, folder):
+    with _opened(args.run_dir, POSITIONS) as (_, folder):
         return sync(folder, args.uri, register=register) | {"run_dir": args.run_dir}
 
 
@@ -196,8 +197,9 @@ def _project(argv: list[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _work(location: str) -> Iterator[tuple[Storage, Path]]:
-    """The run at ``location`` and its folder on this machine: of a run in a bucket, a copy that is pushed back."""
+def _opened(location: str, written: Sequence[str]) -> Iterator[tuple[Storage, Path]]:
+    """The run at ``location`` and its folder on this machine: of a run in a bucket a temporary copy, from which the
+    files ``written`` are uploaded at the end if they have changed. A training may be writing the run meanwhile."""
     from trainer.checkpoints.storage import Bucket, open_storage
     from trainer.report.history import FILES
 
@@ -205,11 +207,21 @@ def _work(location: str) -> Iterator[tuple[Storage, Path]]:
     try:
         if isinstance(storage, Bucket) and not storage.has_any(FILES):  # a folder of runs: all would be downloaded
             raise UserError(f"{location} is not a run: it has none of {', '.join(FILES)}")
-        storage.pull()
-        yield storage, storage.work
-        storage.push()
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = storage.copy([""], Path(scratch))
+            before = {name: _content(folder / name) for name in written}
+            try:
+                yield storage, folder
+            finally:
+                for name in written:
+                    if _content(folder / name) != before[name]:
+                        storage.publish(folder, name)
     except OSError as error:
         raise UserError(f"{location}: {error.strerror or error}") from error
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 _COMMANDS = {"project": _project, "report": _report, "sync": _sync}

@@ -21,6 +21,7 @@ from catgan.location import filesystem, is_url, join, resolved_path, retry
 from catgan.outputs import own_files
 from trainer.checkpoints import checkpoint
 
+_RECORDS = "outbox.jsonl"
 _HIDDEN = "."  # prefix of partial files and of those that concern this machine only
 
 
@@ -115,17 +116,22 @@ class Storage:
 
     def copy(self, names: Sequence[str], scratch: Path) -> Path:
         """The run's folder on this machine to read, as it is by now, at least with the files ``names`` that exist and
-        those in folders in ``names``. What is in a bucket is downloaded into a folder in ``scratch``, always the same
-        one. Raises OSError."""
+        those in folders in ``names``; "" stands for all but the checkpoints. What is in a bucket is downloaded into a
+        folder in ``scratch``, always the same one, since a training may be writing to ``work``, and that can have files
+        of an earlier run of this name. Raises OSError."""
         return self.work
+
+    def publish(self, folder: Path, name: str) -> None:
+        """Upload the file ``name`` from a ``copy`` in ``folder``. Raises OSError."""
 
     def push(self) -> None:
         """Upload the run's files from ``work``. Raises OSError."""
 
     def set_aside(self) -> Path | None:
         """Move the local copies of a run that was deleted from its bucket into another folder, and return that; None if
-        there are none. A new run of this name would take the MLflow run and the images of that one for its own. Nothing
-        is deleted: there may be records that MLflow does not have yet. Raises OSError."""
+        there are none. A new run of this name, also one that was begun on another machine, would take the MLflow run
+        and the images of that one for its own. Nothing is deleted: there may be records that MLflow does not have yet.
+        Raises OSError."""
         return None
 
 
@@ -196,13 +202,17 @@ class Bucket(Storage):
         return any(self._names(name) for name in names)
 
     def copy(self, names: Sequence[str], scratch: Path) -> Path:
-        # Not from ``work``: that can have files of an earlier run of this name, which the bucket no longer has.
         folder = scratch / self.work.parent.name / self.name
         for name in (found for wanted in names for found in self._names(wanted)):
+            if name.startswith((_HIDDEN, checkpoint.PREFIX)):
+                continue
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self._get(name))
         return folder
+
+    def publish(self, folder: Path, name: str) -> None:
+        self._put(name, (folder / name).read_bytes())
 
     def push(self) -> None:
         # Hidden files are temporary files of other processes.
@@ -215,17 +225,31 @@ class Bucket(Storage):
             self._note_transfer(name, stamp)
 
     def set_aside(self) -> Path | None:
-        if not self._was_there.is_file() or any(not name.startswith(_HIDDEN) for name in self._names()):
+        is_there = any(not name.startswith(_HIDDEN) for name in self._names())
+        if not self._was_there.is_file() or (is_there and not self._is_of_another_run()):
             return None
         # What is no run's stays: the log of a trial, which is being written, and the journal of a sweep.
         names = {path.name for path in self.work.iterdir()}
-        ours = own_files(names | {"config.json", "outbox.jsonl"})  # a run, though an earlier call may have moved these
+        ours = own_files(names | {"config.json", _RECORDS})  # a run, though an earlier call may have moved these
         aside = self.work.with_name(f"{self.name}.deleted-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}")
         aside.mkdir(exist_ok=True)
         for name in sorted(names & ours.keys()):
             (self.work / name).rename(aside / name)
         self._was_there.unlink()
         return aside
+
+    def _is_of_another_run(self) -> bool:
+        """Whether the records here begin otherwise than those in the bucket: a run only adds to its own."""
+        try:
+            with (self.work / _RECORDS).open("rb") as file:
+                first = file.readline()
+            path = f"{self.path}/{_RECORDS}"
+            return (
+                first != b""
+                and bytes(retry(lambda: self.filesystem.cat_file(path, start=0, end=len(first)), path)) != first
+            )
+        except FileNotFoundError:
+            return False
 
     def _note_transfer(self, name: str, stamp: tuple[int, int]) -> None:
         """The file ``name`` with ``stamp`` is in the bucket."""

@@ -96,6 +96,8 @@ def _work(job: Job, config: Config, context: Context, show: Callable[[Progress],
     workers = f"{context.world_size} worker" + ("s" if context.world_size > 1 else "")
     threads = f"{torch.get_num_threads()} CPU thread(s) each" if context.device.type == "cpu" else context.device.type
     say(f"training {config.recipe} on {workers}, {threads}")
+    if aside := run.storage.set_aside():  # the driver did this on its machine
+        say(f"{job.location} was deleted since it was trained here; the files of that run: {aside}")
     run.storage.pull()
     uri = None if config.track.offline else with_password(job.tracking_uri)
     tracker = Tracker(run.storage.work, uri, register=register)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import math
 import shlex
+import tempfile
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -256,10 +257,10 @@ def _samples(ledger: Ledger, verdict: Verdict | None, metric: str) -> str:
 def _last_grid(location: str) -> str | None:
     """The last sample grid of a run as a URL; None if there is none that can be read."""
     try:
-        storage = open_storage(location)
-        storage.pull()
-        grids = sorted(Path(storage.work, "samples").glob("fakes_*kimg.png"))
-        return image_url(grids[-1], _MAX_PIXELS) if grids else None
+        with tempfile.TemporaryDirectory() as scratch:
+            run = open_storage(location).copy(["samples"], Path(scratch))
+            grids = sorted((run / "samples").glob("fakes_*kimg.png"))
+            return image_url(grids[-1], _MAX_PIXELS) if grids else None
     except (OSError, UserError, ValueError):
         return None
 

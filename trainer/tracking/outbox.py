@@ -34,6 +34,9 @@ from catgan.files import atomic_write
 from trainer.tracking.journal import Journal, Record
 from trainer.tracking.messages import brief
 
+POSITIONS = ("outbox.json", "outbox.files.json")
+"""The files that a delivery changes."""
+
 _RECORDS_AT_ONCE = 200
 _RETRY_SECONDS = 5.0  # doubled for a file with each refusal
 _LONGEST_RETRY_SECONDS = 600.0
@@ -99,7 +102,7 @@ class Outbox:
 
     def __init__(self, folder: Path) -> None:
         self.journal = Journal(folder / "outbox.jsonl")
-        self._state_file, self._files_state_file = folder / "outbox.json", folder / "outbox.files.json"
+        self._state_file, self._files_state_file = (folder / name for name in POSITIONS)
         self._lock_file, self._files_lock_file = folder / ".outbox.lock", folder / ".outbox.files.lock"
 
     def put(self, record: Record) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import boto3
 import psutil
@@ -17,6 +18,7 @@ import pytest
 from catgan.command import UserError
 from catgan.dataset import Manifest
 from export.cli import main as catexport
+from export.registry import register
 from infer.cli import main as catinfer
 from tests.processes import training_workers
 from tests.trainer.launch.test_failures import Watch, last_state
@@ -35,8 +37,10 @@ from trainer.launch.connect import Workers
 from trainer.launch.signals import Stopped
 from trainer.launch.worker import Job
 from trainer.loop import Outcome, Run, train
-from trainer.tracking.outbox import Outbox
+from trainer.report import page
+from trainer.tracking.outbox import POSITIONS, Outbox
 from trainer.tracking.recorder import Recorder
+from trainer.tracking.tracker import open_run
 
 pytestmark = pytest.mark.slow
 
@@ -210,7 +214,8 @@ def test_hidden_files_may_vanish_during_a_push(bucket: Callable[[bool], None], m
 def upload(folder: Path, location: str) -> set[str]:
     """Store the run in ``folder`` in a bucket. Returns the names of all objects there."""
     storage = open_storage(location)
-    storage.filesystem.put(str(folder), storage.path, recursive=True)  # type: ignore[attr-defined]
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        storage._put(path.relative_to(folder).as_posix(), path.read_bytes())  # type: ignore[attr-defined]
     return set(storage._names())  # type: ignore[attr-defined]
 
 
@@ -240,6 +245,40 @@ def test_runs_in_a_bucket_and_in_a_folder_are_compared(
     page = Path("compare.html").read_text()
     assert rows_of(page, "Best values and cost")[1][:3] == ["one", "96.00 at 0 kimg", "0 of 24"]
     assert page.count("data:image/webp") == 3
+
+
+def test_a_report_leaves_what_a_training_writes_meanwhile(
+    bucket: Callable[[bool], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = recorded(tmp_path / "1", {0: 90.0}), recorded(tmp_path / "2", {0: 90.0, 4: 20.0})
+    storage, meanwhile = open_storage(RUN), [first, second]
+
+    def write_report(folder: Path, path: Path | None, **options: Any) -> None:
+        upload(meanwhile.pop(0), RUN)
+        (path or folder / "report.html").write_bytes((folder / "metrics.jsonl").read_bytes())
+
+    monkeypatch.setattr(page, "write_report", write_report)
+    before = upload(first, RUN)
+    for _ in range(2):
+        assert cattrain(["report", RUN]) == {"report": f"{RUN}/report.html", "run_dir": RUN}
+    assert set(storage._names()) == before | {"samples/fakes_000004kimg.png", "report.html"}  # type: ignore[attr-defined]
+    assert storage._get("metrics.jsonl") == (second / "metrics.jsonl").read_bytes()  # type: ignore[attr-defined]
+    assert storage._get("report.html") == (first / "metrics.jsonl").read_bytes()  # type: ignore[attr-defined]
+    assert not storage.work.exists()
+
+
+def test_records_of_a_run_in_a_bucket_are_delivered_once(shards: Path, bucket: Callable[[bool], None], tmp_path: Path):
+    folder, uri = tmp_path / "one", f"sqlite:///{tmp_path}/mlflow.db"
+    folder.mkdir()
+    run_id = open_run(
+        folder, uri, "cats", config=CONFIG.to_dict(), manifest=Manifest.load(shards), register=register, offline=True
+    )
+    before = upload(folder, RUN)
+    found = cattrain(["sync", RUN, "--uri", uri])
+    assert found["mlflow_run_id"] not in (None, run_id)
+    assert found["delivered"] > 0
+    assert set(open_storage(RUN)._names()) == before | set(POSITIONS)  # type: ignore[attr-defined]
+    assert cattrain(["sync", RUN, "--uri", uri]) == found | {"delivered": 0}
 
 
 def test_what_is_no_run_in_a_bucket_is_not_downloaded(bucket: Callable[[bool], None], tmp_path: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from catgan.command import UserError
+from export.source import open_source
 from trainer.checkpoints.storage import open_storage
 from trainer.launch import driver
 from trainer.launch.signals import Stopped
@@ -56,6 +57,44 @@ def test_a_run_that_was_deleted_from_its_bucket_leaves_nothing_to_a_new_one_of_i
     assert (aside / grid).read_bytes() == b"old"
     assert (aside / "outbox.jsonl").read_bytes() == records, "which MLflow may not have yet"
     assert [path.read_text() for path in kept] == ["kept"] * 3
+
+
+def test_a_run_that_was_begun_anew_on_another_machine_is_continued_as_that_one(
+    shards: Path,
+    bucket: Callable[[bool], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    command = ["--data", str(shards), "--out", "s3://cats/runs", "--name", "one", "--workers", "0", "--track.offline"]
+    machines = [tmp_path / "cache of this machine", tmp_path / "cache of another machine"]
+    best = "best/gen.safetensors"
+
+    def train(machine: int) -> str:
+        monkeypatch.setenv("CATGAN_CACHE", str(machines[machine]))
+        with pytest.raises(SystemExit):
+            driver.main(command)
+        return json.loads((open_storage(RUN).work / "config.json").read_text())["mlflow_run_id"]
+
+    def stop(job: Job) -> Outcome:
+        raise Stopped(143)
+
+    monkeypatch.setattr(driver, "run_in_process", stop)
+    old = train(0)
+    storage = open_storage(RUN)
+    storage.write(best, b"old")
+    storage.push()
+    storage.filesystem.rm(storage.path, recursive=True)  # type: ignore[attr-defined]
+    new = train(1)
+    monkeypatch.setenv("CATGAN_CACHE", str(machines[0]))
+    with pytest.raises(UserError, match="s3://cats/runs/one holds no best generator"):
+        open_source(RUN, None)
+    capsys.readouterr()
+    assert old != new == train(0)
+    assert train(0) == new
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "was deleted since" in line]
+    assert (Path(line.rpartition(": ")[2]) / best).read_bytes() == b"old"
+    assert best not in storage._names()  # type: ignore[attr-defined]
 
 
 def test_a_run_whose_first_upload_failed_is_continued(bucket: Callable[[bool], None]) -> None:

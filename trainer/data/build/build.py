@@ -311,6 +311,7 @@ def _read_file(listed: _Listed, needs_label: bool) -> RawFile:
     try:
         return RawFile(listed.file, listed.label, listed.member.read())
     except ImageError as error:
+        listed.source.check_is_there()
         return RawFile(listed.file, listed.label, Rejected(str(error)))
 
 

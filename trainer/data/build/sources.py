@@ -25,6 +25,7 @@ from catgan.location import filesystem, is_url, join, local_path, resolved_path
 from catgan.outputs import own_files, owner
 from trainer.data.build import remote
 from trainer.data.build.archives import in_tar, in_zip, is_plain_tar
+from trainer.data.build.errors import ResumableError
 from trainer.data.build.members import Member
 from trainer.data.build.names import ARCHIVES, is_listed, member_name, suffix
 from trainer.data.tars import is_tar
@@ -86,6 +87,29 @@ class Source:
         if self.kind == "set":
             return sum(split.images for split in Manifest.load(self.location).splits.values())
         return sum(1 for _ in self.members())
+
+    def check_is_there(self) -> None:
+        """To be called when a member cannot be read: is it that one, or all of them?
+
+        Raises:
+            ResumableError: the source itself cannot be read any more, since a disk was unplugged, a network mount is
+                gone or credentials have expired.
+        """
+        try:
+            if self.is_remote:
+                remote.info(join(self.location, MANIFEST) if self.kind == "set" else self.location)
+            elif self.kind != "folder":
+                Path(self.location).stat()
+            else:
+                with os.scandir(self.location) as found:
+                    if next(found, None) is None:  # what an unmounted file system leaves
+                        raise ResumableError(f"{self.location} is empty now")
+        except ResumableError:
+            raise
+        except OSError as error:
+            raise ResumableError(f"cannot read {self.location} any more: {error.strerror}") from None
+        except UserError as error:
+            raise ResumableError(str(error)) from None
 
     def _note(self, folder: str, kind: str) -> None:
         self.own[folder.rstrip("/")] = kind

@@ -377,3 +377,23 @@ def test_server_that_does_not_answer_is_reported(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port}"):
         run(f"http://127.0.0.1:{port}/cats.zip", out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_credentials_that_expire_are_not_unreadable_files(
+    bucket: AbstractFileSystem, endpoint: str, tmp_path: Path
+) -> None:
+    def enforce(after: str) -> None:
+        """From so many requests on, moto refuses keys that it does not know, as S3 does with expired ones."""
+        plain = {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset-auth", after.encode(), plain)).close()
+
+    for i in range(40):
+        bucket.pipe_file(f"cats/photos/{i:02d}.png", packed(i))
+    enforce(after="12")
+    try:
+        with pytest.raises(ResumableError, match="s3://cats/photos"):
+            build(["s3://cats/photos"], tmp_path / "out", size=16, processes=0)
+    finally:
+        enforce(after="inf")
+    _, report = build(["s3://cats/photos"], tmp_path / "out", size=16, processes=0)
+    assert (report.kept, report.rejected) == (40, {})

@@ -479,3 +479,30 @@ def test_reasons_and_messages_contain_no_signatures() -> None:
             sources.Member("x.png", 1, fetch).read()
         assert "SECRET" not in str(caught.value)
     assert without_queries("see s3://a/b?c=SECRET, and http://x/y") == "see s3://a/b, and http://x/y"
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_a_source_that_disappears_is_not_a_source_of_unreadable_files(
+    pics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """A disk that is unplugged, a network mount that is gone: what is left is no folder, or an empty one."""
+    plain, count, away = Path.read_bytes, 0, tmp_path / "away"
+
+    def read(path: Path) -> bytes:
+        nonlocal count
+        count += path.suffix == ".png"
+        if count == 11 and not away.exists():
+            pics.rename(away)
+            if left == "an empty folder":
+                pics.mkdir()
+        return plain(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read)
+        with pytest.raises(ResumableError, match=r"pics( is empty now| any more: No such file)"):
+            run(pics, tmp_path / "out")
+    shutil.rmtree(pics, ignore_errors=True)
+    away.rename(pics)
+    report = run(pics, tmp_path / "out")
+    assert (report.kept, report.rejected) == (NUM, {"not a picture": 1})
+    assert run(pics, tmp_path / "again").kept == NUM
