@@ -23,6 +23,7 @@ examples:
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -116,11 +117,10 @@ def _measure(recipe: str, place: torch.device, a: Any) -> dict[str, Any]:
     plain = PlainDCGAN(config.model.size, place)
     batch = config.batch
     ways: dict[str, Work] = {"recipe": _trainer(config, images, place)}
-    cycle = max(loss.n_critic, loss.penalty_every)
-    for step in range(2 * cycle):
-        if step == cycle and torch.cuda.is_available():  # cuDNN's trials are over
-            torch.cuda.reset_peak_memory_stats()
-        ways["recipe"]()
+    ways["recipe"]()
+    if torch.cuda.is_available():  # cuDNN's trials are over
+        torch.cuda.reset_peak_memory_stats()
+    ways["recipe"]()
     wait_for_device()
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     ways["plain"] = lambda: plain.step(images[:batch]) and batch
@@ -145,7 +145,10 @@ def _measure(recipe: str, place: torch.device, a: Any) -> dict[str, Any]:
 
 
 def _trainer(config: Config, images: Tensor, place: torch.device) -> Callable[[], int]:
-    """A function that takes one step of ``config`` at full resolution."""
+    """A function that takes the steps of ``config`` at full resolution after which its lazy penalties come again: parts
+    of such a cycle would have one by chance."""
+    loss = config.loss
+    cycle = math.lcm(loss.n_critic, loss.penalty_every, loss.path_every if loss.path_length else 1)
     set_up_device(config, place)
     gan = GAN(config, place)
     nimg = round(full_resolution_kimg(config) * 1000)
@@ -153,10 +156,11 @@ def _trainer(config: Config, images: Tensor, place: torch.device) -> Callable[[]
 
     def step() -> int:
         nonlocal nimg
-        gan.step(reals, nimg, more_reals if gan.fresh_reals else None)
-        nimg += config.batch
-        gan.ema.update(gan.generator, config.batch, nimg)
-        return config.batch
+        for _ in range(cycle):
+            gan.step(reals, nimg, more_reals if gan.fresh_reals else None)
+            nimg += config.batch
+            gan.ema.update(gan.generator, config.batch, nimg)
+        return cycle * config.batch
 
     return step
 

@@ -76,7 +76,8 @@ def without_queries(text: str) -> str:
 
 
 def say(message: str) -> None:
-    """Print one line to stderr, if it is open: without a reader, as after Ctrl-C in `... 2>&1 | tee`, work goes on."""
+    """Print one line to stderr, if that is possible: without a reader, as after Ctrl-C in `... 2>&1 | tee`, on a full
+    disk or a closed terminal, work goes on."""
     line = printable(without_queries(message))
     receive = _receivers.get(os.getpid())
     if receive is not None:
@@ -86,6 +87,8 @@ def say(message: str) -> None:
         print(line, file=sys.stderr, flush=True)
     except BrokenPipeError:
         _discard(sys.stderr)
+    except OSError:
+        pass  # the next line may have room again
 
 
 _receivers: dict[int, Callable[[str], object]] = {}  # by process: a forked one prints
@@ -106,6 +109,18 @@ def _discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _open_stderr() -> None:
+    """Give a process that was started without stderr (`2>&-`) one that discards. Otherwise messages would go to stdout,
+    between the bytes of an image, and a file that is opened would become stderr."""
+    if sys.stderr is not None:
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    if null != 2:
+        os.close(null)
+    sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
 def _print(result: dict[str, Any]) -> None:
     """Print the JSON object of a command. Raises BrokenPipeError and UserError."""
     stream = sys.stderr if result.get("out") == STDOUT else sys.stdout
@@ -121,9 +136,10 @@ def _print(result: dict[str, Any]) -> None:
 def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> None:
     """Run ``main(argv)`` as the command ``name``, print its JSON object, and exit unless it succeeded.
 
-    Exit status: 0 done, 1 stdout is closed, 2 a ``UserError``, 130 interrupted. ``--debug`` is allowed anywhere in
-    ``argv`` and removed before ``main``.
+    Exit status: 0 done, 1 stdout is closed, 2 a ``UserError`` or a file that cannot be used, 130 interrupted.
+    ``--debug`` is allowed anywhere in ``argv`` and removed before ``main``.
     """
+    _open_stderr()
     # By default Python searches all objects for garbage ten times while PyTorch and MLflow are imported, and at exit:
     # 3 of 20 seconds of a training of 1 kimg. Neither leaves garbage that matters.
     gc.set_threshold(50_000)
@@ -141,6 +157,11 @@ def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Se
     except BrokenPipeError:  # the reader of stdout has ended (`--help | head`)
         _discard(sys.stdout)
         raise SystemExit(1) from None
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        say(f"{name}: {error.filename}: {error.strerror}")
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         if debug:
             raise

@@ -74,7 +74,9 @@ class Cluster:
 
     @staticmethod
     def load(folder: Path) -> Cluster | None:
-        """The cluster recorded in ``folder``, or None."""
+        """The cluster recorded in ``folder``, or None. Raises UserError if the folder is another user's."""
+        if folder.exists():
+            _check_owner(folder)
         try:
             values = json.loads((folder / "cluster.json").read_text())
         except FileNotFoundError:
@@ -162,7 +164,16 @@ def _start_node(cluster: Cluster, folder: Path, index: int, arguments: list[str]
             stderr=log,
             start_new_session=True,  # Ctrl-C in this terminal does not reach it, and `stop` finds its processes
         )
-    return Node(process.pid, psutil.Process(process.pid).create_time())
+    return Node(process.pid, _start_of(process.pid))
+
+
+def _start_of(pid: int) -> float:
+    """When a process was started: on Linux in ticks since the machine was, which setting the clock does not change."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return psutil.Process(pid).create_time()
+    return float(stat.rpartition(")")[2].split()[19])  # field 22; the name in parentheses may contain anything
 
 
 def _wait_for_nodes(folder: Path, cluster: Cluster) -> None:
@@ -198,14 +209,21 @@ def _make_token() -> None:
     environment = _environment()
     if environment["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & environment.keys():
         return
-    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, stdout=subprocess.DEVNULL, check=True)
+    command = [RAY, "get-auth-token", "--generate"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    if done.returncode:
+        reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(
+            f"Ray cannot make a token in ~/.ray ({reason}); set RAY_AUTH_TOKEN_PATH to a file of yours that holds one"
+        )
 
 
 def _processes(node: Node) -> list[psutil.Process]:
     """The processes of a node's session and their descendants (jobs have sessions of their own)."""
     if psutil.pid_exists(node.pid):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if psutil.Process(node.pid).create_time() != node.created:
+            # An earlier version recorded the time.
+            if node.created not in (_start_of(node.pid), psutil.Process(node.pid).create_time()):
                 return []  # another process has the id now, which is impossible while the session has processes
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
@@ -247,15 +265,20 @@ def _is_in_use(port: int) -> bool:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make ``folder`` for this user only. Another user's folder is refused: its ``cluster.json`` could be forged."""
+    """Make ``folder`` for this user only. Raises UserError."""
     if len(os.fsencode(folder)) > MAX_DIR_BYTES:
         raise UserError(f"--dir {folder} is too long for Ray's sockets: give a path of at most {MAX_DIR_BYTES} bytes")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = folder.lstat().st_uid
     except OSError as error:
         raise UserError(f"--dir {folder}: {error.strerror}; give a folder you can write to") from None
-    if owner != os.getuid():
+    _check_owner(folder)
+
+
+def _check_owner(folder: Path) -> None:
+    """Refuse another user's folder: its ``cluster.json`` could be forged, to get this user's token, or to end any of
+    this user's processes."""
+    if folder.lstat().st_uid != os.getuid():
         raise UserError(f"--dir {folder} belongs to another user; give a folder of your own")
 
 

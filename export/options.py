@@ -68,7 +68,8 @@ def parse(argv: list[str]) -> Options:
     Raises:
         UserError: values that are not allowed or do not go together, or a source that does not exist.
     """
-    options = Options(**vars(_parser().parse_args(argv)))
+    parser = _parser()
+    options = Options(**vars(parser.parse_args(argv)))
     elsewhere = is_in_mlflow(options.source) or is_in_bucket(options.source)
     if not elsewhere:
         options = replace(options, source=str(local_path(options.source)))
@@ -76,6 +77,14 @@ def parse(argv: list[str]) -> Options:
             raise UserError(
                 f"{options.source} does not exist; give a run's folder (here or in a bucket), a checkpoint folder, a"
                 " gen.safetensors, or from MLflow runs:/ID or models:/NAME@ALIAS"
+            )
+    if options.web is not None and options.source.endswith(".onnx"):
+        allowed = ("source", "web")
+        others = [n for n, value in vars(options).items() if n not in allowed and value != parser.get_default(n)]
+        if others:
+            given = ", ".join("-o" if name == "out" else f"--{name.replace('_', '-')}" for name in others)
+            raise UserError(
+                f"{given}: the page has {options.source} as it is; give a run or checkpoint, or --web alone"
             )
     if options.out.is_dir():
         raise UserError(f"-o {options.out} is a folder; name the file, such as {options.out / 'gen.onnx'}")

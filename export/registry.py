@@ -194,14 +194,17 @@ def _description(release: _Release) -> str:
 def _update_champion(client: MlflowClient, version: ModelVersion) -> None:
     """Move the alias to ``version`` if it is better; print the decision and store it as a tag."""
     name = version.name
-    alias = client.get_registered_model(name).aliases.get(CHAMPION)
-    if alias is not None and int(alias) == int(version.version):
-        return
-    old = None if alias is None else client.get_model_version(name, alias)
-    moves, reason = champion.decide(version.tags, old.tags if old else None)
+    while True:
+        alias = client.get_registered_model(name).aliases.get(CHAMPION)
+        if alias is not None and int(alias) == int(version.version):
+            return
+        old = None if alias is None else client.get_model_version(name, alias)
+        moves, reason = champion.decide(version.tags, old.tags if old else None)
+        if not moves or client.get_registered_model(name).aliases.get(CHAMPION) == alias:
+            break  # otherwise another training has moved it while this one was deciding
     unmoved = f"stays version {alias}" if old else "stays unset"
     decision = f"moves to version {version.version}" if moves else unmoved
     say(f"models:/{name}@{CHAMPION} {decision}: {reason}")
-    client.set_model_version_tag(name, version.version, CHAMPION, f"{decision}: {reason}")
     if moves:
         client.set_registered_model_alias(name, CHAMPION, version.version)
+    client.set_model_version_tag(name, version.version, CHAMPION, f"{decision}: {reason}")

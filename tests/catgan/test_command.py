@@ -50,3 +50,24 @@ def test_a_result_that_cannot_be_written_is_one_line() -> None:
         done = run(full.fileno(), subprocess.PIPE)
     problem = "program: done, but the result cannot be written (No space left on device)"
     assert (done.returncode, done.stderr) == (2, f"one\ntwo\n{problem}\n")
+
+
+def test_work_goes_on_when_the_messages_cannot_be_written() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run(subprocess.PIPE, full.fileno())
+    assert (done.returncode, done.stdout) == (0, '{"n": 1}\n')
+
+
+def test_without_stderr_stdout_has_the_result_alone() -> None:
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, '{"n": 1}\n')
+
+
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    program = PROGRAM.replace('say("one")', f"open({str(tmp_path)!r})")
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"program: {tmp_path}: Is a directory\n")
+    done = subprocess.run([*command, "--debug"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Traceback" in done.stderr

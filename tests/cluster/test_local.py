@@ -137,6 +137,23 @@ def test_another_users_folder_is_refused(short: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "getuid", lambda: short.stat().st_uid + 1)
     with pytest.raises(UserError, match="belongs to another user"):
         local.start(short)
+    for command in ("status", "stop"):  # a forged record would get this user's token, and end any process
+        with pytest.raises(UserError, match="belongs to another user"):
+            local.main([command, "--dir", str(short)])
+
+
+def test_a_node_is_known_by_its_start_also_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        created = psutil.Process(process.pid).create_time()
+        node = local.Node(process.pid, local._start_of(process.pid))
+        assert [found.pid for found in local._processes(local.Node(process.pid, created))] == [process.pid], "as before"
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: created + 3600)
+        assert [found.pid for found in local._processes(node)] == [process.pid]
+        assert local._processes(local.Node(process.pid, node.created + 1)) == []
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_status_and_stop_without_a_cluster(tmp_path: Path) -> None:

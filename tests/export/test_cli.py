@@ -104,6 +104,7 @@ def test_a_safetensors_file_is_exported_to_the_default_name(
         (["{run}", "--register", "cats"], "which MLflow?"),
         (["{run}", "--register", "cats", "--tracking-uri", "http://127.0.0.1:9"], "does not answer"),
         (["{run}", "--web", "{empty}", "--uint8"], "leave one of them out"),
+        (["{onnx}", "--web", "{empty}", "--card", "-o", "a.onnx"], "-o, --card: the page has"),
         (["{run}", "--web", "{empty}", "-o", "{empty}/gen.onnx"], "choose another"),
         (["{run}", "--weights", "{empty}/base"], "has no checkpoint"),
         (["s3://bucket/run", "--weights", "{empty}/base"], "--weights needs a run or a checkpoint on this machine"),
@@ -116,8 +117,10 @@ def test_mistakes_are_one_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.safetensors").write_bytes(b"no")
+    (tmp_path / "made.onnx").write_bytes(b"no")
     before = sorted(tmp_path.rglob("*"))
     places = {"run": run_dir, "empty": tmp_path / "empty", "broken": tmp_path / "broken.safetensors"}
+    places |= {"onnx": tmp_path / "made.onnx"}
     code, out, err = run([word.format(**places) for word in argv], capsys)
     assert (code, out) == (2, "")
     message = [line for line in err.splitlines() if not line.startswith(("exporting", "not evaluated"))]

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO, cast
 
 from tqdm import tqdm
@@ -45,6 +45,10 @@ class _Bar:
         self._bar: tqdm[Any] | None = None
 
     def show(self, progress: Progress) -> None:
+        with suppress(OSError):  # a terminal that was closed; training goes on
+            self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
         kimg, total = min(progress.nimg, progress.total) / 1000, progress.total / 1000
         if self._bar is None:
             # tqdm shows nothing on a terminal without a size, as some containers have.
@@ -60,7 +64,8 @@ class _Bar:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()
 
 
 class _AboveBar:
@@ -77,10 +82,11 @@ class _AboveBar:
     def write(self, text: str) -> int:
         lines, end, rest = (getattr(self._thread, "unfinished", "") + text).rpartition("\n")
         self._thread.unfinished = rest
-        if end and os.getpid() == self._pid:
-            tqdm.write(lines, file=self._terminal)
-        elif end:
-            self._terminal.write(f"{_CLEAR_LINE}{lines}\n")
+        with suppress(OSError):
+            if end and os.getpid() == self._pid:
+                tqdm.write(lines, file=self._terminal)
+            elif end:
+                self._terminal.write(f"{_CLEAR_LINE}{lines}\n")
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

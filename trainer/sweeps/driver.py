@@ -240,7 +240,7 @@ class _Sweep:
             plan.base.track.experiment,
             {"id": ledger.id or "", "name": ledger.storage.name},
             user=os.environ.get("USER", "unknown"),
-            params={f"best.{field}": value for field, value in result["best"].items()},
+            tags={f"best.{field}": value for field, value in result["best"].items()},
             metrics={"sweep/distance": result["distance"], "sweep/trials": float(len(ledger.trials))},
             files={page.NAME: content, "sweep.json": json.dumps(result, indent=2).encode()},
             status=status,

@@ -268,7 +268,7 @@ class Delivery:
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
-        except OSError as error:
+        except (OSError, SyntaxError) as error:  # Pillow raises both
             raise _UnusableFile(f"{path} is not an image") from error
         with tempfile.TemporaryDirectory() as scratch:
             full, small = Path(scratch, f"{name}.png"), Path(scratch, f"{name}+compressed.webp")

@@ -174,11 +174,15 @@ class Recorder(NullRecorder):
 
 def write_progress(run_dir: Path, longest: int = 640) -> list[Path]:
     """Animations of a run's sample grids in order, the last frame shown longer: ``progress.gif``, and where PyAV is
-    installed ``progress.mp4``. Returns the files written: none without a grid."""
+    installed ``progress.mp4``. Returns the files written: none without a grid. A damaged grid is left out."""
     frames = []
     for path in sorted((run_dir / "samples").glob("fakes_*kimg.png")):
-        with Image.open(path) as image:
-            frame = image.convert("RGB")
+        try:
+            with Image.open(path) as image:
+                frame = image.convert("RGB")
+        except (OSError, SyntaxError) as error:  # Pillow raises both
+            say(f"warning: {path} is not in the animation: {error}")
+            continue
         frame.thumbnail((longest, longest), Image.Resampling.LANCZOS)
         frames.append(frame)
     if not frames:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from catgan.command import UserError, say
 from trainer.tracking.server import as_user_errors, check_reachable, connect, find_experiment
@@ -49,7 +49,7 @@ def log_sweep(
     sweep: Mapping[str, str],
     *,
     user: str,
-    params: Mapping[str, str],
+    tags: Mapping[str, str],
     metrics: Mapping[str, float],
     files: Mapping[str, bytes],
     status: str,
@@ -57,6 +57,7 @@ def log_sweep(
     """Log the summary of a sweep to its run. If MLflow cannot be used, print a warning.
 
     Args:
+        tags: what a continued sweep may change, as a param cannot.
         files: artifacts by name.
         status: FINISHED, FAILED or KILLED.
 
@@ -68,10 +69,8 @@ def log_sweep(
         with as_user_errors(uri), tempfile.TemporaryDirectory() as scratch:
             client = connect(uri)
             run_id = find_parent(client, find_experiment(client, uri, experiment), sweep, user)
-            known: Mapping[str, Any] = client.get_run(run_id).data.params
-            for name, value in params.items():
-                if name not in known:  # MLflow cannot change a param
-                    client.log_param(run_id, name, value)
+            for name, value in tags.items():
+                client.set_tag(run_id, name, value, synchronous=True)
             for name, number in metrics.items():
                 client.log_metric(run_id, name, number)
             for name, data in files.items():

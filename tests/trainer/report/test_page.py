@@ -267,6 +267,24 @@ def test_animations_of_the_grids(run_dir: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (run_dir / "progress.mp4").exists()
 
 
+def test_a_damaged_grid_is_left_out_of_the_animation(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grids = sorted((run_dir / "samples").glob("*.png"))
+    cut(grids[0])
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    data = bytearray(encode(noise, ".png"))
+    data[65536:69632] = bytes(4096)  # a block of a file system that was lost, of which Pillow raises a SyntaxError
+    grids[1].write_bytes(data)
+    write_progress(run_dir)
+    with Image.open(run_dir / "progress.gif") as gif:
+        assert gif.n_frames == len(grids) - 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [str(path) in line for path, line in zip(grids, lines, strict=False)] == [True, True]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def plotted(svg: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+),(-?[\d.]+)", svg)]
 

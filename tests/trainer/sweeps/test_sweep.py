@@ -75,7 +75,7 @@ def test_a_sweep_ends_with_the_best_and_is_continued(shards: Path, tmp_path: Pat
     parent = client.get_run(first["mlflow_run_id"])
     assert parent.info.run_name == "s"
     assert parent.data.metrics["sweep/distance"] == pytest.approx(first["distance"])
-    assert parent.data.params["best.optim.g-lr"] == first["best"]["optim.g-lr"]
+    assert parent.data.tags["best.optim.g-lr"] == first["best"]["optim.g-lr"]
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"sweep.html", "sweep.json"}
 
     assert not client.search_model_versions(), "the best of many trials is one by luck"

@@ -172,14 +172,18 @@ def test_a_rejected_record_is_skipped_and_does_not_block_others(
     outbox.put({"kind": "artifact", "time": 0, "path": "gone.png", "folder": None})
     (folder / "broken.png").write_bytes(b"no image")
     outbox.put({"kind": "grid", "time": 0, "nimg": 0, "key": "fakes", "path": "broken.png"})
+    lost = bytearray(encode(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8), ".png"))
+    lost[65536:69632] = bytes(4096)  # Pillow raises a SyntaxError
+    (folder / "lost.png").write_bytes(lost)
+    outbox.put({"kind": "grid", "time": 0, "nimg": 0, "key": "fakes", "path": "lost.png"})
     for n, name in enumerate(("good", "b?a=d", "good")):
         outbox.put({"kind": "scalars", "time": n, "nimg": n * 1000, "values": {name: 1.0}})
     tracker.close()
     assert points(client, run_id, "good") == [(0, 1.0), (2, 1.0)]
     assert outbox.num_undelivered() == 0
     output = capsys.readouterr().err
-    assert output.count("skipped a record of kind") == 3
-    for part in ("gone.png does not exist", "cannot identify image file", "b?a=d"):
+    assert output.count("skipped a record of kind") == 4
+    for part in ("gone.png does not exist", "cannot identify image file", "lost.png is not an image", "b?a=d"):
         assert part in output
 
 
