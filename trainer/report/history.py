@@ -60,9 +60,10 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """Time from the first to the last record, without the time between an interruption and its continuation."""
+        """Time from the first to the last record, without the time between an interruption and its continuation, and
+        without steps of a clock that was set back."""
         steps = pairwise(self.records)
-        return sum(after["time"] - before["time"] for before, after in steps if after["kind"] != "open") / 1000
+        return sum(max(after["time"] - before["time"], 0) for before, after in steps if after["kind"] != "open") / 1000
 
     @cached_property
     def hours(self) -> Mapping[int, float]:
@@ -72,7 +73,7 @@ class History:
         total, before = 0.0, None
         for record in self.records:
             if before is not None and record["kind"] != "open":
-                total += (record["time"] - before) / 3.6e6
+                total += max(record["time"] - before, 0) / 3.6e6
             before = record["time"]
             if record["kind"] == "scalars":
                 found[record["nimg"]] = total

@@ -51,3 +51,15 @@ def test_every_name_of_a_metric_is_found(name: str, tmp_path: Path) -> None:
     row = {"nimg": 1000, "kimg": 1.0, name: 5.0, "loss/generator": 1.0, "fid/tabby": 1.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     assert read(tmp_path).metric_names == [name]
+
+
+def test_a_clock_that_is_set_back_takes_nothing_from_the_time(tmp_path: Path) -> None:
+    times = [0, 10_000, 4_000, 9_000]
+    write_run(tmp_path, [opened(64, "a"), *(evaluated(1000 * i, 5.0) for i in (1, 2, 3))])
+    records = [
+        json.loads(line) | {"time": t} for t, line in zip(times, (tmp_path / "outbox.jsonl").open(), strict=True)
+    ]
+    (tmp_path / "outbox.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    run = read(tmp_path)
+    assert run.seconds == 15
+    assert list(run.hours.values())[-1] == pytest.approx(15 / 3600)
