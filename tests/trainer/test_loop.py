@@ -330,6 +330,7 @@ def test_a_checkpoint_holds_everything(manifest: Manifest, tmp_path: Path):
             "d_optimiser",
             "lr_scale",
             "anchors",
+            "anchor_steps",
             "rng",
             "best",
             "last_metric",
