@@ -255,6 +255,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         return benchmark(args.onnx, args.device)
     first = args.seed or 0
     seeds = args.seeds or range(first, first + (args.n or DEFAULT_N))
+    if args.out not in (None, STDOUT) and args.out == args.interpolate:
+        raise UserError(f"--out and --interpolate are both {args.out}: give each a file of its own")
     out = "cats.png" if args.out is None and args.interpolate is None else args.out
     suffix = f".{args.format}" if args.format else None
 

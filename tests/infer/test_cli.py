@@ -161,6 +161,7 @@ def test_the_folder_of_a_run_stands_for_its_best_generator(onnx_file: Path, tmp_
         (["--truncation-sweep", "0.5,3"], "argument --truncation-sweep: '3' is given, allowed is a number from 0 to 2"),
         (["--truncation-sweep", "--psi", "1"], "argument --psi: not allowed with argument --truncation-sweep"),
         (["--format", "bmp"], "argument --format: invalid choice: 'bmp'"),
+        (["--out", "a.webp", "--interpolate", "a.webp"], "give each a file of its own"),
         (["--benchmark", "--out", "x/"], "--benchmark writes no images: omit --out and --interpolate"),
         (["--out", "cats.tiff"], "--out cats.tiff: one sheet ends with"),
         (["--onnx", "none.onnx"], "none.onnx: no such file"),
