@@ -76,7 +76,7 @@ def small(size: int) -> Config:
 
 def cpu(size: int) -> Config:
     """``small``, from 64x64 on with DiffAugment (Zhao et al. 2020), without which D wins in two of four seeds at 64x64,
-    and images stay blurred at 128x128. At 64x64 also with a projected discriminator (Sauer et al. 2021) once faces are
+    and images are blurred at 128x128. At 64x64 also with a projected discriminator (Sauer et al. 2021) once faces are
     recognisable."""
     if size < 64:
         return small(size)

@@ -159,6 +159,12 @@ def run(tmp_path: Path, labels: str | Path) -> tuple[Manifest, Report]:
     return manifest, report
 
 
+def reasons(tmp_path: Path) -> dict[str, str]:
+    """Why each file was rejected."""
+    with (tmp_path / "out" / "rejected.csv").open(newline="") as file:
+        return {row["file"]: row["reason"] for row in csv.DictReader(file)}
+
+
 def test_folders_of_several_systems_give_the_classes_that_a_reader_sees(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,9 +200,7 @@ def test_near_duplicates_with_another_label_are_counted_and_explained(tmp_path: 
     image.resize((64, 64)).save(tmp_path / "pics" / "tabby" / "1.jpg", quality=80)
     report = run(tmp_path, "folder")[1]
     assert (report.rejected, report.relabelled) == ({"near-duplicate": 2}, 1)
-    with (tmp_path / "out" / "rejected.csv").open(newline="") as file:
-        reasons = {row["file"]: row["reason"] for row in csv.DictReader(file)}
-    assert reasons == {
+    assert reasons(tmp_path) == {
         "pics/black/0.jpg": "near-duplicate: of pics/tabby/0.png, whose label is tabby, not black",
         "pics/tabby/1.jpg": "near-duplicate: of pics/tabby/0.png",
     }
@@ -209,9 +213,7 @@ def test_copies_with_another_label_are_counted_and_explained(tmp_path: Path) -> 
     save(tmp_path / "pics" / "cat" / "1 copy.png", 1)
     report = run(tmp_path, "folder")[1]
     assert (report.rejected, report.relabelled) == ({"duplicate": 2}, 1)
-    with (tmp_path / "out" / "rejected.csv").open(newline="") as file:
-        reasons = {row["file"]: row["reason"] for row in csv.DictReader(file)}
-    assert reasons == {
+    assert reasons(tmp_path) == {
         "pics/cat/0.png": "duplicate: the same pixels as pics/all/0.png, whose label is all, not cat",
         "pics/cat/1.png": "duplicate: the same pixels as pics/cat/1 copy.png",
     }
