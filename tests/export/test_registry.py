@@ -3,7 +3,8 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import mlflow
 import numpy as np
@@ -13,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from torch import nn
 
+from export import registry
 from export.card import write_card
 from export.generator import export_onnx, metadata
 from export.registry import register
@@ -222,3 +224,28 @@ def test_names_with_quotes_and_other_characters(client: MlflowClient, uri: str, 
 def test_a_run_that_does_not_exist(client: MlflowClient, uri: str, onnx_path: Path) -> None:
     with pytest.raises(MlflowException, match="0123"):
         register(uri, "0123", "nobody", onnx_path, INFO)
+
+
+def test_a_champion_that_another_training_moves_meanwhile_is_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 3, which was registered while version 2 was deciding against version 1, is better."""
+    distances, seen = {"1": 100, "2": 80, "3": 50}, iter(["1", "3", "3"])
+
+    class Client:
+        moved: ClassVar[list[str]] = []
+
+        def get_registered_model(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(aliases={"champion": next(seen)})
+
+        def get_model_version(self, name: str, version: str) -> SimpleNamespace:
+            return SimpleNamespace(version=version, tags={"d": distances[version]})
+
+        def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
+            self.moved.append(version)
+
+        def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
+            pass
+
+    monkeypatch.setattr(registry.champion, "decide", lambda new, old: (new["d"] < old["d"], "by distance"))
+    version: Any = SimpleNamespace(name="cats", version="2", tags={"d": 80})
+    registry._update_champion(Client(), version)  # type: ignore[arg-type]
+    assert Client.moved == []
