@@ -137,6 +137,11 @@ def values(config: Config) -> dict[str, Any]:
     return dict(walk(config, "--"))
 
 
+def texts(config: Config) -> dict[str, str]:
+    """``values`` as text, to compare options of two programs: 2 and 2.0 are the same."""
+    return {name: f"{v:.10g}" if isinstance(v, float) else str(v) for name, v in values(config).items()}
+
+
 def schedules(config: Config) -> dict[str, Schedule]:
     """Every schedule of a configuration, by the name of its option."""
     return {name: value for name, value in values(config).items() if isinstance(value, Schedule)}

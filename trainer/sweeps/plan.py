@@ -12,7 +12,7 @@ from catgan.dataset import Manifest
 from trainer.config import Config
 from trainer.launch.checks import check_options, problems_of_name
 from trainer.launch.classes import with_classes
-from trainer.launch.options import Options, parse, values
+from trainer.launch.options import Options, parse, texts
 from trainer.launch.start import init_weights
 from trainer.loop import plan as plan_steps
 from trainer.sweeps.options import SweepOptions
@@ -166,9 +166,7 @@ def _check_trials(plan: Plan) -> None:
 
 def settings(plan: Plan) -> dict[str, str]:
     """What a continued sweep must have as before, see ``Ledger``."""
-    # 2 and 2.0 are the same.
-    own = {n: f"{v:.10g}" if isinstance(v, float) else str(v) for n, v in values(plan.base.config()).items()}
-    return own | {
+    return texts(plan.base.config()) | {
         "recipe": plan.base.recipe,
         "--data": plan.base.data or "",
         "--try": " ".join(map(str, plan.dimensions)),

@@ -15,6 +15,8 @@ from typing import Any, Literal
 from catgan.command import UserError
 from catgan.location import retry
 from trainer.checkpoints.storage import Bucket, Storage
+from trainer.config import Config
+from trainer.launch.options import texts
 from trainer.sweeps.space import Value
 from trainer.tracking.journal import Journal, Record
 
@@ -202,7 +204,8 @@ class Ledger:
     def _apply(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "open":
             self.id = record["id"]
-            was, now = record["settings"], self.settings
+            # An option that this version has and the one that began the sweep had not: its default.
+            was, now = texts(Config(recipe="")) | record["settings"], self.settings
             if changed := [k for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k)]:
                 shown = changed[:_MAX_DIFFERENCES]
                 differences = "; ".join(f"{k} {was.get(k, 'none')}, now {now.get(k, 'none')}" for k in shown)

@@ -1,5 +1,6 @@
 """What is remembered of a sweep, which trial comes next, and which is stopped."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,18 @@ def test_a_ledger_is_read_again_as_it_was(tmp_path: Path):
     more = [trial.name for trial in _Sweep(make(*TRY[:-1], "6"), again, "")._search()]
     assert more == ["t02", "t03", "t04", "t05"], "more trials may be asked for"
     assert Ledger(Storage(tmp_path / "s"), settings(plan)).trials["t05"].values == make(*TRY[:-1], "6").listed()[5]
+
+
+def test_a_sweep_of_an_older_version_continues_with_the_default_of_a_new_option(tmp_path: Path):
+    plan = make(*TRY)
+    open_ledger(tmp_path / "s", plan)
+    journal = tmp_path / "s" / "sweep.jsonl"
+    record = json.loads(journal.read_text())
+    del record["settings"]["--optim.beta1"]
+    journal.write_text(json.dumps(record) + "\n")
+    assert Ledger(Storage(tmp_path / "s"), settings(plan)).id == "the-sweep"
+    with pytest.raises(UserError, match=r"--optim.beta1 0\.5, now 0\.6\b"):
+        Ledger(Storage(tmp_path / "s"), settings(make(*TRY, "--optim.beta1", "0.6")))
 
 
 def test_the_best_that_were_trained_to_the_end_are_repeated_once(tmp_path: Path):
