@@ -133,6 +133,13 @@ def _print(result: dict[str, Any]) -> None:
         raise UserError(f"done, but the result cannot be written ({error.strerror})") from None
 
 
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working directory was deleted: cd to one that exists") from None
+
+
 def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Sequence[str] | None = None) -> None:
     """Run ``main(argv)`` as the command ``name``, print its JSON object, and exit unless it succeeded.
 
@@ -148,6 +155,7 @@ def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Se
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     try:
+        _check_working_directory()
         _print(main(args))
     except UserError as error:
         if debug:

@@ -71,3 +71,12 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"program: {tmp_path}: Is a directory\n")
     done = subprocess.run([*command, "--debug"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "Traceback" in done.stderr
+
+
+def test_a_deleted_working_directory_is_one_line(tmp_path: Path) -> None:
+    command = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", sys.executable, "-c", PROGRAM]
+    (tmp_path / "gone").mkdir()
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path / "gone", env=environ, capture_output=True, text=True, check=False)
+    problem = "program: the working directory was deleted: cd to one that exists"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{problem}\n")
