@@ -234,7 +234,8 @@ class LoaderConfig:
     """Reading shards."""
 
     workers: int = 1
-    """Reader processes per training worker; 0 reads in the training process."""
+    """Reader processes per training worker, fewer if the batches between two snapshots cannot be shared equally; 0
+    reads in the training process."""
     shuffle_buffer: int = 2000
     """Size of each reader's shuffle buffer in samples."""
     memory_mib: int = 2048
