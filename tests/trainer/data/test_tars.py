@@ -59,6 +59,33 @@ def test_a_long_extension_of_a_header_is_not_read(tmp_path: Path, kind: bytes, s
     assert problem.problem == f"not readable: the tar is truncated or damaged, {expected}"
 
 
+def sparse(**facts: str) -> bytes:
+    info = tarfile.TarInfo("second.png")
+    info.pax_headers = {f"GNU.sparse.{name}": value for name, value in facts.items()}
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        header("second.png", tarfile.GNUTYPE_SPARSE, 0),
+        sparse(size="1", numblocks="1", offset="0", numbytes="1"),
+        sparse(map="0,1"),
+        sparse(major="1", minor="0", name="second.png", realsize="1"),
+    ],
+    ids=["old", "0.0", "0.1", "1.0"],
+)
+def test_the_map_of_a_sparse_file_is_not_read(tmp_path: Path, second: bytes) -> None:
+    path = tmp_path / "bomb.tar.gz"
+    path.write_bytes(gzip.compress(FIRST + second + END))
+    first, problem = members(path)
+    assert first.name == "source/first.png"
+    assert "a sparse file: make the archive without tar's option --sparse" in problem.problem
+    path.write_bytes(gzip.compress(second + END))
+    with pytest.raises(UserError, match="cannot be read as zip or tar"):
+        identify(str(path))
+
+
 def test_a_long_name_within_reason_is_read(tmp_path: Path) -> None:
     name = "x" * 5000 + ".png"
     path = tmp_path / "long.tar"
