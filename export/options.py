@@ -88,6 +88,8 @@ def parse(argv: list[str]) -> Options:
             )
     if options.out.is_dir():
         raise UserError(f"-o {options.out} is a folder; name the file, such as {options.out / 'gen.onnx'}")
+    if options.out.suffix.lower() != ".onnx":  # it might be the weights, which would be replaced
+        raise UserError(f"-o {options.out}: the file is an ONNX file; give a name that ends with .onnx")
     if options.weights is not None and elsewhere:
         raise UserError(
             f"--weights needs a run or a checkpoint on this machine, since the discriminator is in a checkpoint only;"

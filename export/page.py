@@ -13,12 +13,15 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import uuid
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from catgan.command import UserError, say
 from catgan.files import atomic_write, cache_dir
+from catgan.location import resolved_path
 from infer.directions import read_directions
 from infer.onnxfile import read_model
 from infer.provenance import this_software
@@ -48,6 +51,8 @@ def check_folder(folder: Path) -> None:
     """Raise ``UserError`` unless ``folder`` is missing, empty or an earlier page."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--web {folder}: is a file; give a folder")
+    if resolved_path(folder) in (here := resolved_path("."), *here.parents):
+        raise UserError(f"--web {folder}: is the working directory, which cannot be replaced: cd to another one")
     page = {*_RUNTIME_FILES, *_PAGE_FILES, "gen.onnx", "gen.json"}
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if others := sorted(found - page if {"index.html", "gen.json"} <= found else found):
@@ -55,7 +60,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_page(onnx: Path, folder: Path) -> None:
-    """Write a page with the generator ``onnx`` to ``folder``, replacing an earlier page.
+    """Write a page with the generator ``onnx`` to ``folder``, replacing an earlier page, which stays if that fails.
 
     Raises:
         UserError: ``onnx`` is not a generator with float output, the folder has other files, or npm fails.
@@ -76,24 +81,30 @@ def write_page(onnx: Path, folder: Path) -> None:
     if generator.classes:
         facts["classes"] = generator.classes
     model = read_model(onnx)
-    runtime = _onnxruntime_web()
-    folder = folder.absolute()
+    files = {name: resources.files("export").joinpath("web", name).read_bytes() for name in _PAGE_FILES}
+    files |= {"gen.onnx": model.data, "gen.json": json.dumps(facts).encode() + b"\n"}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            new = Path(temporary, "page")
-            new.mkdir()
-            for name in _PAGE_FILES:
-                (new / name).write_bytes(resources.files("export").joinpath("web", name).read_bytes())
-            for name, content in runtime.items():
-                (new / name).write_bytes(content)
-            (new / "gen.onnx").write_bytes(model.data)
-            (new / "gen.json").write_text(json.dumps(facts) + "\n")
-            if folder.exists():
-                folder.rename(Path(temporary, "old"))
-            new.rename(folder)
+        _replace(resolved_path(folder), files | _onnxruntime_web())
     except OSError as error:
-        raise UserError(f"--web {folder}: cannot be written ({error.strerror})") from error
+        raise UserError(f"--web {folder}: cannot be written ({error.strerror or error})") from error
+
+
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Replace ``folder`` by one with ``files``. Raises OSError, which leaves the old folder as it was."""
+    hidden = f".{folder.name}-{uuid.uuid4().hex[:8]}"
+    new, old = folder.with_name(f"{hidden}.new"), folder.with_name(f"{hidden}.old")
+    try:
+        new.mkdir(parents=True)
+        for name, content in files.items():
+            (new / name).write_bytes(content)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _onnxruntime_web() -> dict[str, bytes]:

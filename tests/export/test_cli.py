@@ -98,6 +98,7 @@ def test_a_safetensors_file_is_exported_to_the_default_name(
         (["{broken}"], "not a safetensors file"),
         (["{run}", "-o", "{empty}"], "is a folder"),
         (["{run}", "-o", "{broken}/gen.onnx"], "cannot write"),
+        (["{run}", "-o", "{run}/best/gen.safetensors"], "give a name that ends with .onnx"),
         (["{run}", "--precision", "fp31"], "fp31 is given, allowed are fp32, fp16, int8"),
         (["{run}", "--precision", "fp16", "--data", "{empty}"], "manifest"),
         (["models:/cats@champion"], "which MLflow?"),
