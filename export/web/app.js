@@ -9,6 +9,7 @@ import { latent, slerp } from "./random.js";
 
 const CATS = 16;
 const MAX_SEED = 2 ** 32 - 1; // as in catinfer
+const MAX_FIRST = MAX_SEED + 1 - CATS; // of the grid, whose other seeds follow it
 const element = (id) => document.getElementById(id);
 const [grid, status, blend] = [element("grid"), element("status"), element("blend")];
 const tiles = Array.from({ length: CATS }, makeTile);
@@ -35,7 +36,7 @@ function readAddress() {
     return /^\d{1,15}(\.\d{1,2})?$/.test(text) && Number(text) <= max ? Number(text) : fallback;
   };
   const seed = (name, fallback) => Math.floor(number(name, fallback, MAX_SEED));
-  const first = seed("seed", randomSeed());
+  const first = Math.min(seed("seed", randomSeed()), MAX_FIRST);
   return {
     seed: first,
     left: seed("left", first),
@@ -157,7 +158,10 @@ async function share() {
 function listen() {
   const newGrid = (seed) => change({ seed, left: seed, right: seed + 1, mix: 0 });
   element("new").addEventListener("click", () => newGrid(randomSeed()));
-  element("seed").addEventListener("change", ({ target }) => target.reportValidity() && newGrid(Number(target.value)));
+  element("seed").addEventListener("change", ({ target }) => {
+    target.setCustomValidity(Number(target.value) > MAX_FIRST ? `Give at most ${MAX_FIRST}.` : "");
+    if (target.reportValidity()) newGrid(Number(target.value));
+  });
   element("controls").addEventListener("submit", (event) => event.preventDefault());
   element("psi").addEventListener("input", ({ target }) => change({ psi: Number(target.value) }));
   element("mix").addEventListener("input", ({ target }) => change({ mix: Number(target.value) }));

@@ -6,6 +6,7 @@ const menu = document.getElementById("class"); // empty if the generator has no 
 const psi = document.getElementById("psi");
 const [field, copy, clear, status] = ["command", "copy-command", "clear", "favourites-status"].map((id) =>
   document.getElementById(id));
+const MAX_SEED = 2 ** 32 - 1; // as in catinfer
 const stars = document.createElement("div");
 stars.className = "stars";
 const frame = document.createElement("div");
@@ -19,7 +20,7 @@ function readAddress(hash) {
   const found = new Set();
   for (const part of given.match(/\d{1,15}(-\d{1,15})?/g) ?? []) {
     const [first, last = first] = part.split("-").map(Number);
-    for (let seed = first; seed <= last && found.size < 1000; seed += 1) found.add(seed);
+    for (let seed = first; seed <= Math.min(last, MAX_SEED) && found.size < 1000; seed += 1) found.add(seed);
   }
   return found;
 }

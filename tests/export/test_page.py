@@ -219,6 +219,19 @@ def test_a_small_screen_and_invalid_values_in_the_address(open_page: Callable[..
 
 @needs_npm
 @needs_chromium
+def test_seeds_that_catinfer_does_not_take_are_refused(open_page: Callable[..., Page]) -> None:
+    page = open_page("#seed=4294967295&left=4294967295&right=4294967296")
+    assert page.url.endswith("#seed=4294967280&left=4294967295&right=4294967281&mix=50&psi=1")
+    page.fill("#seed", "4294967281")
+    page.press("#seed", "Enter")
+    assert page.eval_on_selector("#seed", "field => field.validationMessage") == "Give at most 4294967280."
+    page.fill("#seed", "7")
+    page.press("#seed", "Enter")
+    page.wait_for_url("**#seed=7&**")
+
+
+@needs_npm
+@needs_chromium
 @pytest.mark.parametrize("colour_scheme", ["light", "dark"])
 def test_axe_finds_no_violations(open_page: Callable[..., Page], colour_scheme: str) -> None:
     # Without bypass_csp the policy would block the checker, which is not part of the page.
@@ -249,6 +262,45 @@ def test_folders_with_other_files_are_not_replaced(onnx_file: Path, tmp_path: Pa
     with pytest.raises(UserError, match=r"has other files, such as thesis\.txt"):
         write_page(onnx_file, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@needs_npm
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_the_old_page_stays_when_the_new_one_cannot_take_its_place(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    folder = tmp_path / "page"
+    write_page(onnx_file, folder)
+    (folder / "gen.json").write_text("old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_page(onnx_file, folder)
+    assert (folder / "gen.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
+
+
+@needs_npm
+def test_a_link_to_a_page_leads_to_the_new_one(onnx_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    (tmp_path / "page").symlink_to("served")
+    write_page(onnx_file, tmp_path / "page")
+    assert (tmp_path / "page").is_symlink()
+    assert (tmp_path / "served" / "gen.json").is_file()
+
+
+def test_the_working_directory_is_not_replaced(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is the working directory"):
+        write_page(onnx_file, Path())
 
 
 def test_a_folder_with_only_a_model_is_not_an_earlier_page(onnx_file: Path, tmp_path: Path) -> None:
