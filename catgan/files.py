@@ -12,6 +12,11 @@ from typing import BinaryIO
 from catgan.command import UserError
 from catgan.location import local_path
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _PARTIAL = ".partial."
 
 
@@ -69,19 +74,44 @@ def atomic_write(path: Path, data: bytes, durable: bool = True) -> None:
 
 
 @contextmanager
-def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """An open file for writing and reading that replaces ``path``, see ``atomic_path``. Without fsync, which would slow
-    down writing many files.
+def atomic_open(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
+    """An open file for writing and reading that replaces ``path``, see ``atomic_path``. By default without fsync, which
+    would slow down writing many files.
 
     Raises:
         UserError: it cannot be written.
     """
     try:
-        with atomic_path(path, durable=False) as temporary, temporary.open("w+b") as file:
+        with atomic_path(path, durable) as temporary, temporary.open("w+b") as file:
             yield file
             file.flush()
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """A block that one process at a time runs for ``folder``. There is no lock on Windows, and on file systems without
+    locks for folders.
+
+    Raises:
+        UserError: another process is in such a block.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"{folder}: another process is writing there: wait for it, or choose another folder") from None
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_partials(folder: Path, is_ours: Callable[[str], bool]) -> None:

@@ -102,6 +102,7 @@ class Progress:
     """The state file of the job in ``folder``.
 
     Attributes:
+        folder: see above.
         done: number of complete images, the first ones of the job.
         shards: the complete shards.
 
@@ -110,6 +111,7 @@ class Progress:
     """
 
     def __init__(self, folder: Path, job: Job) -> None:
+        self.folder = folder
         self._path = folder / STATE
         self._settings = job.settings()
         self.done = 0
@@ -126,12 +128,15 @@ class Progress:
                 f"delete {self._path} to start over"
             )
         self.done, self.shards = state["done"], [Shard(**shard) for shard in state["shards"]]
+        if job.shards:  # those before the first one that someone has removed or cut
+            self.shards = [*itertools.takewhile(lambda shard: _is_written(folder, shard), self.shards)]
+            self.done = sum(shard.images for shard in self.shards)
         say(f"{folder}: continuing after {self.done:,} images")
 
     def begin(self) -> None:
         """Remove partial files of a killed process, and write the state file before any other file."""
         remove_partials(
-            self._path.parent, lambda name: name in (STATE, MANIFEST, CONTACT) or name.startswith(("cat-", "train-"))
+            self.folder, lambda name: name in (STATE, MANIFEST, CONTACT) or name.startswith(("cat-", "train-"))
         )
         self.save()
 
@@ -142,6 +147,11 @@ class Progress:
 
     def finish(self) -> None:
         self._path.unlink()
+
+
+def _is_written(folder: Path, shard: Shard) -> bool:
+    path = folder / shard.name
+    return path.is_file() and path.stat().st_size == shard.bytes
 
 
 def write_files(folder: Path, job: Job, images: Iterator[bytes], progress: Progress) -> None:
@@ -199,5 +209,5 @@ def _write_shard(path: Path, seeds: Sequence[int], job: Job, images: Iterable[by
         (f"{seed:08d}", "png", image, canonical_json(job.record(seed)), *_label(job, seed))
         for seed, image in zip(seeds, images, strict=True)
     )
-    with atomic_open(path) as file:
+    with atomic_open(path, durable=True) as file:
         return write_shard(file, path.name, samples)

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat, starmap
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
 from catgan.command import STDOUT, UserError, say
-from catgan.files import atomic_open
+from catgan.files import atomic_open, locked_folder
 from infer.classes import Class, check_one, choose, class_of, listed
 from infer.files import encode_all, make_writable, save
 from infer.grid import cell, grid, grid_shape, margin
@@ -24,6 +24,9 @@ from infer.points import Points, open_points
 from infer.provenance import Provenance, this_software
 from infer.session import Generator
 from infer.walk import STEPS, check_walk, write_walk
+
+if TYPE_CHECKING:  # imported where it is used
+    from infer.bulk import Job, Progress
 
 MAX_SHEET_SIDE = 16383  # pixels; WebP's limit, and about 1 GB in memory
 # At most so many images, and so many bytes, are in memory at a time. Does not affect the images.
@@ -216,12 +219,15 @@ def _write_sheet(sheet: Sheet, labels: Sequence[str], order: Order, points: Poin
     psis, names = sheet.sweep or [order.psi], _row_names(points, sheet)
     rows = [(points.of(one), order.psi) for one in points.classes] if names else [(points, psi) for psi in psis]
     images = _images(generator, _chunks(rows, generator), len(points) * len(rows))
-    image = grid(np.stack(list(images)), len(points) if sheet.sweep or names else None, labels, names)
+    pixels = np.empty((len(points) * len(rows), generator.size, generator.size, 3), np.uint8)
+    for i, image in enumerate(images):
+        pixels[i] = image
+    sheet_image = grid(pixels, len(points) if sheet.sweep or names else None, labels, names)
     origin = _origin(order, generator, points, "sweep" if sheet.sweep else "sheet")
     xmp = replace(origin, psi=psis, labels=sheet.labels).packet() if order.metadata else None
     with _open(sheet.out) as file:
         encoded = io.BytesIO()  # Pillow reports a closed pipe as an error of its encoder
-        save(image, encoded, sheet.suffix, xmp)
+        save(sheet_image, encoded, sheet.suffix, xmp)
         file.write(encoded.getbuffer())
 
 
@@ -267,7 +273,17 @@ def _write_many(output: Files | Shards, order: Order, points: Points, generator:
         directions=order.directions,
         classes=points.classes,
     )
-    progress = bulk.Progress(folder, job)
+    with locked_folder(folder):
+        if job.shards:
+            check_shards(folder)  # again: another process may have finished since the first time
+        _continue(bulk.Progress(folder, job), job, order, points, generator)
+
+
+def _continue(progress: Progress, job: Job, order: Order, points: Points, generator: Generator) -> None:
+    """Write what is left of the job."""
+    from infer import bulk
+
+    folder = progress.folder
     progress.begin()
     chunks = _chunks([(points[progress.done :], order.psi)], generator)
     origin = _origin(order, generator, points, "image")

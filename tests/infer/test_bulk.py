@@ -120,6 +120,64 @@ def test_stopped_work_continues_to_the_same_bytes(
     assert files(tmp_path / "stopped") == whole
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_shards_that_were_cut_or_removed_are_written_again(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(onnx_file, tmp_path / "whole", 45, shards=True)
+    for damage in (lambda path: os.truncate(path, 0), os.unlink):  # a power failure leaves the first
+        out = tmp_path / damage.__name__
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "CONTACTS", 1)
+            patch.setattr("infer.files._AHEAD", 0)
+            die_after(patch, 34)
+            with pytest.raises(KeyboardInterrupt):
+                make(onnx_file, out, 45, shards=True)
+        damage(out / "train-000001.tar")
+        capsys.readouterr()
+        make(onnx_file, out, 45, shards=True)
+        assert "continuing after 10 images" in capsys.readouterr().err
+        assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("shards", [True, False])
+def test_a_second_command_in_the_same_folder_is_refused(onnx_file: Path, tmp_path: Path, shards: bool) -> None:
+    script = """if True:
+        import pathlib, sys
+        from catgan.files import locked_folder
+        with locked_folder(pathlib.Path(sys.argv[1])):
+            print("locked", flush=True)
+            sys.stdin.read()
+    """
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError, match=r"out: another process is writing there"):
+            make(onnx_file, tmp_path / "out", 3, shards=shards)
+        assert files(tmp_path / "out") == {}
+        other.communicate()
+    make(onnx_file, tmp_path / "out", 3, shards=shards)
+
+
+def test_what_another_process_has_finished_is_not_replaced(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finishes between the first look into the folder and the lock."""
+    prepare = module._prepare
+
+    def slowly(order: Order) -> Any:
+        prepared = prepare(order)
+        monkeypatch.setattr(module, "_prepare", prepare)
+        make(onnx_file, tmp_path / "out", 3, shards=True)
+        return prepared
+
+    monkeypatch.setattr(module, "_prepare", slowly)
+    with pytest.raises(UserError, match="is not empty; shards need a folder of their own"):
+        make(onnx_file, tmp_path / "out", 3, first=100, shards=True)
+
+
 def test_a_job_killed_before_its_first_shard_continues(
     onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
