@@ -44,6 +44,23 @@ def save(image: Image.Image, file: BinaryIO, suffix: str, xmp: bytes | None = No
     image.save(file, **options)
 
 
+def load(path: Path) -> Image.Image:
+    """The image in a file, as RGB, with what it says about its origin in ``info``.
+
+    Raises:
+        ValueError: it cannot be read, is damaged, or has more pixels than Pillow allows.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (
+        OSError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow raises all three
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
+
+
 def encode(pixels: np.ndarray, suffix: str, xmp: bytes | None = None) -> bytes:
     """The content of a file with ``pixels`` uint8 ``[H, W, 3]``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,16 @@ FILES = ("config.json", "metrics.jsonl", "outbox.jsonl")
 _NOT_SETTINGS = ("data", "dataset_digest", "mlflow_run_id", "tracking_uri")
 METRIC = re.compile(r"(fid|fd|kid)\d+k?(_[\w-]+)?")
 """Names of metrics; a network with other weights than usual has a hash in its name: fd2k_inception-1a2b3c4d."""
+
+_MAX_TIME = 253_402_300_799_000  # milliseconds: the end of the year 9999
+_NUMBER = (int, float)
+# What this module and the pages read of the records, by their kind.
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "scalars": {"nimg": _NUMBER, "values": dict},
+    "model": {"info": dict},
+    "note": {"nimg": _NUMBER, "note": str, "text": str},
+    "status": {"status": str},
+}
 
 
 @dataclass(frozen=True)
@@ -147,10 +158,23 @@ def _check(config: object, metrics: Sequence[object], records: Sequence[object])
     """Raises ValueError for JSON that is none of a training's."""
     if not isinstance(config, dict):
         raise ValueError("config.json is no JSON object")
-    for name, rows, keys in (("metrics.jsonl", metrics, ("nimg", "kimg")), ("outbox.jsonl", records, ("time",))):
-        for row in rows:
-            if not isinstance(row, dict) or not all(type(row.get(key)) in (int, float) for key in keys):
-                raise ValueError(f"{name} has a line without {' and '.join(keys)}")
+    for row in metrics:
+        if not isinstance(row, dict) or not _has_numbers(row, "nimg", "kimg"):
+            raise ValueError("metrics.jsonl has a line without nimg and kimg")
+        if wrong := [name for name, value in row.items() if value is not None and not _has_numbers(row, name)]:
+            raise ValueError(f"metrics.jsonl has a line in which {wrong[0]} is no number")
+    for record in records:
+        if not isinstance(record, dict) or not _has_numbers(record, "time") or not 0 <= record["time"] <= _MAX_TIME:
+            raise ValueError("outbox.jsonl has a line without time")
+        if not isinstance(record.get("kind"), str):
+            raise ValueError("outbox.jsonl has a line without kind")
+        for name, types in _FIELDS.get(record["kind"], {}).items():
+            if not isinstance(record.get(name), types):
+                raise ValueError(f"outbox.jsonl has a line of the kind {record['kind']} without {name}")
+
+
+def _has_numbers(row: Mapping[str, Any], *names: str) -> bool:
+    return all(type(row.get(name)) in (int, float) and math.isfinite(row[name]) for name in names)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from catgan.command import without_queries
 from catgan.text import printable
+from infer.files import load
 from trainer.tracking.messages import redact
 
 
@@ -80,12 +81,7 @@ def image_url(path: Path, most: int, quality: int = 85) -> str:
     Raises:
         ValueError: it cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow raises both for truncated files
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
-    return pixels_url(small, most, quality)
+    return pixels_url(load(path), most, quality)
 
 
 def pixels_url(image: Image.Image, most: int, quality: int = 85) -> str:

@@ -34,10 +34,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
-from PIL import Image
 
 from catgan.command import say
-from infer.files import encode
+from infer.files import encode, load
 from trainer.tracking.journal import Record
 from trainer.tracking.messages import brief
 from trainer.tracking.models import CheckpointModels
@@ -266,9 +265,8 @@ class Delivery:
         name = f"{key}+step+{step}+timestamp+{record.get('shown_as', record['time'])}+{unique}"
         path = self._file(record)
         try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError) as error:  # Pillow raises both
+            image = load(path)
+        except ValueError as error:
             raise _UnusableFile(f"{path} is not an image") from error
         with tempfile.TemporaryDirectory() as scratch:
             full, small = Path(scratch, f"{name}.png"), Path(scratch, f"{name}+compressed.webp")

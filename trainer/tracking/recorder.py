@@ -17,7 +17,7 @@ from catgan.command import say
 from catgan.dataset import Manifest
 from catgan.files import atomic_write
 from infer.containers import gif_with_xmp
-from infer.files import save
+from infer.files import load, save
 from infer.provenance import in_training
 from infer.walk import FRAME_MS, write_walk
 from trainer.checkpoints import checkpoint
@@ -178,9 +178,8 @@ def write_progress(run_dir: Path, longest: int = 640) -> list[Path]:
     frames = []
     for path in sorted((run_dir / "samples").glob("fakes_*kimg.png")):
         try:
-            with Image.open(path) as image:
-                frame = image.convert("RGB")
-        except (OSError, SyntaxError) as error:  # Pillow raises both
+            frame = load(path)
+        except ValueError as error:
             say(f"warning: {path} is not in the animation: {error}")
             continue
         frame.thumbnail((longest, longest), Image.Resampling.LANCZOS)

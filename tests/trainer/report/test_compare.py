@@ -181,6 +181,11 @@ def test_a_damaged_grid_is_a_warning(tmp_path: Path) -> None:
         ("config", r"config: one of .* is damaged"),
         ("list", r"list: one of .* is damaged \(config.json is no JSON object\)"),
         ("row", r"row: one of .* is damaged \(metrics.jsonl has a line without nimg and kimg\)"),
+        ("text", r"text: one of .* is damaged \(metrics.jsonl has a line in which fd2k is no number\)"),
+        ("nan", r"nan: one of .* is damaged \(metrics.jsonl has a line in which fd2k is no number\)"),
+        ("kind", r"kind: one of .* is damaged \(outbox.jsonl has a line without kind\)"),
+        ("time", r"time: one of .* is damaged \(outbox.jsonl has a line without time\)"),
+        ("note", r"note: one of .* is damaged \(outbox.jsonl has a line of the kind note without text\)"),
     ],
 )
 def test_what_is_refused_leaves_nothing(second: str, message: str, tmp_path: Path) -> None:
@@ -192,6 +197,11 @@ def test_what_is_refused_leaves_nothing(second: str, message: str, tmp_path: Pat
         ("config", "config.json", '{"kimg": '),
         ("list", "config.json", "[]"),
         ("row", "metrics.jsonl", '{"nimg": "many", "kimg": 1}\n'),
+        ("text", "metrics.jsonl", '{"nimg": 1000, "kimg": 1, "fd2k": "x"}\n'),
+        ("nan", "metrics.jsonl", '{"nimg": 1000, "kimg": 1, "fd2k": NaN}\n'),
+        ("kind", "outbox.jsonl", '{"time": 1}\n'),
+        ("time", "outbox.jsonl", '{"time": 1e300, "kind": "open"}\n'),
+        ("note", "outbox.jsonl", '{"time": 1, "kind": "note", "nimg": 0, "note": "metric"}\n'),
     ):
         train(tmp_path / name, {0: 9.0})
         (tmp_path / name / file).write_text(content)

@@ -8,6 +8,8 @@ import math
 import os
 import re
 import shutil
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +52,12 @@ CURVES = ("loss/generator", "loss/discriminator", "d/real", "d/fake")
 DISTANCES = [400.0, 90.0, 40.0, 20.0, 12.5, 14.25]  # at 0, 4, ... 20 kimg
 
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the system package chromium")
+
+
+def vast_png() -> bytes:
+    """The start of a PNG of 20,000 x 20,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
 
 
 def train(folder: Path, kimg: float = 20.0) -> Path:
@@ -188,6 +196,9 @@ def test_files_of_a_killed_run(run_dir: Path) -> None:
         file.writelines(lines)
     grid = run_dir / "samples" / "fakes_000008kimg.png"
     os.truncate(grid, grid.stat().st_size // 2)
+    damaged = page_of(run_dir)
+    assert "fakes_000008kimg.png cannot be read" in words(damaged)
+    grid.write_bytes(vast_png())
     damaged = page_of(run_dir)
     assert "fakes_000008kimg.png cannot be read" in words(damaged)
     assert damaged.count("data:image/webp;base64,") == intact.count("data:image/webp;base64,") - 1
