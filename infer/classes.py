@@ -82,9 +82,11 @@ def choose(names: Sequence[str], texts: Sequence[str], option: str) -> tuple[Cla
     """
     if texts and not names:
         raise UserError(f"{option}: {texts[0][:MAX_NAME]!r} is given, but the generator has no classes: omit it")
+    if not texts:  # not the text "all", which may be a name
+        return tuple(Class(label, name) for label, name in enumerate(names))
     labels = {name: label for label, name in enumerate(names)}
     chosen: dict[Class, None] = {}
-    for text in texts or [ALL]:
+    for text in texts:
         if _find(text, labels):
             parts = [text]
         elif (count := text.count(",") + 1) > len(names) + 1:

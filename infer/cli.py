@@ -7,18 +7,19 @@ answered at once.
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from catgan.command import STDOUT, Parser, UserError, number, run_command
-from catgan.location import local_path
-from infer.values import DEFAULT_N, MAX_DIRECTION, MAX_N, MAX_PSI, MAX_SEED, parse_seeds
+from catgan.location import local_path, resolved_path
+from infer.values import DEFAULT_N, DEVICES, MAX_DIRECTION, MAX_N, MAX_PSI, MAX_SEED, parse_seeds
 
 NAME = "catinfer"
 SWEEP = "0.4,0.6,0.8,1,1.2"
-DEVICES = ("auto", "cpu", "cuda")
 
 RUNS = "out/runs"
 
@@ -175,7 +176,7 @@ def _path(text: str) -> str:
     """A path option, see ``local_path``, or ``-``. A final slash stays, since it means a folder."""
     if text in ("", STDOUT):
         return text
-    return str(local_path(text)) + ("/" if text.endswith("/") else "")
+    return str(local_path(text)) + ("/" if text.endswith(("/", os.sep)) else "")
 
 
 def _place(text: str) -> str:
@@ -226,8 +227,9 @@ def main(argv: list[str]) -> dict[str, Any]:
         return _COMMANDS[argv[0]](argv[1:])
     parser = _parser()
     args = parser.parse_args(argv)
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if args.list is not None:
-        if any(value != parser.get_default(name) for name, value in vars(args).items() if name != "list"):
+        if given != {"list"}:
             raise UserError("--list writes no images: omit the other options")
 
         from infer.builtin import list_models
@@ -245,19 +247,18 @@ def main(argv: list[str]) -> dict[str, Any]:
     if len(directions) < len(args.direction or ()):
         raise UserError("--direction names a direction twice; give each once")
     if args.benchmark:
-        if args.latent is not None or directions or args.classes:
-            raise UserError("--benchmark measures any latents: omit --latent, --direction and --class")
-        if args.out is not None or args.interpolate is not None:
-            raise UserError("--benchmark writes no images: omit --out and --interpolate")
+        if given - {"benchmark", "onnx", "device"}:
+            raise UserError("--benchmark writes no images: omit all options but --onnx and --device")
 
         from infer.benchmark import benchmark
 
         return benchmark(args.onnx, args.device)
     first = args.seed or 0
     seeds = args.seeds or range(first, first + (args.n or DEFAULT_N))
-    if args.out not in (None, STDOUT) and args.out == args.interpolate:
+    out, walk = args.out, args.interpolate
+    if out not in (None, STDOUT) and walk is not None and resolved_path(out) == resolved_path(walk):
         raise UserError(f"--out and --interpolate are both {args.out}: give each a file of its own")
-    out = "cats.png" if args.out is None and args.interpolate is None else args.out
+    out = "cats.png" if out is None and walk is None else out
     suffix = f".{args.format}" if args.format else None
 
     from infer.generate import Order, generate
@@ -270,7 +271,7 @@ def main(argv: list[str]) -> dict[str, Any]:
             seeds,
             args.psi,
             output,
-            args.interpolate,
+            walk,
             args.device,
             args.metadata,
             args.latent or (),
@@ -374,6 +375,7 @@ _COMMANDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
 
 
 def entry() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no half-written file stays
     run_command(NAME, main)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,6 +82,7 @@ def _short(text: str) -> str:
     return text if len(text) <= _ROW_NAME else text[: _ROW_NAME - 3] + "..."
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """Pillow's own font, legible below images of ``size`` pixels."""
     from PIL import ImageFont

@@ -132,7 +132,7 @@ def command(record: dict[str, Any], onnx: str) -> str | None:
         return None
     if record["class_count"] and not record["classes"]:
         return None
-    words = ["catinfer", "--onnx", onnx, *chosen]
+    words = ["catinfer", "--onnx", f"./{onnx}" if onnx.startswith("-") else onnx, *chosen]
     if kind == "sweep":
         words += ["--truncation-sweep", ",".join(map(repr, psi))]
     else:

@@ -28,8 +28,7 @@ from infer.diagnosis import (
 from infer.grid import to_uint8
 from infer.limits import MAX_VALUES, check_operators, check_work
 from infer.onnxfile import read_model
-
-DEVICES = ("auto", "cpu", "cuda")
+from infer.values import DEVICES
 
 # Images per call of onnxruntime. The number is fixed, and the last batch is padded, so that an image does not depend on
 # how many others are generated: kernels are chosen by batch size, and dynamic quantization even scales by the batch.

@@ -1,4 +1,5 @@
-"""The files of a folder, such as the page of ``catexport --web``: no listings, and no links out of the folder."""
+"""The files of a folder, such as the page of ``catexport --web``: no listings, no hidden files such as ``.env``, and no
+links out of the folder."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def answer(root: Path, request: Request) -> Response | None:
     """The file below ``root``, a path without symbolic links, that the path of ``request`` names, or None."""
     path = request.scope["path"]
     names = [name for name in path.split("/") if name not in ("", ".")]
-    if ".." in names:
+    if any(name.startswith(".") for name in names):
         return None
     try:
         found = (root / Path(*names)).resolve()

@@ -174,6 +174,7 @@ def test_choosing(texts: list[str], labels: list[int]) -> None:
 
 def test_a_class_named_all() -> None:
     assert choose(("none", "all"), ["all"], "--class") == (Class(1, "all"),)
+    assert choose(("none", "all"), [], "--class") == (Class(0, "none"), Class(1, "all"))
 
 
 @pytest.mark.parametrize(

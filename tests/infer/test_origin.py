@@ -370,10 +370,14 @@ def test_inspecting_images_imports_neither_numpy_nor_pillow(samples: dict[str, b
     assert [record["format"] for record in json.loads(done.stdout)["files"]] == ["png", "onnx"]
 
 
-def test_the_command_runs_in_a_shell(onnx_file: Path, tmp_path: Path) -> None:
-    onnx = onnx_file.rename(tmp_path / "a 'b' $c.onnx")
-    main(["--onnx", str(onnx), "--seeds", "5,1", "--device", "cpu", "--out", str(tmp_path / "a.png")])
-    command = inspected(tmp_path / "a.png", onnx)[0]["command"]
+@pytest.mark.parametrize("name", ["a 'b' $c.onnx", "-c.onnx"])
+def test_the_command_runs_in_a_shell(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx = Path(onnx_file.rename(tmp_path / name).name)
+    main([f"--onnx={onnx}", "--seeds", "5,1", "--device", "cpu", "--out", str(tmp_path / "a.png")])
+    command = main(["inspect", str(tmp_path / "a.png"), f"./{onnx}"])["files"][0]["command"]
     script = f"""catinfer() {{ {shlex.quote(sys.executable)} -c 'from infer.cli import entry; entry()' "$@"; }}
     cd {shlex.quote(str(tmp_path))}; {command}"""
     root = str(Path(__file__).parents[2])

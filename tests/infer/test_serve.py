@@ -51,6 +51,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder.parent / "secret.txt").write_bytes(SECRET)
     (folder.parent / "page-beside").mkdir()
     (folder.parent / "page-beside" / "secret.txt").write_bytes(SECRET)
+    (folder / ".git").mkdir()
+    for name in (".env", ".git/config"):
+        (folder / name).write_bytes(SECRET)
     (folder / "out.txt").symlink_to("../secret.txt")
     (folder / "out").symlink_to("..", target_is_directory=True)
     (folder / "in.png").symlink_to("sub/inside.png")
@@ -122,6 +125,8 @@ def test_files_have_their_content_type(server: Server, path: str, kind: str) -> 
         "/../page-beside/secret.txt",
         "/%00",
         "/loop",
+        "/.env",
+        "/.git/config",
         "/" + "x" * 5000,
     ],
 )
