@@ -10,18 +10,22 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import errno
 import gc
 import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from catgan.text import printable, to_json
 
 STDOUT = "-"
 """The value of an output option that stands for standard output, where a command supports that."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(Exception):
@@ -135,7 +139,7 @@ def _print(result: dict[str, Any]) -> None:
 
 def _check_working_directory() -> None:
     try:
-        os.getcwd()
+        Path.cwd()
     except FileNotFoundError:
         raise UserError("the working directory was deleted: cd to one that exists") from None
 
@@ -166,9 +170,10 @@ def run_command(name: str, main: Callable[[list[str]], dict[str, Any]], argv: Se
         _discard(sys.stdout)
         raise SystemExit(1) from None
     except OSError as error:
-        if debug or error.filename is None:
+        if debug or (error.filename is None and error.errno not in _FULL):
             raise
-        say(f"{name}: {error.filename}: {error.strerror}")
+        file = "" if error.filename is None else f"{error.filename}: "
+        say(f"{name}: {file}{error.strerror}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         if debug:

@@ -43,7 +43,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
             yield folder
             (folder / LOCK).unlink()
             folder.replace(out)
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

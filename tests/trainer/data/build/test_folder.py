@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,11 +41,14 @@ def test_nothing_is_left_after_a_failure(tmp_path: Path, error: type[BaseExcepti
     assert names(tmp_path) == set()
 
 
-def test_full_disk_is_a_user_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), sqlite3.OperationalError("database or disk is full")]
+)
+def test_full_disk_is_a_user_error(tmp_path: Path, error: Exception) -> None:
     def fail() -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
-    with pytest.raises(UserError, match=r"cannot write .*set: .*No space left"):
+    with pytest.raises(UserError, match=r"cannot write .*set: .*(No space left|disk is full)"):
         fill(tmp_path / "set", fail)
 
 
