@@ -15,7 +15,7 @@ from catgan.dataset import Manifest
 from export.generator import annotate
 from infer.latents import latents
 from infer.session import Generator
-from trainer.features.extractors import MIN_FID, OFFLINE, choose_extractor
+from trainer.features.extractors import MIN_FID, OFFLINE, choose_extractor, offline_network
 from trainer.metrics import classes
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.numbers import is_same_metric
@@ -87,7 +87,9 @@ def open_evaluator(info: Mapping[str, Any], data: str) -> Evaluator:
         raise UserError(f"{data} is not the training data of the generator (digest {manifest.digest[:12]}...)")
     name = metric.get("extractor", settings["extractor"]).partition("-")[0]
     num_fake = metric.get("n_fake", settings.get("num", MIN_FID))
-    extractor = choose_extractor(name, None if name in OFFLINE else settings["weights"], num_fake=num_fake)
+    offline = offline_network(info["config"].get("projected", {}).get("weight", 0.0))
+    weights = None if name in OFFLINE else settings["weights"]
+    extractor = choose_extractor(name, weights, num_fake=num_fake, offline=offline)
     if extractor.weights_sha256 != metric.get("weights_sha256", extractor.weights_sha256):
         raise UserError("the metric network has other weights than in training")
     manifest = replace(manifest, max_broken=info["config"]["loader"]["max_broken"])

@@ -23,6 +23,8 @@ from catgan.files import atomic_path
 from export.graph import OPSET, Clamped, append_uint8, to_graph
 from export.precision import to_fp16, to_int8
 from infer.latents import latents
+from trainer.features.extractors import DISCRIMINATOR_NETWORK
+from trainer.features.networks import EFFLITE0
 
 USUAL_ABS_DIFF = 1e-4
 """A larger difference between onnxruntime and PyTorch in fp32, for images in [-1, 1], is reported."""
@@ -36,6 +38,7 @@ PARITY_BATCHES = (1, 2, 16)
 def metadata(info: Mapping[str, Any]) -> dict[str, str]:
     """The origin of a generator (see ``load_generator``) as metadata of an ONNX file; unknown values are left out."""
     metric = info.get("metric") or {}
+    projected = info.get("config", {}).get("projected", {})
     origin = {
         "recipe": info["recipe"],
         "kimg": f"{info['kimg']:g}",
@@ -43,6 +46,7 @@ def metadata(info: Mapping[str, Any]) -> dict[str, str]:
         "metric_value": metric.get("value"),
         "metric_n_fake": metric.get("n_fake"),
         "class_counts": metric.get("class_counts"),
+        DISCRIMINATOR_NETWORK: EFFLITE0.name if projected.get("weight") else None,
         "run_id": info.get("run_id"),
         "dataset_digest": info.get("dataset_digest"),
     }

@@ -27,7 +27,7 @@ from trainer.data.stream import StreamPosition, TrainStream, share
 from trainer.distributed.collectives import broadcast, gather, mean_over_ranks
 from trainer.distributed.context import Context
 from trainer.distributed.load import Load
-from trainer.features.extractors import choose_extractor
+from trainer.features.extractors import choose_extractor, offline_network
 from trainer.metrics.by_class import ByClass
 from trainer.metrics.evaluate import Evaluator
 from trainer.models import full_resolution_kimg
@@ -122,9 +122,7 @@ class _Training:
                 f"{manifest.root} has other classes than the training began with; give a data set with the same ones,"
                 " or another --name to start from scratch"
             )
-        # The metric must not be in the features that a discriminator sees.
-        offline = "opennsfw" if config.projected.weight else "efflite0"
-        e = config.eval
+        e, offline = config.eval, offline_network(config.projected.weight)
         extractor = choose_extractor(e.extractor, e.weights, context.device, e.num, offline)
         self.evaluator = Evaluator(extractor, manifest, config.eval.num)
         self.evaluator.prepare()

@@ -27,6 +27,8 @@ OFFLINE: dict[str, tuple[Network, Callable[[str], Path], str]] = {
 }
 """The networks whose weights are Python packages, how to find them, and what they are."""
 CHOICES = ("auto", "inception", *OFFLINE)
+DISCRIMINATOR_NETWORK = "discriminator_network"
+"""Entry of a gen.onnx's metadata: the network whose features a discriminator of the training saw."""
 
 MIN_FID = 2048
 """Fewest images for a FID: with fewer the covariance of Inception's 2,048 features is singular and the value mostly
@@ -182,6 +184,16 @@ def _onnx_file(network: Network, weights: Path, digest: str) -> Path:
             verbose=False,
         )
     return path
+
+
+def offline_network(projected_weight: float) -> str:
+    """The name of the network that evaluates without Inception: one that the discriminator does not contain, since a
+    generator that was trained on its features would look better than it is.
+
+    Args:
+        projected_weight: of the second discriminator, whose network is EfficientNet-Lite0; 0: there is none.
+    """
+    return OPENNSFW.name if projected_weight else EFFLITE0.name
 
 
 def choose_extractor(

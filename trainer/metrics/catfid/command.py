@@ -11,13 +11,14 @@ from typing import Any
 
 from catgan.command import say
 from catgan.files import atomic_path
-from trainer.features.extractors import choose_extractor, imagenet_classifier
+from trainer.features.extractors import choose_extractor, imagenet_classifier, offline_network
+from trainer.features.networks import EFFLITE0
 from trainer.metrics.catfid.checks import check_dimensions, check_sides, default_metrics
 from trainer.metrics.catfid.evaluation import Evaluation, SideEvaluator
 from trainer.metrics.catfid.measure import Measured, Networks, measure
 from trainer.metrics.catfid.neighbours import neighbour_sheet
 from trainer.metrics.catfid.options import NEED_IMAGES, Options, parse
-from trainer.metrics.catfid.sides import ImageSet, Side, generator_of_run, num_images, open_side
+from trainer.metrics.catfid.sides import ImageSet, Side, generator_of_run, is_trained_on_efflite0, num_images, open_side
 from trainer.metrics.intervals import compare, interval
 
 
@@ -39,7 +40,15 @@ def run(argv: list[str]) -> dict[str, Any]:
     }
     options = replace(options, metrics=options.metrics or default_metrics(sides, options))
     check_sides(sides, options)
-    extractor = choose_extractor(options.extractor, options.weights)
+    trained_on_efflite0 = [name for name, side in sides.items() if is_trained_on_efflite0(side)]
+    extractor = choose_extractor(
+        options.extractor, options.weights, offline=offline_network(float(bool(trained_on_efflite0)))
+    )
+    if trained_on_efflite0 and extractor.name == EFFLITE0.name:
+        say(
+            f"warning: {', '.join(trained_on_efflite0)} was trained on the features of {EFFLITE0.name} and looks better"
+            " in them than it is: --extractor opennsfw measures with others"
+        )
     check_dimensions(sides, extractor)
     networks = Networks(extractor, imagenet_classifier() if "cats" in options.metrics else None)
     real = None

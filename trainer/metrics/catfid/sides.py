@@ -22,6 +22,8 @@ from infer.session import Generator
 from trainer.data.images import ImageError, decode
 from trainer.data.reasons import reason_of
 from trainer.data.stream import eval_images
+from trainer.features.extractors import DISCRIMINATOR_NETWORK
+from trainer.features.networks import EFFLITE0, OPENNSFW
 from trainer.metrics import classes
 from trainer.metrics.frechet import Gaussian
 
@@ -74,6 +76,16 @@ def open_side(location: str, *, split: str | None, num: int, seed: int) -> Side:
     if path.suffix == ".npz":
         return Gaussian.load(path)
     raise UserError(f"{location} is none of: folder of images or shards, .npz statistics, .onnx generator")
+
+
+def is_trained_on_efflite0(side: Side) -> bool:
+    """Whether a discriminator saw the features of EfficientNet-Lite0 when this generator was trained. Files of earlier
+    versions do not say it, but were evaluated by the other network then."""
+    if not isinstance(side, ImageSet) or side.generator is None:
+        return False
+    entries = side.generator.metadata
+    known = entries.get(DISCRIMINATOR_NETWORK)
+    return known == EFFLITE0.name or (known is None and entries.get("metric", "").endswith(f"_{OPENNSFW.name}"))
 
 
 def num_images(side: Side) -> int | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from PIL import Image
 from catgan.command import UserError
 from infer.session import Generator
 from trainer.data.build.shards import write_shards
-from trainer.metrics.catfid.sides import ImageSet, generator_of_run, open_side
+from trainer.metrics.catfid.sides import ImageSet, generator_of_run, is_trained_on_efflite0, open_side
 
 
 def side(path: Path | str) -> ImageSet:
@@ -44,6 +47,22 @@ def test_a_run_means_its_best_generator(run: Path, capsys: pytest.CaptureFixture
         assert isinstance(found.generator, Generator)
         line = f"{run} is a training run: taking its best generator, {run}/best/gen.onnx\n"
         assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"discriminator_network": "efflite0", "metric": "fid50k"}, True),
+        ({"metric": "fd2k_opennsfw"}, True),  # of an earlier version
+        ({"metric": "fd2k_efflite0"}, False),
+        ({}, False),
+    ],
+)
+def test_generators_that_were_trained_on_efflite0(entries: dict[str, str], expected: bool) -> None:
+    generator = cast(Generator, SimpleNamespace(metadata=entries))
+    images = ImageSet("onnx", 1, (8, 8), lambda: iter(()), generator=generator)
+    assert is_trained_on_efflite0(images) == expected
+    assert not is_trained_on_efflite0(replace(images, generator=None))
 
 
 def test_a_run_without_a_generator_is_refused(run: Path) -> None:
