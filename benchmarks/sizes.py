@@ -31,7 +31,7 @@ from catgan.command import Parser, UserError, run_command, say
 from trainer.config import ProjectedConfig
 from trainer.models import full_resolution_kimg
 from trainer.recipes import FAMILIES, SIZES, resolve
-from trainer.sample import PIXELS_PER_PASS, generate
+from trainer.sample import generate
 from trainer.step import GAN
 
 RECIPES = ("r3gan", "stylegan2", "progan", "fastgan")
@@ -97,7 +97,7 @@ def work(recipe: str, batch: int) -> dict[str, float]:
         gan.step(reals, nimg, reals.flip(3) if gan.fresh_reals else None)
         gan.ema.update(gan.generator, batch, nimg + batch)
     else:
-        generate(gan, range(PIXELS_PER_PASS // size**2))
+        generate(gan, range(gan.most_per_pass))
     return {"cpu_seconds": time.process_time() - began, "mib": _status("VmHWM") - before}
 
 

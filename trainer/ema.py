@@ -47,8 +47,9 @@ class EMA(Generic[M]):
         latents ``[n, z_dim]`` and, if there are classes, their labels ``[n]``.
 
         An EMA of the statistics would not fit the EMA of the weights; recomputed ones are BigGAN's standing statistics
-        (Brock et al. 2019, appendix B). They depend on weights and latents only, not on what was computed before. Not a
-        collective. A no-op without spectral norm and batch norm.
+        (Brock et al. 2019, appendix B). A variance is the mean of those within the batches plus the variance of the
+        batches' means, so that small batches do not make it smaller. The statistics depend on weights and latents only,
+        not on what was computed before. Not a collective. A no-op without spectral norm and batch norm.
         """
         _recompute_spectral_norms(self.module)
         norms = [m for m in self.module.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -58,17 +59,30 @@ class EMA(Generic[M]):
         for norm in norms:
             norm.reset_running_stats()
             norm.train()
+            norm.momentum = 1.0  # the statistics of the last batch
         for norm in spanning:
             norm.over_ranks = False
-        for i, z in enumerate(batches, 1):
-            for norm in norms:
-                norm.momentum = 1 / i  # a plain mean over the batches
-            label: dict[str, Any] = {"label": labels[i - 1]} if labels else {}
+        buffers = [_statistics(norm) for norm in norms]
+        seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in norms]
+        for i, z in enumerate(batches):
+            label: dict[str, Any] = {"label": labels[i]} if labels else {}
             self.module(z, **label, **growth)
+            for (mean, variance), found in zip(buffers, seen, strict=True):
+                found.append((mean.clone(), variance.clone()))
+        for (mean, variance), found in zip(buffers, seen, strict=True):
+            means, variances = map(torch.stack, zip(*found, strict=True))
+            mean.copy_(means.mean(0))
+            variance.copy_(variances.mean(0) + means.var(0, correction=0))
         for norm in norms:
             norm.eval()
         for norm in spanning:
             norm.over_ranks = True
+
+
+def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
 
 
 def _recompute_spectral_norms(module: nn.Module) -> None:

@@ -12,6 +12,9 @@ from trainer.config import Config
 from trainer.ema import EMA
 from trainer.models import AtLevel, Discriminator, Generator, build_discriminator, build_generator, resize_to_level
 
+PIXELS_PER_PASS = 64 * 128**2
+"""Pixels of the images that are generated at a time without gradients: the memory of a pass grows with them."""
+
 _EMA_LATENTS, _EMA_BATCH = 1024, 64  # for the statistics of the EMA generator
 _GOLDEN_RATIO = 0.6180339887498949  # its multiples, modulo 1, are spread evenly
 
@@ -69,16 +72,21 @@ class Networks:
         the training."""
         random = torch.Generator().manual_seed(0)
         z_dim = self.config.model.z_dim
-        batches = [
-            torch.randn(_EMA_BATCH, z_dim, generator=random).to(self.device) for _ in range(_EMA_LATENTS // _EMA_BATCH)
-        ]
+        batch = min(_EMA_BATCH, self.most_per_pass)
+        z = torch.cat([torch.randn(_EMA_BATCH, z_dim, generator=random) for _ in range(_EMA_LATENTS // _EMA_BATCH)])
+        batches = z.to(self.device).split(batch)
         labels: Sequence[Tensor] = ()
         if self.config.model.classes:
             ends = torch.tensor(self.class_counts, dtype=torch.float64).cumsum(0)
             points = torch.arange(_EMA_LATENTS, dtype=torch.float64) * _GOLDEN_RATIO % 1 * ends[-1]
-            labels = torch.searchsorted(ends, points, right=True).to(self.device).split(_EMA_BATCH)
+            labels = torch.searchsorted(ends, points, right=True).to(self.device).split(batch)
         self.ema.recompute_statistics(batches, labels, **self.growth)
         self.ema.module.measure(batches, labels)
+
+    @property
+    def most_per_pass(self) -> int:
+        """The number of images that are generated at a time without gradients."""
+        return max(PIXELS_PER_PASS // self.generator.size**2, 1)
 
     @torch.no_grad()
     def sample(self, z: Tensor, raw: bool = False, label: Tensor | None = None) -> Tensor:

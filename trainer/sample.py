@@ -10,9 +10,6 @@ from torch import Tensor
 from infer.latents import latents
 from trainer.networks import Networks
 
-PIXELS_PER_PASS = 64 * 128**2
-"""Pixels of the images that are generated at a time: the memory of a pass grows with them."""
-
 
 def generate(
     networks: Networks, seeds: Sequence[int], raw: bool = False, labels: Sequence[int] | None = None
@@ -21,7 +18,7 @@ def generate(
     file: uint8 ``[n, 3, size, size]``; see ``Networks.sample``."""
     z = torch.from_numpy(latents(seeds, networks.generator.z_dim)).to(networks.device)
     label = None if labels is None else torch.tensor(labels)
-    most = max(PIXELS_PER_PASS // networks.generator.size**2, 1)
+    most = networks.most_per_pass
     images = []
     for first in range(0, len(z), most):
         part = slice(first, first + most)

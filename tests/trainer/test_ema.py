@@ -61,6 +61,10 @@ def test_statistics_are_measured_under_the_averaged_weights():
     assert norm.running_var.item() == pytest.approx(4.0, rel=0.05)
     expected = torch.stack([2 * b.mean() for b in batches]).mean().item()
     assert norm.running_mean.item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    ema.recompute_statistics([torch.full((4, 1, 8, 8), value) for value in (-1.0, 0.0, 4.0)])
+    assert norm.running_mean.item() == pytest.approx(2.0)
+    assert norm.running_var.item() == pytest.approx(4 * 14 / 3), "of all latents, not within the batches alone"
+    ema.recompute_statistics(batches)
     assert not norm.training
     before, random_state = copy.deepcopy(ema.module.state_dict()), torch.get_rng_state()
     norm.running_var.fill_(float("nan"))

@@ -43,8 +43,14 @@ def test_large_images_are_generated_in_passes() -> None:
     whole = generate(gan, range(7))
     sizes = []
     gan.ema.module.register_forward_hook(lambda _, __, images: sizes.append(len(images)))
-    with mock.patch("trainer.sample.PIXELS_PER_PASS", 3 * 32**2):
+    with mock.patch("trainer.networks.PIXELS_PER_PASS", 3 * 32**2):
         assert torch.equal(generate(gan, range(7)), whole)
         assert sizes == [3, 3, 1]
-    with mock.patch("trainer.sample.PIXELS_PER_PASS", 1):
+        sizes.clear()
+        gan.recompute_ema_statistics()
+        assert max(sizes) == 3
+        assert sum(sizes) == 1024
+        few = generate(gan, range(7)).int()
+        assert (few - whole.int()).abs().float().mean() < 2, "the statistics are nearly those of larger batches"
+    with mock.patch("trainer.networks.PIXELS_PER_PASS", 1):
         assert len(generate(gan, range(2))) == 2
