@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,12 @@ T = TypeVar("T")
 
 PROTOCOLS = ("s3", "gs", "az", "http", "https")
 TRIES = 5
+# No OSError: gcsfs raises it once its own retries are used up, adlfs passes it on.
+_OTHER_FAILURES = (
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+)
 _FIRST_PAUSE = 0.5  # seconds; doubles after each failure
 
 
@@ -130,11 +137,13 @@ def retry(action: Callable[[], T], what: str, tries: int = TRIES) -> T:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """The exceptions of remote file systems. Imported on use: local data needs none of these packages."""
+    """The exceptions of remote file systems. Imported on use: local data needs none of these packages. Those of Google
+    and Azure, which have packages of their own, can come from a package only that was imported."""
     from aiohttp import ClientError
     from botocore.exceptions import BotoCoreError
 
-    return OSError, ClientError, BotoCoreError
+    others = [getattr(sys.modules[module], name) for module, name in _OTHER_FAILURES if module in sys.modules]
+    return OSError, ClientError, BotoCoreError, *others
 
 
 def _permanent_failures() -> tuple[type[Exception], ...]:

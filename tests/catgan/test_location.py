@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,6 +94,34 @@ def test_retry_gives_up_with_the_last_error(capfd: pytest.CaptureFixture[str]) -
     with pytest.raises(TimeoutError, match=f"call {TRIES}"):
         retry(fail, "x")
     assert len(capfd.readouterr().err.splitlines()) == TRIES - 1
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("gcsfs.retry", "HttpError"),
+        ("google.auth.exceptions", "GoogleAuthError"),
+        ("azure.core.exceptions", "AzureError"),
+    ],
+)
+def test_errors_of_google_and_azure_are_failures(monkeypatch: pytest.MonkeyPatch, module: str, name: str) -> None:
+    """The packages are not installed: their exceptions are no OSError."""
+    error = type(name, (Exception,), {})
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: error}))
+    answers = iter([error("503"), "content"])
+
+    def fail_once() -> str:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    assert retry(fail_once, "gs://bucket/x") == "content"
+
+    def fail() -> None:
+        raise error("503")
+
+    with pytest.raises(OSError, match="503"):
+        retry(fail, "gs://bucket/x", tries=1)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, IsADirectoryError])
