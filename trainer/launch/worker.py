@@ -102,7 +102,19 @@ def _work(job: Job, config: Config, context: Context, show: Callable[[Progress],
     uri = None if config.track.offline else with_password(job.tracking_uri)
     tracker = Tracker(run.storage.work, uri, register=register)
     try:
-        return train(config, manifest, context, run, Recorder(manifest, run.storage, tracker, job.run_id, show))
-    finally:
+        outcome = train(config, manifest, context, run, Recorder(manifest, run.storage, tracker, job.run_id, show))
+    except BaseException:
         tracker.close()
+        try:
+            run.storage.push()
+        except OSError as error:  # which would hide why the training ended
+            say(f"warning: {job.location} lacks the latest files ({error})")
+        raise
+    tracker.close()
+    try:
         run.storage.push()
+    except OSError as error:
+        raise UserError(
+            f"the training is done, but {job.location} lacks the latest files ({error}): repeat the same command"
+        ) from error
+    return outcome
