@@ -18,7 +18,7 @@ from trainer.metrics.evaluate import metric_name
 MIN_IMAGES = 100
 """Real and generated images of a class from which on its distance is computed."""
 MAX_REALS = 500
-"""Real images of a class that are used, the first ones of each rank: a distance takes the singular values of a matrix
+"""Real images of a class that are used, the first ones of the split: a distance takes the singular values of a matrix
 of them."""
 
 _BATCH = 64
@@ -36,8 +36,10 @@ class ByClass:
         self.labels = torch.tensor(labels)
         fakes, reals = self.labels.bincount(minlength=len(manifest.labels)), manifest.splits[split].class_counts
         chosen = [i for i, count in enumerate(reals) if min(count, int(fakes[i])) >= MIN_IMAGES]
-        found = gather(_first_features(manifest, extractor, split, chosen))
-        self.reals = {i: torch.cat([part[i] for part in found])[:MAX_REALS] for i in chosen} if rank() == 0 else {}
+        first = _first_features(manifest, extractor, split, chosen)
+        counts = gather({i: len(features) for i, features in first.items()})
+        found = gather(_wanted(first, counts[: rank()]))  # no more than MAX_REALS of a class travel
+        self.reals = {i: torch.cat([part[i] for part in found]) for i in chosen} if rank() == 0 else {}
         slugs = _slugs(manifest.labels)
         self.names = {
             i: f"class/{slugs[i]}/{metric_name('fid', extractor.name, int(fakes[i]), force=True)}" for i in chosen
@@ -64,9 +66,9 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def _first_features(manifest: Manifest, extractor: Extractor, split: str, chosen: Sequence[int]) -> dict[int, Tensor]:
-    """This rank's first features of each class, up to its share of ``MAX_REALS``, on the CPU. The images were shuffled
-    when the data set was built, so each rank has about as many of a class."""
-    left = dict.fromkeys(chosen, -(-MAX_REALS // world_size()))
+    """This rank's first features of each class, up to ``MAX_REALS``, on the CPU: a rank's images follow those of the
+    one before, so that the first ones of all ranks together are those of the split, for any number of ranks."""
+    left = dict.fromkeys(chosen, MAX_REALS)
     found: dict[int, list[Tensor]] = {i: [torch.empty(0, extractor.dim)] for i in chosen}
     for images, labels in eval_batches(manifest, split, rank(), world_size(), _BATCH, labelled=True):
         if not any(left.values()):
@@ -80,6 +82,11 @@ def _first_features(manifest: Manifest, extractor: Extractor, split: str, chosen
             for feature, label in zip(extractor(images[wanted]).cpu(), labels[wanted].tolist(), strict=True):
                 found[label].append(feature[None].float())
     return {i: torch.cat(parts) for i, parts in found.items()}
+
+
+def _wanted(features: dict[int, Tensor], before: Sequence[dict[int, int]]) -> dict[int, Tensor]:
+    """The first rows of each class, as many as ranks with the numbers ``before`` leave of ``MAX_REALS``."""
+    return {i: rows[: max(MAX_REALS - sum(counts[i] for counts in before), 0)] for i, rows in features.items()}
 
 
 def _slugs(names: Sequence[str]) -> list[str]:

@@ -53,19 +53,22 @@ def test_classes_with_enough_images_are_compared_with_their_own_reals(
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
-def test_what_is_gathered_does_not_grow_with_the_ranks(
+def test_the_reals_are_the_same_for_any_number_of_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:
     manifest = write_coloured(tmp_path / "set", val_fraction=0)
     monkeypatch.setattr(by_class, "MAX_REALS", 8)
+    whole = by_class._first_features(manifest, TinyExtractor(), "train", [2])[2]  # type: ignore[arg-type]
+    assert len(whole) == 8
     monkeypatch.setattr(by_class, "world_size", lambda: ranks)
+    counts: list[dict[int, int]] = []
     parts = []
     for rank in range(ranks):
         monkeypatch.setattr(by_class, "rank", lambda rank=rank: rank)
-        parts.append(by_class._first_features(manifest, TinyExtractor(), "train", [2])[2])  # type: ignore[arg-type]
-    assert max(map(len, parts)) == -(-8 // ranks)
-    assert 8 <= sum(map(len, parts)) < 8 + ranks
-    assert len(torch.cat(parts).unique(dim=0)) == sum(map(len, parts)), "each rank has other images"
+        first = by_class._first_features(manifest, TinyExtractor(), "train", [2])  # type: ignore[arg-type]
+        parts.append(by_class._wanted(first, counts)[2])
+        counts.append({2: len(first[2])})
+    assert torch.equal(torch.cat(parts), whole), "and no more are gathered"
 
 
 def test_names_are_those_that_mlflow_takes() -> None:
