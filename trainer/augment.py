@@ -38,16 +38,16 @@ def colour(images: Tensor) -> Tensor:
 
 def translation(images: Tensor, ratio: float = 0.125) -> Tensor:
     """Shift by up to ``ratio`` of the side in whole pixels; the border is filled with zeros."""
-    n, c, height, width = images.shape[-4:]
+    n, _, height, width = images.shape[-4:]
     pad_y, pad_x = round(height * ratio), round(width * ratio)
     shift_y = torch.randint(2 * pad_y + 1, (n, 1), device=images.device)
     shift_x = torch.randint(2 * pad_x + 1, (n, 1), device=images.device)
-    rows = (torch.arange(height, device=images.device) + shift_y)[:, None, :, None]
-    columns = (torch.arange(width, device=images.device) + shift_x)[:, None, None, :]
+    rows = (torch.arange(height, device=images.device) + shift_y)[:, :, None]
+    columns = (torch.arange(width, device=images.device) + shift_x)[:, None, :]
     padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
-    samples = torch.arange(n, device=images.device)[:, None, None, None]
-    channels = torch.arange(c, device=images.device)[None, :, None, None]
-    return padded[..., samples, channels, rows, columns]
+    samples = torch.arange(n, device=images.device)[:, None, None]
+    # Channels last: an index for each pixel, not for each of its channels.
+    return padded.movedim(-3, -1)[..., samples, rows, columns, :].movedim(-1, -3)
 
 
 def cutout(images: Tensor, ratio: float = 0.5) -> Tensor:

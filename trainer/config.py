@@ -145,7 +145,8 @@ class LossConfig:
     reconstruction: float = 0.0
     """Weight of the discriminator's reconstruction error of reals (fastgan)."""
     share_batch: bool = True
-    """Use one batch of latents and reals for both phases of a step, which saves a generator pass."""
+    """Use one batch of latents and reals for both phases of a step, which saves a generator pass. Without it, losses
+    that compare reals and fakes read a second batch for each step."""
 
 
 Transform = Literal["colour", "translation", "cutout"]
@@ -303,7 +304,8 @@ class Config:
     """Global batch: reals per step over all workers together."""
     accumulate: int = 1
     """Gradient accumulation: process each worker's share of a batch in N parts, to fit in memory. The gradient is that
-    of the whole batch, but batch norm, minibatch standard deviation and ralsgan's means are computed per part."""
+    of the whole batch, but batch norm, minibatch standard deviation and ralsgan's means are computed per part, and path
+    length regularisation takes the latents of the first part."""
     kimg: float = 1000.0
     """Length of the training in thousands of reals seen."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -19,7 +19,8 @@ from trainer.config import (
     TrackConfig,
     constant,
 )
-from trainer.launch.checks import problems, without_effect
+from trainer.launch.checks import problems
+from trainer.launch.unused import without_effect
 from trainer.recipes import DEFAULT_CPU, DEFAULT_GPU, FAMILIES, SIZES, resolve
 
 

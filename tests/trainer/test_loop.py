@@ -324,7 +324,7 @@ def test_a_checkpoint_holds_everything(manifest: Manifest, tmp_path: Path):
     run(CONFIG, manifest, tmp_path, Notes())
     state = checkpoint.load(checkpoint.find_all(tmp_path)[-1])
     assert {
-        *("format_version", "nimg", "num_steps", "config", "augment_p", "generator", "discriminator", "ema"),
+        *("format_version", "nimg", "num_steps", "config", "generator", "discriminator", "ema"),
         *(
             "g_optimiser",
             "d_optimiser",

@@ -1,5 +1,6 @@
 """The step: two ranks are one process with the whole batch; phases touch only their own network."""
 
+import copy
 import functools
 import socket
 from collections.abc import Callable, Sequence
@@ -458,6 +459,18 @@ def test_clipped_weights_stay_within_bounds():
     gan.step(torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8), 0)
     assert max(p.abs().max().item() for p in gan.discriminator.parameters()) == pytest.approx(0.01)
     assert max(p.abs().max().item() for p in gan.generator.parameters()) > 0.01
+
+
+def test_clipping_leaves_frozen_layers_as_they_are():
+    c = changed_loss(config("wasserstein"), clip=0.01)
+    gan = GAN(replace(c, optim=replace(c.optim, freeze_d=2)), torch.device("cpu"))
+    before = copy.deepcopy(gan.discriminator.state_dict())
+    gan.step(torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8), 0)
+    kept = [name for name, p in gan.discriminator.named_parameters() if not p.requires_grad]
+    assert kept
+    assert all(torch.equal(gan.discriminator.state_dict()[name], before[name]) for name in kept)
+    trained = [p.abs().max().item() for p in gan.discriminator.parameters() if p.requires_grad]
+    assert max(trained) == pytest.approx(0.01)
 
 
 def test_smoothed_labels_are_cross_entropy_with_soft_targets():

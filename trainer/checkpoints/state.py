@@ -40,7 +40,6 @@ def save_state(
     return {
         "nimg": position.nimg,
         "config": gan.config.to_dict(),
-        "augment_p": float(gan.p),
         **gan.state_dict(),
         "rng": rng,
         "best": position.best,

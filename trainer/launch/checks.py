@@ -55,11 +55,6 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 
 _LARGEST = 1e9  # of any number but the seed: above what is of use, and positions in images stay exact
 _ATTENTION_SIDES = (8, 16, 32, 64)  # at 128 its weights would take 256 MiB for each image
-_OPTIONS_OF = {
-    "progan": ("--grow.start", "--grow.hold-kimg", "--grow.fade-kimg"),
-    "r3gan": ("--model.blocks", "--model.expansion", "--model.group-width"),
-    "stylegan2": ("--model.mapping-layers",),
-}
 _MIN_IMAGES = 2  # whose features have a covariance
 _NAME_BYTES = 250  # file systems allow 255, MLflow 250 characters
 
@@ -93,21 +88,6 @@ def problems(config: Config) -> list[str]:
     _check_schedules(config, check)
     if not found:  # builds the network
         _check_frozen_layers(config, check)
-    return found
-
-
-def without_effect(config: Config) -> list[str]:
-    """Values that are legal and change nothing, for a warning: one sentence each."""
-    own, default = values(config), values(Config(config.recipe))
-    found = [
-        f"{name} {own[name]:g} has no effect with --model.arch {config.model.arch}: it is an option of {arch}"
-        for arch, names in _OPTIONS_OF.items()
-        for name in names
-        if arch != config.model.arch and own[name] != default[name]
-    ]
-    augment = config.augment
-    if augment.policy and not (augment.p.is_used or augment.target):
-        found.append("--augment.policy has no effect with --augment.p 0, the probability of each transform")
     return found
 
 

@@ -26,7 +26,7 @@ from trainer.checkpoints.saver import BEST
 from trainer.checkpoints.storage import Bucket, Storage, open_storage
 from trainer.config import Config
 from trainer.data.open import NUM_DRAWN, open_data
-from trainer.launch.checks import check_options, without_effect
+from trainer.launch.checks import check_options
 from trainer.launch.classes import with_classes
 from trainer.launch.connect import Workers, cluster_address, cluster_gpus, connect_ray
 from trainer.launch.finish import finish, summary, write_final_report
@@ -35,6 +35,7 @@ from trainer.launch.options import Options, asks_for_help, parse, parse_workers,
 from trainer.launch.ray import run_on_ray
 from trainer.launch.signals import Stopped
 from trainer.launch.start import Start, find_start, is_complete, is_finished, only_training
+from trainer.launch.unused import without_effect
 from trainer.launch.worker import Job, run_in_process
 from trainer.loop import Outcome, plan
 from trainer.models import build_discriminator, build_generator, full_resolution_kimg, num_parameters

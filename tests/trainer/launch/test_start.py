@@ -87,11 +87,27 @@ def test_options_without_effect_are_not_ignored_in_silence(
     plan = ["dcgan-cpu-32", "--data", str(shards), "--out", str(tmp_path), "--workers", "0", "--dry-run"]
     driver.main([*plan, "--augment.policy", "translation", "--model.blocks", "4", "--grow.hold-kimg", "5"])
     said = capsys.readouterr().err
-    assert "warning: --augment.policy has no effect with --augment.p 0" in said
+    assert "warning: --augment.policy translation has no effect with --augment.p 0" in said
     assert "warning: --model.blocks 4 has no effect with --model.arch dcgan: it is an option of r3gan" in said
     assert "warning: --grow.hold-kimg 5 has no effect with --model.arch dcgan: it is an option of progan" in said
     driver.main([*plan, "--augment.policy", "translation", "--augment.p", "0.5"])
     assert "no effect" not in capsys.readouterr().err
+    more = ["--augment.target-kimg", "9", "--projected.lr", "1e-3", "--loss.no-r2"]
+    driver.main([*plan, *more, "--optim.name", "rmsprop", "--optim.beta1", "0.9"])
+    said = capsys.readouterr().err
+    assert "warning: --augment.target-kimg 9 has no effect without --augment.target" in said
+    assert "warning: --projected.lr 0.001 has no effect with --projected.weight 0" in said
+    assert "warning: --loss.no-r2 has no effect with --loss.gamma 0" in said
+    assert "warning: --optim.beta1 0.9 has no effect with --optim.name rmsprop" in said
+
+
+def test_a_second_discriminator_that_would_join_after_the_end_is_named(
+    capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path
+):
+    plan = ["dcgan-cpu-32", "--data", str(shards), "--out", str(tmp_path), "--workers", "0", "--dry-run"]
+    driver.main([*plan, "--projected.weight", "3", "--projected.start-kimg", "40", "--kimg", "30"])
+    expected = "--projected.weight 3 has no effect with --kimg 30: the second discriminator joins after 40 kimg"
+    assert expected in capsys.readouterr().err
 
 
 def test_the_best_metric_of_another_run_does_not_count(shards: Path, tmp_path: Path):
