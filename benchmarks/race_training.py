@@ -26,6 +26,7 @@ from trainer.ema import EMA
 from trainer.metrics.catfid.manifold import NEIGHBOURS, precision_recall
 from trainer.metrics.evaluate import Evaluator
 from trainer.metrics.kernel import kernel_distance
+from trainer.networks import set_up_device
 from trainer.recipes import resolve
 from trainer.sample import generate
 from trainer.step import GAN
@@ -60,6 +61,7 @@ def recipe_contestant(config: Config, images: Tensor, labels: Tensor, split: Spl
         labels: their classes, int64 ``[n]``, for a conditional recipe.
         split: where the images are from; generated images have classes as frequent as there.
     """
+    set_up_device(config, images.device)
     gan = GAN(config, images.device)
     is_conditional = bool(config.model.classes)
     if is_conditional:

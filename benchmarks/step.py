@@ -23,6 +23,7 @@ from plain_dcgan import PlainDCGAN
 
 from catgan.command import Parser, run_command
 from trainer.config import Config
+from trainer.networks import set_up_device
 from trainer.recipes import SIZES, resolve
 from trainer.step import GAN
 
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 def _measure(config: Config, place: torch.device, seconds: float, repeats: int) -> tuple[dict[str, Any], bool]:
     """The comparison for one batch size, and whether our step used bf16."""
     torch.manual_seed(SEED)
+    set_up_device(config, place)
     size, batch = config.model.size, config.batch
     images = torch.randint(256, (max(NUM_IMAGES, batch), 3, size, size), dtype=torch.uint8)
     gan = GAN(config, place)

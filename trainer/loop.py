@@ -160,6 +160,7 @@ class _Training:
         config, recorder = self.config, self.recorder
         torch.manual_seed(config.seed)  # every rank builds the same networks
         gan = GAN(config, self.context.device, self.context.world_size)
+        gan.bf16 = all(gather(gan.bf16))  # machines differ in what they multiply natively; ranks must not
         if config.model.classes:
             gan.class_counts = self.manifest.splits["train"].class_counts
         seed_rank(config.seed, self.context.rank, 0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import Config
+from trainer.distributed.memory import keep_freed_memory
 from trainer.ema import EMA
 from trainer.models import AtLevel, Discriminator, Generator, build_discriminator, build_generator, resize_to_level
 
@@ -31,11 +32,13 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def set_up_device(config: Config, device: torch.device) -> None:
-    """Choose how a GPU computes convolutions and products. Applies to the whole process; no effect on a CPU.
+    """Choose for the whole process how a GPU computes convolutions and products, and how memory is kept on a CPU.
 
     Layers keep the shape of their input, so that trying cuDNN's algorithms once pays off. What autocast leaves in
     float32 is multiplied in TF32, unless the user wants fp32.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type != "cuda":
         return
     torch.backends.cudnn.benchmark = True

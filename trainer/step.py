@@ -138,9 +138,8 @@ class GAN(Networks):
             self._discriminator_loss(reals, make_fakes(reals, **condition), stats, **condition).backward()
         self.d_optimiser.step()
         if clip := self.config.loss.clip:
-            trained: list[Tensor] = [
-                weights for weights in self.discriminator.parameters() if weights.requires_grad
-            ]  # --freeze-d
+            # Not those of --optim.freeze-d.
+            trained: list[Tensor] = [weights for weights in self.discriminator.parameters() if weights.requires_grad]
             with torch.no_grad():
                 torch._foreach_clamp_min_(trained, -clip)
                 torch._foreach_clamp_max_(trained, clip)

@@ -320,6 +320,25 @@ def test_what_a_run_leaves_behind(manifest: Manifest, tmp_path: Path):
     json.dumps(info)
 
 
+def test_ranks_compute_in_bf16_only_if_all_can(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another rank's machine multiplies no bf16 natively."""
+    used: list[bool] = []
+    step = GAN.step
+
+    def noting(self: GAN, *args: Any) -> Any:
+        used.append(self.bf16)
+        return step(self, *args)
+
+    monkeypatch.setattr("trainer.networks.native_bf16", lambda _: True)
+    monkeypatch.setattr(GAN, "step", noting)
+    run(CONFIG, manifest, tmp_path / "a", Notes())
+    assert set(used) == {True}
+    used.clear()
+    monkeypatch.setattr("trainer.loop.gather", lambda value: [value, False] if value is True else [value])
+    run(CONFIG, manifest, tmp_path / "b", Notes())
+    assert set(used) == {False}
+
+
 def test_a_checkpoint_holds_everything(manifest: Manifest, tmp_path: Path):
     run(CONFIG, manifest, tmp_path, Notes())
     state = checkpoint.load(checkpoint.find_all(tmp_path)[-1])

@@ -16,7 +16,6 @@ from trainer.checkpoints.storage import open_storage
 from trainer.config import Config
 from trainer.data.open import open_data
 from trainer.distributed.context import Context, LocalContext
-from trainer.distributed.memory import keep_freed_memory
 from trainer.launch.display import progress_display
 from trainer.launch.signals import stop_requests
 from trainer.loop import Outcome, Run, train
@@ -86,8 +85,6 @@ def _advice_on_memory(config: Config, context: Context, error: Exception) -> str
 def _work(job: Job, config: Config, context: Context, show: Callable[[Progress], object]) -> Outcome:
     shorten_tmpdir()  # readers use sockets
     set_up_device(config, context.device)
-    if context.device.type == "cpu":
-        keep_freed_memory()
     manifest = open_data(job.data, config.model.size, config.loader, config.model.conditional)
     init_from = Path(job.init_from) if job.init_from else None
     run = Run(open_storage(job.location), job.run_id, job.resume_from, init_from)

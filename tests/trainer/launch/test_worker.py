@@ -23,7 +23,7 @@ class _Refusing(Storage):
 @pytest.fixture
 def job(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setattr(worker, "open_storage", _Refusing)
-    monkeypatch.setattr(worker, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(worker, "set_up_device", lambda *_: None)
     config = resolve("dcgan-cpu-32", None, gpu=False).to_dict()
     config["track"]["offline"] = True
     (tmp_path / "run").mkdir()
