@@ -45,6 +45,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        import difflib  # on use: catinfer starts faster without
+
+        start, _, rest = message.partition("unrecognized arguments: ")
+        if not start and (near := difflib.get_close_matches(rest.split()[0], self._option_string_actions, 1)):
+            message += f"; did you mean {near[0]}?"
         raise UserError(f"{message} (`{self.prog} --help` shows what is allowed)")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catgan.command import UserError, say
+from infer.values import RUNS
 
 if TYPE_CHECKING:
     from infer.registry import Registered
@@ -49,6 +50,8 @@ def list_models(place: str) -> dict[str, Any]:
     from infer.onnxfile import read_model
 
     found = []
+    if not is_web_address(place) and place != RUNS and not Path(place).exists():
+        say(f"left out: the runs in {place}, which does not exist")
     runs = [] if is_web_address(place) else _of_runs(Path(place))
     for name, path in [*builtin_models().items(), *((str(path), path) for path in runs)]:
         try:

@@ -16,12 +16,10 @@ from typing import Any
 
 from catgan.command import STDOUT, Parser, UserError, number, run_command
 from catgan.location import local_path, resolved_path
-from infer.values import DEFAULT_N, DEVICES, MAX_DIRECTION, MAX_N, MAX_PSI, MAX_SEED, parse_seeds
+from infer.values import DEFAULT_N, DEVICES, MAX_DIRECTION, MAX_N, MAX_PSI, MAX_SEED, RUNS, parse_seeds
 
 NAME = "catinfer"
 SWEEP = "0.4,0.6,0.8,1,1.2"
-
-RUNS = "out/runs"
 
 _DESCRIPTION = """\
 Generate images with a trained generator: the gen.onnx of a training run (or of catexport), or the built-in one. Needs

@@ -95,7 +95,10 @@ def encode_all(
 
 
 def make_writable(folder: Path) -> None:
-    """Make ``folder`` if it is missing, and check that files can be created in it. Raises OSError."""
+    """Make ``folder`` if it is missing, and check that files can be created in it. Raises OSError about ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error

@@ -113,7 +113,8 @@ def read_model(path: Path) -> ModelFile:
     try:
         if not path.exists():
             raise UserError(
-                f"{path}: no such file; give the gen.onnx of a finished training, or make one: catexport RUN"
+                f"{path}: no such file; give the gen.onnx of a finished training, make one: catexport RUN, or take a"
+                " built-in one: catinfer --list"
             )
         if not path.is_file():
             raise UserError(f"{path}: not a file; give the gen.onnx itself")

@@ -11,6 +11,7 @@ MAX_SEED = 2**32 - 1
 MAX_PSI = 2.0
 MAX_DIRECTION = 10.0  # standard deviations
 DEFAULT_N = 16
+RUNS = "out/runs"  # where trainings write
 DEVICES = ("auto", "cpu", "cuda")
 
 

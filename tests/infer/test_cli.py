@@ -147,7 +147,7 @@ def test_the_folder_of_a_run_stands_for_its_best_generator(onnx_file: Path, tmp_
         (["--psi", "nan"], "argument --psi: 'nan' is given, allowed is a number"),
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["--colour", "red"], "unrecognized arguments: --colour red"),
-        (["--interp", "w.gif"], "unrecognized arguments: --interp w.gif"),
+        (["--interp", "w.gif"], "unrecognized arguments: --interp w.gif; did you mean --interpolate?"),
         (
             ["--seeds", "3,x"],
             "argument --seeds: '3,x' is given, allowed are numbers from 0 to 4,294,967,295 and ranges",

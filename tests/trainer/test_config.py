@@ -82,7 +82,7 @@ def test_unknown_recipes_are_refused(name: str):
     if name == "":
         assert resolve(None, None, gpu=False)
         return
-    with pytest.raises(UserError, match=r"families: .*dcgan-cpu"):
+    with pytest.raises(UserError, match=r"Families: .*dcgan-cpu"):
         resolve(name, None, gpu=False)
 
 

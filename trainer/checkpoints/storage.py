@@ -79,7 +79,7 @@ class Storage:
                 return name, self.load(name)
             except checkpoint.Damaged as error:
                 if older is None:
-                    raise
+                    raise UserError(f"{error}; give another --name, or remove {self.location}") from None
                 say(f"warning: {error}; taking {older}, the checkpoint before, instead of {name}")
         return None
 

@@ -248,7 +248,7 @@ def _check_training(config: Config, check: Check) -> None:
         lr = attrgetter(field)(config)
         check(lr.start != 0 or lr.end != 0, f"{_option(field)} 0: give more than 0")
     check(
-        1 <= config.accumulate <= max(config.batch, 1),
+        config.batch < 1 or 1 <= config.accumulate <= config.batch,
         f"--accumulate {config.accumulate}: give 1 to --batch, {config.batch}: each part needs an image",
     )
     check(
@@ -336,7 +336,7 @@ def _problems_of_run(options: Options, manifest: Manifest | None, workers: Worke
         found.append(
             f"--workers {most} with --batch {options.batch}: each worker needs an image; ask for fewer workers"
         )
-    elif options.batch // max(most, 1) < options.accumulate:
+    elif 1 <= options.batch < options.accumulate * max(most, 1):
         found.append(
             f"--workers {most} with --batch {options.batch} and --accumulate {options.accumulate}: each part needs an"
             " image; accumulate less"

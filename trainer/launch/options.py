@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,8 @@ import tyro
 
 from catgan.command import UserError
 from trainer.config import Config, Schedule
+
+_MAX_DIFFERENCES = 4  # that a message names
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def parse(argv: list[str], recipe: Config, description: str) -> Options:
         similar = re.findall(r"^ {6}(--\S+)", "\n".join(hints), re.MULTILINE) if "Unrecognized" in title else []
         similar = list(dict.fromkeys(re.sub(r"\.(start|end|kimg)$", "", name) for name in similar))
         meant = f"; did you mean {' or '.join(similar)}?" if similar else ""
-        if "--recipe" in message:
+        if "--recipe" in message or re.search(r"Unrecognized options:\s*[^-\s]", message):
             meant = "; the recipe is the first word, without dashes"
         message = " ".join(message.split()).rstrip(".")
         message = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", message)
@@ -140,6 +142,13 @@ def values(config: Config) -> dict[str, Any]:
 def texts(config: Config) -> dict[str, str]:
     """``values`` as text, to compare options of two programs: 2 and 2.0 are the same."""
     return {name: f"{v:.10g}" if isinstance(v, float) else str(v) for name, v in values(config).items()}
+
+
+def differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """The first options that differ, as "--batch 16, now 32; --kimg 6, now 100; ..."; empty if none does."""
+    changed = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
+    shown = "; ".join(f"{n} {was.get(n, 'none')}, now {now.get(n, 'none')}" for n in changed[:_MAX_DIFFERENCES])
+    return shown + ("; ..." if len(changed) > _MAX_DIFFERENCES else "")
 
 
 def schedules(config: Config) -> dict[str, Schedule]:

@@ -17,7 +17,7 @@ from trainer.checkpoints import checkpoint, transfer
 from trainer.checkpoints.state import Position, check_fits, position_in
 from trainer.checkpoints.storage import Storage, load_checkpoint, open_storage
 from trainer.config import Config
-from trainer.launch.options import Options
+from trainer.launch.options import Options, differences, texts
 from trainer.loop import why_stopped
 from trainer.step import GAN
 from trainer.tracking import tracker as tracking
@@ -69,6 +69,8 @@ def find_start(options: Options, storage: Storage) -> Start:
         say(f"--init-from has no effect: continuing from {origin}")
     check_fits(config, state, origin)
     own = latest is not None
+    if own and (changed := differences(texts(Config.from_dict(state["config"])), texts(config))):
+        say(f"options that have changed since {origin}: {changed}")
     # Another run's best metric is reset, so that its patience does not count.
     position = position_in(state) if own else Position(state["nimg"])
     _check_remaining(config, position, storage.location if own else None, origin)

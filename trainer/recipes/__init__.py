@@ -83,10 +83,10 @@ def resolve(name: str | None, data_size: int | None, gpu: bool) -> Config:
         config = FAMILIES[family].make(size)
         return _on(gpu, config if system == family else few(config))
     names = [*FAMILIES, *(f"{f}-{s}" for f in FAMILIES for s in SIZES)]
-    near = difflib.get_close_matches(name, names, 1)
+    near = difflib.get_close_matches(name.lower(), names, 1)
     raise UserError(
         f"no recipe {name!r}"
-        + (f"; did you mean {near[0]}?" if near else "")
-        + f"; families: {', '.join(FAMILIES)}, alone or with a size, e.g. r3gan-64 ({', '.join(map(str, SIZES))});"
+        + (f": did you mean {near[0]}?" if near else ".")
+        + f" Families: {', '.join(FAMILIES)}, alone or with a size, e.g. r3gan-64 ({', '.join(map(str, SIZES))});"
         " for few photographs r3gan-few-64, or few alone"
     )

@@ -64,6 +64,7 @@ class Plan:
             options = with_classes(options, self.manifest)
             check_options(options, self.manifest, self.sweep.workers)
         except UserError as error:
+            check_options(with_classes(self.base, self.manifest), self.manifest, self.sweep.workers)  # not the trial's
             raise UserError(f"--try {given}: {error}") from None
         return options
 

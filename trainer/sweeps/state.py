@@ -16,7 +16,7 @@ from catgan.command import UserError
 from catgan.location import retry
 from trainer.checkpoints.storage import Bucket, Storage
 from trainer.config import Config
-from trainer.launch.options import texts
+from trainer.launch.options import differences, texts
 from trainer.sweeps.space import Value
 from trainer.tracking.journal import Journal, Record
 
@@ -25,7 +25,6 @@ Status = Literal["waiting", "running", "done", "stopped", "failed"]
 
 _JOURNAL = "sweep.jsonl"
 _REPLACED = "sweep.replaced.jsonl"
-_MAX_DIFFERENCES = 4  # that a message names
 
 
 @dataclass(frozen=True)
@@ -206,12 +205,9 @@ class Ledger:
             self.id = record["id"]
             # An option that this version has and the one that began the sweep had not: its default.
             was, now = texts(Config(recipe="")) | record["settings"], self.settings
-            if changed := [k for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k)]:
-                shown = changed[:_MAX_DIFFERENCES]
-                differences = "; ".join(f"{k} {was.get(k, 'none')}, now {now.get(k, 'none')}" for k in shown)
-                differences += "; ..." if shown != changed else ""
+            if changed := differences(was, now):
                 raise UserError(
-                    f"{self.storage.location} is a sweep with other options ({differences}); give the same ones to"
+                    f"{self.storage.location} is a sweep with other options ({changed}); give the same ones to"
                     " continue it, or another --name"
                 )
         elif record["kind"] == "trial":

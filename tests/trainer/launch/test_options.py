@@ -30,7 +30,7 @@ def test_options_change_a_recipe():
     ("argv", "parts"),
     [
         (["--kimg"], ["--kimg"]),
-        (["stray"], ["stray"]),
+        (["--kimg", "1", "dcgan-cpu-64"], ["dcgan-cpu-64", "the recipe is the first word"]),
         (["--batch", "1.5"], ["--batch", "'1.5' is not a whole number;"]),
         (["--kimg", "x", "--batch", "8"], ["--kimg", "'x' is not a number;"]),
         (["--model.g-head", "foo"], ["--model.g-head", "'foo'", "'conv', 'dense'"]),

@@ -121,6 +121,21 @@ def test_the_best_metric_of_another_run_does_not_count(shards: Path, tmp_path: P
         assert (position.best is not None) == (position.last_metric is not None) == has_best
 
 
+def test_options_that_differ_from_the_checkpoints_are_named(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    save_checkpoint(tmp_path / "a", shards, 64)
+    for words, expected in (
+        ([], ""),
+        (["--batch", "32", "--kimg", "7"], "--batch 8, now 32; --kimg 100, now 7\n"),
+    ):
+        options = parse([*OPTIONS, *words], resolve("dcgan-cpu-32", None, gpu=False), "")
+        start.find_start(options, Storage(tmp_path / "a"))
+        said = capsys.readouterr().err
+        assert said.startswith("options that have changed since ") == bool(expected)
+        assert said.endswith(expected)
+
+
 def test_a_complete_run_starts_no_ray(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save_checkpoint(tmp_path / "a", shards, 64)
     jobs: list[Job] = []

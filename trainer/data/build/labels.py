@@ -158,7 +158,8 @@ def _read(path: Path) -> Iterator[tuple[str, str, str]]:
             say(f"{path} is not UTF-8: read as Windows-1252")
         yield from _checked(rows, path)
     except (OSError, csv.Error, UnicodeError) as error:
-        raise UserError(f"cannot read {path}: {error} (--labels takes `{FOLDER}` or a CSV file)") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"cannot read {path}: {reason} (--labels takes `{FOLDER}` or a CSV file)") from None
 
 
 def _checked(rows: Iterator[tuple[int, list[str]]], path: Path) -> Iterator[tuple[str, str, str]]:
