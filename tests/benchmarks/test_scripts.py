@@ -116,7 +116,7 @@ def test_unknown_options_are_named(script: Script, name: str) -> None:
 
 def test_sizes_measures_a_step_and_generating(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = script("sizes")
-    monkeypatch.setattr(sizes, "PIXELS_PER_PASS", 2 * 32**2)
+    monkeypatch.setattr("trainer.networks.PIXELS_PER_PASS", 2 * 32**2)
     for batch in (2, 0):
         found = sizes.work("fastgan-cpu-32", batch)
         assert found["cpu_seconds"] > 0

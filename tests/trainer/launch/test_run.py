@@ -81,7 +81,7 @@ def test_a_mistake_is_one_line_with_exit_status_2(shards: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["no-such-recipe"], "families"),
+        (["no-such-recipe"], "Families"),
         (["--data", "{tmp}/nothing"], "catdata"),
         (["--data", "{shards}", "--out", "{tmp}", "--resume", "{tmp}/nothing"], "--resume"),
         (["--data", "{shards}", "--out", "{tmp}", "--init-from", "{tmp}/nothing"], "--init-from"),

@@ -44,7 +44,7 @@ class Toy:
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
     extractor = Toy()
-    monkeypatch.setattr(command, "choose_extractor", lambda *_: extractor)
+    monkeypatch.setattr(command, "choose_extractor", lambda *_, **__: extractor)
     return extractor
 
 
