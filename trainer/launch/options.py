@@ -15,6 +15,7 @@ import tyro
 
 from catgan.command import UserError
 from trainer.config import Config, Schedule
+from trainer.tracking.messages import redact
 
 _MAX_DIFFERENCES = 4  # that a message names
 
@@ -140,12 +141,13 @@ def values(config: Config) -> dict[str, Any]:
 
 
 def texts(config: Config) -> dict[str, str]:
-    """``values`` as text, to compare options of two programs: 2 and 2.0 are the same."""
-    return {name: f"{v:.10g}" if isinstance(v, float) else str(v) for name, v in values(config).items()}
+    """``values`` as text without passwords, to compare options of two programs: 2 and 2.0 are the same."""
+    return {name: f"{v:.10g}" if isinstance(v, float) else redact(str(v)) for name, v in values(config).items()}
 
 
 def differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
     """The first options that differ, as "--batch 16, now 32; --kimg 6, now 100; ..."; empty if none does."""
+    was = {name: redact(text) for name, text in was.items()}
     changed = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
     shown = "; ".join(f"{n} {was.get(n, 'none')}, now {now.get(n, 'none')}" for n in changed[:_MAX_DIFFERENCES])
     return shown + ("; ..." if len(changed) > _MAX_DIFFERENCES else "")

@@ -128,6 +128,7 @@ def test_options_that_differ_from_the_checkpoints_are_named(
     for words, expected in (
         ([], ""),
         (["--batch", "32", "--kimg", "7"], "--batch 8, now 32; --kimg 100, now 7\n"),
+        (["--track.uri", "http://me:secret@h:1"], "--track.uri None, now http://h:1\n"),
     ):
         options = parse([*OPTIONS, *words], resolve("dcgan-cpu-32", None, gpu=False), "")
         start.find_start(options, Storage(tmp_path / "a"))

@@ -55,6 +55,15 @@ def test_a_sweep_of_an_older_version_continues_with_the_default_of_a_new_option(
     del record["settings"]["--optim.beta1"]
     journal.write_text(json.dumps(record) + "\n")
     assert Ledger(Storage(tmp_path / "s"), settings(plan)).id == "the-sweep"
+    record["settings"]["--track.uri"] = "http://me:secret@h:1"  # as earlier versions wrote it
+    journal.write_text(json.dumps(record) + "\n")
+    plan = make(*TRY, "--track.uri", "http://me:other@h:1")
+    assert Ledger(Storage(tmp_path / "s"), settings(plan)).id == "the-sweep"
+    assert "other" not in str(settings(plan))
+    with pytest.raises(UserError, match=r"--track.uri http://h:1, now None"):
+        Ledger(Storage(tmp_path / "s"), settings(make(*TRY)))
+    record["settings"]["--track.uri"] = "None"
+    journal.write_text(json.dumps(record) + "\n")
     with pytest.raises(UserError, match=r"--optim.beta1 0\.5, now 0\.6\b"):
         Ledger(Storage(tmp_path / "s"), settings(make(*TRY, "--optim.beta1", "0.6")))
 
