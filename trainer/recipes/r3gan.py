@@ -44,12 +44,17 @@ def make(size: int) -> Config:
 
 
 def cpu(size: int) -> Config:
-    """R3GAN's loss for two cores: strided networks instead of residual ones, and lazy penalties."""
+    """R3GAN's loss for two cores: strided networks instead of residual ones, and lazy penalties. At 64x64 with the
+    DiffAugment and the projected discriminator of ``dcgan.cpu``."""
     base = dcgan.small(size)
-    return replace(
+    config = replace(
         base,
         recipe=f"r3gan-cpu-{size}",
         model=replace(base.model, d_norm="none"),
         loss=LossConfig("rpgan", gamma=constant(0.05), penalty_every=4),
         augment=AugmentConfig(policy=_POLICY, p=Schedule(0.0, 0.1, 100)),
     )
+    if size != 64:
+        return config
+    late = dcgan.cpu(size)
+    return replace(config, augment=late.augment, projected=late.projected, kimg=late.kimg)
